@@ -1,0 +1,22 @@
+"""Certifiably robust classifiers out of diffusers models: Noised Diffusion Classifiers (arXiv:2402.02316)."""
+
+from .certificate import Certificate
+from .classifier import NoisedDiffusionClassifier
+from .denoiser import Denoiser
+from .noise_levels import NoiseLevels
+from .pipeline import ClassifierOutput, NoisedDiffusionClassifierPipeline
+from .smoothing import Prediction, SmoothedClassifier
+
+
+__version__ = "0.1.0"
+
+__all__ = [
+    "Certificate",
+    "ClassifierOutput",
+    "Denoiser",
+    "NoiseLevels",
+    "NoisedDiffusionClassifier",
+    "NoisedDiffusionClassifierPipeline",
+    "Prediction",
+    "SmoothedClassifier",
+]

@@ -1,0 +1,181 @@
+"""The noised diffusion classifier: K classes scored with shared noise, in full network batches."""
+
+from collections.abc import Sequence
+
+import torch
+from torch import nn
+
+from .denoiser import Denoiser
+from .likelihoods import get_likelihood
+from .noise import check_seed, check_sigma, derive_seeds, fresh_seed, standard_normal
+from .noise_levels import NoiseLevels
+
+
+def model_images(images: torch.Tensor) -> torch.Tensor:
+    """Images from pixel units, [0, 1], to the diffusion model's, [-1, 1]."""
+    return 2 * images - 1
+
+
+def model_sigma(sigma: float) -> float:
+    """A noise level from pixel units to the diffusion model's, where images have twice the range."""
+    return 2 * sigma
+
+
+def default_levels(sigma: float, denoiser: Denoiser) -> NoiseLevels:
+    """Twelve ELBO-weighted levels, evenly in `log sigma`, from just above the image's noise to 9 (model units).
+
+    Args:
+        sigma: Noise that the images carry, pixel units.
+        denoiser: The model, whose largest trained noise level is not exceeded.
+    """
+    tau = model_sigma(sigma)
+    return NoiseLevels.log_grid(max(0.5, 1.5 * tau), min(max(9.0, 6 * tau), denoiser.sigma_range[1]))
+
+
+class NoisedDiffusionClassifier(nn.Module):
+    """A diffusion model as a classifier of images, clean or carrying Gaussian noise (Chen et al., arXiv:2402.02316).
+
+    A class scores `logit_y = -sum_i w_i * ||h(x_i, sigma_i, y) - target_i||^2`, the sum over pixels; under `elbo`
+    weights logits differ by log-likelihood ratios in nats. All classes of an image see the same noise at the same
+    levels.
+
+    Args:
+        denoiser: The network and its scheduler.
+        sigma: Standard deviation of the Gaussian noise that the images carry, pixel units; 0 for clean images.
+        method: `dc` (clean images), `epndc`, `apndc` or `apndc-clean` (noisy images). Default: `dc` or `apndc`.
+        levels: Noise levels and weights, model units, all above `2 * sigma`. Default: `default_levels`.
+        batch_size: (image, class, level) triples per network evaluation; peak memory depends on it, not on the number
+            of images, classes or levels.
+        seed: If given, every image meets the same noise and the classifier is a fixed function; its noise is otherwise
+            fresh in each call, or by the `seeds` of the call.
+
+    Raises:
+        TypeError: `sigma`, `batch_size` or `levels` is of a wrong type.
+        ValueError: An argument is out of the range that the method or the network has.
+    """
+
+    def __init__(
+        self,
+        denoiser: Denoiser,
+        sigma: float = 0.0,
+        method: str | None = None,
+        levels: NoiseLevels | None = None,
+        batch_size: int = 64,
+        seed: int | None = None,
+    ):
+        super().__init__()
+        check_sigma(sigma)
+        self.likelihood = get_likelihood(method, sigma)
+        if type(batch_size) is not int or batch_size < 1:
+            raise ValueError(f"`batch_size` is {batch_size!r}; accepted is a whole number of at least 1.")
+        check_seed(seed)
+        tau = model_sigma(sigma)
+        low, high = denoiser.sigma_range
+        if sigma > 0 and not low <= tau < high:
+            raise ValueError(
+                f"`sigma` is {sigma} (pixel units); accepted for this model is {low / 2:.4g} to {high / 2:.4g}, the "
+                "noise that it was trained with."
+            )
+        levels = default_levels(sigma, denoiser) if levels is None else levels
+        if not isinstance(levels, NoiseLevels):
+            raise TypeError(f"`levels` is a {type(levels).__name__}; accepted is NoiseLevels or None.")
+        lowest, highest = min(levels.sigmas), max(levels.sigmas)
+        if lowest <= tau or lowest < low or highest > high:
+            raise ValueError(
+                f"`levels` go from {lowest:.4g} to {highest:.4g} (model units); accepted are levels above {tau:.4g}, "
+                f"the noise that the image carries (2 * sigma), within the model's {low:.4g} to {high:.4g}."
+            )
+        self.denoiser = denoiser
+        self.sigma = sigma
+        self.levels = levels
+        self.batch_size = batch_size
+        self.seed = seed
+
+    @property
+    def num_classes(self) -> int:
+        """Number of classes K."""
+        return self.denoiser.num_classes
+
+    @property
+    def randomized(self) -> bool:
+        """Whether `forward` draws noise of its own for each image, by its `seeds`."""
+        return self.seed is None
+
+    @property
+    def evaluations_per_image(self) -> int:
+        """Network evaluations that one image costs."""
+        denoising = self.denoiser.null_evaluations if self.likelihood.uses_denoised else 0
+        return len(self.levels) * self.num_classes + denoising
+
+    @property
+    def settings(self) -> dict:
+        """What defines this classifier besides the network's weights, as plain values."""
+        return {
+            "method": self.likelihood.name,
+            "levels": self.levels.to_dict(),
+            "null_source": self.denoiser.null_source if self.likelihood.uses_denoised else None,
+            "dtype": str(self.denoiser.unet.dtype).removeprefix("torch."),
+            "seed": self.seed,
+        }
+
+    def forward(self, images: torch.Tensor, seeds: Sequence[int] | None = None) -> torch.Tensor:
+        """Logits of a batch of images; differentiable where gradients are on.
+
+        Args:
+            images: Shape `(N, C, H, W)`, pixel units (clean images in [0, 1]), carrying noise `sigma`.
+            seeds: One seed of 63 bits per image for the classifier's own noise. Default: the classifier's `seed`, or
+                fresh entropy where it has none.
+
+        Returns:
+            Logits of shape `(N, K)`, float32 (float64 for float64 images).
+
+        Raises:
+            TypeError: `images` is not a floating-point tensor.
+            ValueError: The network cannot take images of this shape, or there are not N `seeds`.
+            FloatingPointError: A loss is not finite (NaN in the images, or an overflow in half precision).
+        """
+        self.denoiser.check_images(images)
+        images = images.to(torch.promote_types(images.dtype, torch.float32))
+        if seeds is None:
+            seeds = derive_seeds((fresh_seed(),), len(images)) if self.randomized else [self.seed] * len(images)
+        if len(seeds) != len(images):
+            raise ValueError(f"`seeds` has {len(seeds)} values for {len(images)} images; accepted is one for each.")
+        x_tau, tau = model_images(images), model_sigma(self.sigma)
+        x0_hat = self._one_step_denoised(x_tau, tau) if self.likelihood.uses_denoised else None
+        errors = self._squared_errors(x_tau, x0_hat, tau, seeds)
+        logits = -torch.einsum("ntk,t->nk", errors, errors.new_tensor(self.levels.weights))
+        if not logits.isfinite().all():
+            raise FloatingPointError(
+                "A loss is not finite: NaN or infinity in the images, or an overflow in the network's dtype "
+                f"({self.denoiser.unet.dtype})."
+            )
+        return logits
+
+    def _one_step_denoised(self, x_tau: torch.Tensor, tau: float) -> torch.Tensor:
+        return torch.cat([self.denoiser.denoise(part, tau) for part in x_tau.split(self.batch_size)])
+
+    def _squared_errors(self, x_tau, x0_hat, tau: float, seeds: Sequence[int]) -> torch.Tensor:
+        """`||h(x_i, sigma_i, y) - target_i||^2` of shape (images, levels, classes).
+
+        The triples are numbered with the class running fastest and cut into batches, so that only a pass's last batch
+        is not full. The noise of an (image, level) pair comes from a seed of its own: a pair that two batches share is
+        drawn twice, alike.
+        """
+        num_levels, num_classes = len(self.levels), self.num_classes
+        total = len(x_tau) * num_levels * num_classes
+        pair_seeds = [seed for image_seed in seeds for seed in derive_seeds((image_seed,), num_levels)]
+        level_sigmas = x_tau.new_tensor(self.levels.sigmas)
+        errors = []
+        for start in range(0, total, self.batch_size):
+            stop = min(start + self.batch_size, total)
+            first, last = start // num_classes, (stop - 1) // num_classes + 1
+            pairs = torch.arange(first, last, device=x_tau.device)
+            image, sigma = pairs // num_levels, level_sigmas[pairs % num_levels]
+            noise = [standard_normal(x_tau.shape[1:], s, x_tau.dtype, x_tau.device) for s in pair_seeds[first:last]]
+            base = None if x0_hat is None else x0_hat[image]
+            x_i, target = self.likelihood.pair(x_tau[image], base, tau, sigma.view(-1, 1, 1, 1), torch.stack(noise))
+            triples = torch.arange(start, stop, device=x_tau.device)
+            row = triples // num_classes - first
+            x0 = self.denoiser.denoise(x_i[row], sigma[row], triples % num_classes)
+            errors.append((x0 - target[row]).square().flatten(1).sum(1))
+        return torch.cat(errors).view(len(x_tau), num_levels, num_classes)

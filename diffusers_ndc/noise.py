@@ -1,0 +1,58 @@
+"""Gaussian noise that depends only on its seed, never on batch sizes, call order or the number of processes."""
+
+import hashlib
+import math
+import secrets
+
+import numpy as np
+import torch
+
+
+def check_sigma(sigma: float) -> None:
+    """Refuse a noise level that is no finite number of at least 0."""
+    if isinstance(sigma, bool) or not isinstance(sigma, (int, float, np.floating)):
+        raise TypeError(f"`sigma` is {sigma!r}, a {type(sigma).__name__}; accepted is a number (pixel units).")
+    if not 0 <= sigma < math.inf:
+        raise ValueError(f"`sigma` is {sigma}; accepted is a finite noise level of at least 0 (pixel units).")
+
+
+def check_noisy_range(images: torch.Tensor, sigma: float) -> None:
+    """Refuse values that no image in [0, 1] with Gaussian noise of standard deviation `sigma` has, NaN among them."""
+    low, high = images.min().item(), images.max().item()
+    margin = 10 * sigma
+    if not (low >= -margin and high <= 1 + margin):
+        noise = f" give or take noise of sigma={sigma}" if sigma else ""
+        raise ValueError(
+            f"`images` has values from {low:.4g} to {high:.4g}; accepted are values in [0, 1]{noise}, no NaN."
+        )
+
+
+def check_seed(seed: int | None) -> None:
+    """Refuse a seed that is neither `None` nor a whole number of 63 bits."""
+    if seed is not None and (type(seed) is not int or not 0 <= seed < 2**63):
+        raise ValueError(f"`seed` is {seed!r}; accepted is a whole number from 0 to 2**63 - 1, or None.")
+
+
+def fresh_seed(generator: torch.Generator | None = None) -> int:
+    """A seed from the generator, or from the operating system's entropy where there is none."""
+    if generator is None:
+        return secrets.randbits(63)
+    return torch.randint(2**63 - 1, (), generator=generator, device=generator.device).item()
+
+
+def derive_seeds(key: tuple[int | str, ...], count: int) -> list[int]:
+    """`count` seeds of 63 bits from a key; fewer of them are a prefix of more, unequal keys give unrelated ones."""
+    digest = hashlib.shake_256(repr(key).encode()).digest(8 * count)
+    return [int.from_bytes(digest[i : i + 8], "little") >> 1 for i in range(0, len(digest), 8)]
+
+
+def standard_normal(shape: tuple[int, ...], seed: int, dtype: torch.dtype, device: torch.device) -> torch.Tensor:
+    """Standard normal noise from a 63-bit seed, made on the device that uses it.
+
+    On the CPU it comes from numpy: torch's CPU generator keeps 32 bits of a seed, so that among the 10^5 streams
+    behind one certificate two are likely to be equal, and the draws not independent.
+    """
+    if device.type == "cpu":
+        kind = np.float64 if dtype == torch.float64 else np.float32
+        return torch.from_numpy(np.random.default_rng(seed).standard_normal(shape, dtype=kind)).to(dtype)
+    return torch.randn(shape, generator=torch.Generator(device).manual_seed(seed), dtype=dtype, device=device)

@@ -1,0 +1,192 @@
+"""Which noise levels a class is scored at, and how much each one counts.
+
+A class is scored by `L_y = sum_i w_i * ||h(x_i, sigma_i, y) - target_i||^2` with the sum over pixels. The levels are
+in the model's units (images in [-1, 1]; twice the pixel units), those of `P_mean`, `P_std` and every diffusion paper.
+"""
+
+import math
+from dataclasses import asdict, dataclass
+
+import numpy as np
+from scipy import stats
+
+
+WEIGHTINGS = ("elbo", "edm", "edm-reference", "uniform")
+
+# The training distribution of Karras et al. 2022 (arXiv:2206.00364, Table 1): log sigma ~ N(P_mean, P_std^2).
+P_MEAN, P_STD, SIGMA_DATA = -1.2, 1.2, 0.5
+
+
+def edm_lambda(sigma, sigma_data: float = SIGMA_DATA):
+    """EDM's loss weight `(sigma^2 + sigma_data^2) / (sigma * sigma_data)^2` (Karras et al. 2022, Table 1)."""
+    return (sigma**2 + sigma_data**2) / (sigma * sigma_data) ** 2
+
+
+def log_normal_density(sigma, p_mean: float = P_MEAN, p_std: float = P_STD):
+    """Density of EDM's training noise levels, per unit of sigma."""
+    return np.exp(-((np.log(sigma) - p_mean) ** 2) / (2 * p_std**2)) / (sigma * p_std * math.sqrt(2 * math.pi))
+
+
+def reference_density(sigma, p_mean: float = P_MEAN, p_std: float = P_STD):
+    """`log_normal_density` as the NDC authors' program has it: `/ 2 * p_std^2` in the exponent, not `/ (2 *
+    p_std^2)`."""
+    return np.exp(-((np.log(sigma) - p_mean) ** 2) / 2 * p_std**2) / (sigma * p_std * math.sqrt(2 * math.pi))
+
+
+@dataclass(frozen=True)
+class NoiseLevels:
+    """Noise levels and the weight of the squared error at each one.
+
+    Args:
+        sigmas: Noise levels in model units, positive. A level that stands twice is drawn twice.
+        weights: One weight for each level, not negative and not all zero.
+
+    Raises:
+        ValueError: The two differ in length, are empty, or hold a value that is not accepted.
+    """
+
+    sigmas: tuple[float, ...]
+    weights: tuple[float, ...]
+
+    def __post_init__(self):
+        for name in ("sigmas", "weights"):
+            object.__setattr__(self, name, tuple(float(value) for value in getattr(self, name)))
+        if not self.sigmas or len(self.sigmas) != len(self.weights):
+            raise ValueError(
+                f"`sigmas` has {len(self.sigmas)} values and `weights` {len(self.weights)}; accepted are equally "
+                "many, at least one."
+            )
+        if not all(0 < sigma < math.inf for sigma in self.sigmas):
+            raise ValueError(f"`sigmas` is {self.sigmas}; accepted are finite values above 0.")
+        if not all(0 <= weight < math.inf for weight in self.weights) or not any(self.weights):
+            raise ValueError(f"`weights` is {self.weights}; accepted are finite values, none negative, not all 0.")
+
+    def __len__(self) -> int:
+        return len(self.sigmas)
+
+    def to_dict(self) -> dict[str, list[float]]:
+        """The levels as plain lists, for JSON."""
+        return {name: list(values) for name, values in asdict(self).items()}
+
+    @classmethod
+    def from_dict(cls, data: dict) -> "NoiseLevels":
+        """The levels that `to_dict` wrote."""
+        return cls(**data)
+
+    def repeat(self, times: int) -> "NoiseLevels":
+        """Each level `times` times with fresh noise, at the same total weight: less variance for more evaluations."""
+        return NoiseLevels(self.sigmas * times, tuple(weight / times for weight in self.weights) * times)
+
+    @classmethod
+    def log_grid(
+        cls, sigma_min: float, sigma_max: float, num_levels: int = 12, weighting: str = "elbo"
+    ) -> "NoiseLevels":
+        """Levels evenly spaced in `log sigma`, both ends included. Under `elbo` a level then weighs as `1/sigma^2`.
+
+        Raises:
+            ValueError: Not `0 < sigma_min < sigma_max`, fewer than 2 levels, or an unknown `weighting`.
+        """
+        if not 0 < sigma_min < sigma_max < math.inf or num_levels < 2:
+            raise ValueError(
+                f"`sigma_min` is {sigma_min}, `sigma_max` {sigma_max} and `num_levels` {num_levels}; accepted are "
+                "0 < sigma_min < sigma_max and at least 2 levels."
+            )
+        sigmas = np.geomspace(sigma_min, sigma_max, num_levels)
+        step = math.log(sigma_max / sigma_min) / (num_levels - 1)
+        return cls(sigmas, _density(weighting, sigmas, widths=sigmas * step))
+
+    @classmethod
+    def quantile_grid(
+        cls,
+        tau: float,
+        num_levels: int,
+        weighting: str = "elbo",
+        p_mean: float = P_MEAN,
+        p_std: float = P_STD,
+    ) -> "NoiseLevels":
+        """Mid-quantiles of EDM's log-normal training distribution truncated to `sigma > tau`.
+
+        Args:
+            tau: Noise that the image carries, model units; 0 for a clean image.
+            num_levels: Number of levels, at least 1.
+            weighting: One of `WEIGHTINGS`.
+            p_mean: Mean of `log sigma` in training.
+            p_std: Standard deviation of `log sigma` in training, above 0.
+
+        Raises:
+            ValueError: An argument is not as described.
+        """
+        _check_tau(tau)
+        if num_levels < 1 or not p_std > 0:
+            raise ValueError(
+                f"`num_levels` is {num_levels} and `p_std` {p_std}; accepted are at least 1 level and p_std above 0."
+            )
+        below = stats.norm.cdf(math.log(tau), p_mean, p_std) if tau > 0 else 0.0
+        upper_tail = (1 - below) * (1 - (np.arange(num_levels) + 0.5) / num_levels)
+        sigmas = np.exp(stats.norm.isf(upper_tail, p_mean, p_std))
+        widths = (1 - below) / (num_levels * log_normal_density(sigmas, p_mean, p_std))
+        return cls(sigmas, _density(weighting, sigmas, widths, p_mean, p_std))
+
+    @classmethod
+    def reference_grid(
+        cls, tau: float, num_points: int = 126, weighting: str = "edm-reference", method: str = "apndc-clean"
+    ) -> "NoiseLevels":
+        """The grid of the NDC authors' program: `num_points` evenly on [tau, 3], without its two ends.
+
+        `edm-reference` also takes over how that program indexes its grid `s_0 = tau < s_1 < ...` with step `ds`. A
+        term that noises the image to `s' = s_{i+1}` reads the (misprinted) density at `s = s_i`, one point earlier:
+
+        - dc, apndc, apndc-clean: `lambda(s') * p(s) * ds`.
+        - epndc: the program weighs the error between posterior means by
+          `lambda(s) * p(s) * s'^2 * (s'^2 - tau^2) / (4 * ds * (s^2 - tau^2))`, and leaves out the pairs i = 0 to 4.
+          Times `((s'^2 - s^2) / s'^2)^2` that is the weight on `||h - target||^2`, which is what stands here.
+
+        Its losses are means over pixels, ours are sums: a factor C*H*W common to all classes.
+
+        Args:
+            tau: Noise that the image carries, model units, below 3.
+            num_points: Points of the grid, at least 3 (epndc with edm-reference: 8).
+            weighting: One of `WEIGHTINGS`.
+            method: The likelihood that the levels are for; only `edm-reference` depends on it.
+
+        Raises:
+            ValueError: An argument is not as described.
+        """
+        _check_tau(tau)
+        skipped = 5 if (weighting, method) == ("edm-reference", "epndc") else 0
+        if not tau < 3 or num_points < skipped + 3:
+            raise ValueError(
+                f"`tau` is {tau} and `num_points` {num_points}; accepted are tau below 3 (model units) and at least "
+                f"{skipped + 3} points."
+            )
+        grid = np.linspace(tau, 3.0, num_points)[:-1]
+        ds = (3.0 - tau) / (num_points - 1)
+        s, sigmas = grid[skipped:-1], grid[skipped + 1 :]
+        if weighting != "edm-reference":
+            return cls(sigmas, _density(weighting, sigmas, widths=np.full_like(sigmas, ds)))
+        if method != "epndc":
+            if tau == 0:
+                raise ValueError("`tau` is 0; accepted with weighting='edm-reference' is tau above 0.")
+            return cls(sigmas, edm_lambda(sigmas) * reference_density(s) * ds)
+        on_posterior_means = (
+            edm_lambda(s) * reference_density(s) * sigmas**2 * (sigmas**2 - tau**2) / (4 * ds * (s**2 - tau**2))
+        )
+        return cls(sigmas, on_posterior_means * ((sigmas**2 - s**2) / sigmas**2) ** 2)
+
+
+def _check_tau(tau: float) -> None:
+    if not 0 <= tau < math.inf:
+        raise ValueError(f"`tau` is {tau}; accepted is a finite noise level of at least 0 (model units).")
+
+
+def _density(weighting: str, sigmas: np.ndarray, widths: np.ndarray, p_mean=P_MEAN, p_std=P_STD) -> np.ndarray:
+    """Weights of levels that stand for intervals of these widths (`uniform`: the same for each level)."""
+    if weighting == "elbo":
+        return widths / sigmas**3
+    if weighting == "edm":
+        return widths * edm_lambda(sigmas) * log_normal_density(sigmas, p_mean, p_std)
+    if weighting == "edm-reference":
+        return widths * edm_lambda(sigmas) * reference_density(sigmas, p_mean, p_std)
+    if weighting == "uniform":
+        return np.full_like(sigmas, 1 / len(sigmas))
+    raise ValueError(f"`weighting` is {weighting!r}; accepted are {WEIGHTINGS}.")

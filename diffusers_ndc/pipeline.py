@@ -1,0 +1,298 @@
+"""The diffusers pipeline that people load: classify, predict and certify with a class-conditional UNet."""
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from diffusers import DiffusionPipeline, UNet2DModel
+from diffusers.schedulers import SchedulerMixin
+from diffusers.utils import BaseOutput
+
+from .certificate import Certificate
+from .classifier import NoisedDiffusionClassifier
+from .denoiser import Denoiser
+from .images import to_pixel_batch
+from .noise import check_noisy_range, check_seed, check_sigma, derive_seeds, fresh_seed
+from .noise_levels import NoiseLevels
+from .smoothing import Prediction, SmoothedClassifier, content_hash
+
+
+# Saved beside the weights: where `DiffusionPipeline.from_pretrained(..., trust_remote_code=True)` finds the class.
+PIPELINE_FILE = """try:
+    from diffusers_ndc import NoisedDiffusionClassifierPipeline  # noqa: F401
+except ImportError as error:
+    raise ImportError("This model needs the package diffusers-ndc: pip install diffusers-ndc") from error
+"""
+
+
+@dataclass
+class ClassifierOutput(BaseOutput):
+    """What the pipeline returns for a batch of N images and K classes.
+
+    Args:
+        labels: Class indices, N of them.
+        probs: Softmax of the logits, shape `(N, K)`, float32, on the CPU. With `elbo` weights an estimate of the
+            posterior under a uniform prior; its confidence is not calibrated, and it is no certificate.
+        logits: Minus the weighted denoising losses, shape `(N, K)`.
+    """
+
+    labels: list[int]
+    probs: torch.Tensor
+    logits: torch.Tensor
+
+
+class NoisedDiffusionClassifierPipeline(DiffusionPipeline):
+    """A class-conditional diffusion model as a classifier with provable l2 robustness (Chen et al., arXiv:2402.02316).
+
+    Args:
+        unet: Class-conditional network.
+        scheduler: Scheduler that it was trained with, or an equivalent one; only its noise levels are used.
+        unconditional_unet: Network without classes as the unconditional denoiser of APNDC. Default: the `null_class`,
+            or, without one, the mean over the classes.
+        id2label: Names of the classes by index. Default: their numbers.
+        null_class: Index of the embedding row for "no class", which must be the last; `None` if there is none.
+        levels: Noise levels by smoothing sigma: `{"0.25": NoiseLevels(...).to_dict(), ...}`. Other sigmas take
+            `default_levels`.
+
+    Raises:
+        ValueError: The network has no classes, the scheduler no known noise level, or `id2label` not one name per
+            class.
+    """
+
+    model_cpu_offload_seq = "unconditional_unet->unet"
+    _optional_components = ["unconditional_unet"]
+
+    def __init__(
+        self,
+        unet: UNet2DModel,
+        scheduler: SchedulerMixin,
+        unconditional_unet: UNet2DModel | None = None,
+        id2label: dict | None = None,
+        null_class: int | None = None,
+        levels: dict | None = None,
+    ):
+        super().__init__()
+        if id2label is not None:
+            id2label = {int(label): str(name) for label, name in id2label.items()}
+        denoiser = Denoiser(unet, scheduler, id2label and len(id2label), null_class, unconditional_unet)
+        if id2label is not None and sorted(id2label) != list(range(denoiser.num_classes)):
+            raise ValueError(
+                f"`id2label` has the keys {sorted(id2label)}; accepted are 0 to {denoiser.num_classes - 1}, each once."
+            )
+        check_levels(levels or {})
+        self.register_modules(unet=unet, scheduler=scheduler, unconditional_unet=unconditional_unet)
+        self.register_to_config(id2label=id2label, null_class=null_class, levels=levels)
+
+    @property
+    def denoiser(self) -> Denoiser:
+        """The components, as they are now, as `h(x_sigma, sigma, y)`."""
+        id2label = self.config.id2label
+        return Denoiser(
+            self.unet, self.scheduler, id2label and len(id2label), self.config.null_class, self.unconditional_unet
+        )
+
+    def classifier(
+        self,
+        sigma: float = 0.0,
+        method: str | None = None,
+        levels: NoiseLevels | None = None,
+        batch_size: int = 64,
+        seed: int | None = None,
+    ) -> NoisedDiffusionClassifier:
+        """The classifier as a `torch.nn.Module` from images `(N, C, H, W)` in pixel units to logits `(N, K)`.
+
+        It shares the pipeline's networks and goes wherever a classifier is wanted: attacks, smoothing, other
+        libraries. Logits are differentiable where gradients are on. With a `seed` it is a fixed function of the image.
+
+        Args:
+            sigma: Noise that the images carry, pixel units; 0 for clean images.
+            method: `dc`, `epndc`, `apndc` or `apndc-clean`. Default: `dc` for clean images, else `apndc`.
+            levels: Noise levels and weights. Default: the model's own for this sigma, else `default_levels`.
+            batch_size: (image, class, level) triples per network evaluation; peak memory depends on it alone.
+            seed: If given, the seed of the noise that every image meets.
+
+        Raises:
+            TypeError, ValueError: An argument is not as described, or beyond what the model was trained for.
+        """
+        check_sigma(sigma)
+        saved = (self.config.levels or {}).get(levels_key(sigma))
+        if levels is None and saved is not None:
+            levels = NoiseLevels.from_dict(saved)
+        return NoisedDiffusionClassifier(self.denoiser, sigma, method, levels, batch_size, seed)
+
+    @torch.no_grad()
+    def __call__(
+        self,
+        images,
+        sigma: float = 0.0,
+        method: str | None = None,
+        levels: NoiseLevels | None = None,
+        batch_size: int = 64,
+        generator: torch.Generator | None = None,
+        seed: int | None = None,
+        return_dict: bool = True,
+    ) -> ClassifierOutput | tuple:
+        """Classify images: clean ones (`sigma=0`, the diffusion classifier), or ones that carry Gaussian noise.
+
+        Args:
+            images: PIL images, numpy arrays `(H, W[, C])` or `(N, H, W, C)`, tensors `(C, H, W)` or `(N, C, H, W)`, or
+                a list of them; uint8, or floats in pixel units ([0, 1] plus the noise). PIL images are resized to the
+                network.
+            sigma: Standard deviation of the Gaussian noise that the images carry, pixel units.
+            method: `dc`, `epndc`, `apndc` or `apndc-clean`. Default: `dc` for clean images, else `apndc`.
+            levels: Noise levels and weights. Default: the model's own for this sigma, else `default_levels`.
+            batch_size: (image, class, level) triples per network evaluation.
+            generator: Source of the seed. An image's noise depends on seed and image, not on its place in a batch.
+            seed: The seed itself, instead of a `generator`. Default: from the operating system's entropy.
+            return_dict: Whether to return a `ClassifierOutput` or a plain tuple of its three values.
+
+        Raises:
+            TypeError, ValueError: An argument is not as described, or beyond what the model was trained for.
+        """
+        classifier = self.classifier(sigma, method, levels, batch_size)
+        seed = resolve_seed(generator, seed)
+        batch, _ = self._preprocess(images, classifier)
+        check_noisy_range(batch, sigma)
+        seeds = [derive_seeds((seed, content_hash(image), "classify"), 1)[0] for image in batch]
+        images_per_step = -(-4 * batch_size // classifier.evaluations_per_image)
+        logits = []
+        with self.progress_bar(total=len(batch)) as bar:
+            for start in range(0, len(batch), images_per_step):
+                part = batch[start : start + images_per_step]
+                logits.append(classifier(part, seeds=seeds[start : start + images_per_step]))
+                bar.update(len(part))
+        self.maybe_free_model_hooks()
+        logits = torch.cat(logits).float().cpu()
+        output = ClassifierOutput(logits.argmax(dim=1).tolist(), logits.softmax(dim=1), logits)
+        return output if return_dict else output.to_tuple()
+
+    def predict(
+        self,
+        images,
+        sigma: float = 0.25,
+        n: int = 100,
+        alpha: float = 0.001,
+        method: str | None = None,
+        levels: NoiseLevels | None = None,
+        batch_size: int = 64,
+        generator: torch.Generator | None = None,
+        seed: int | None = None,
+    ) -> Prediction | list[Prediction]:
+        """Class of the smoothed classifier at clean images, or an abstention: PREDICT of Cohen et al. 2019.
+
+        Args:
+            images: Clean images, as for a call of the pipeline.
+            sigma: Standard deviation of the smoothing noise, pixel units, above 0.
+            n: Number of noisy copies of each image.
+            alpha: Probability with which a prediction may differ from the smoothed classifier's.
+            method: As for a call of the pipeline, and so the others.
+
+        Returns:
+            One `Prediction` for a single image, else a list of them.
+
+        Raises:
+            TypeError, ValueError: An argument is not as described, or beyond what the model was trained for.
+        """
+        return self._smooth("predict", images, sigma, method, levels, batch_size, generator, seed, n=n, alpha=alpha)
+
+    def certify(
+        self,
+        images,
+        sigma: float = 0.25,
+        n0: int = 100,
+        n: int = 10_000,
+        alpha: float = 0.001,
+        method: str | None = None,
+        levels: NoiseLevels | None = None,
+        batch_size: int = 64,
+        generator: torch.Generator | None = None,
+        seed: int | None = None,
+    ) -> Certificate | list[Certificate]:
+        """Class and proved l2 radius of the smoothed classifier at clean images: CERTIFY of Cohen et al. 2019.
+
+        With probability at least `1 - alpha` for each image, no perturbation of an l2 norm below the radius changes
+        the smoothed classifier's class. The radius is in pixel units and, where a PIL image was resized to the
+        network's size, in the resized image.
+
+        Args:
+            images: Clean images, as for a call of the pipeline.
+            sigma: Standard deviation of the smoothing noise, pixel units, above 0.
+            n0: Number of noisy copies that choose the candidate class.
+            n: Number of further noisy copies that bound its probability.
+            alpha: Probability with which a certificate may be wrong.
+            method: As for a call of the pipeline, and so the others.
+
+        Returns:
+            One `Certificate` for a single image, else a list of them.
+
+        Raises:
+            TypeError, ValueError: An argument is not as described, or beyond what the model was trained for.
+        """
+        return self._smooth(
+            "certify", images, sigma, method, levels, batch_size, generator, seed, n0=n0, n=n, alpha=alpha
+        )
+
+    def _smooth(self, algorithm: str, images, sigma, method, levels, batch_size, generator, seed, **settings):
+        classifier = self.classifier(sigma, method, levels, batch_size)
+        smoothed = SmoothedClassifier(classifier, sigma)
+        seed = resolve_seed(generator, seed)
+        batch, single = self._preprocess(images, classifier)
+        smoothed.check_inputs(batch, seed=seed, **settings)
+        draws = len(batch) * (settings.get("n0", 0) + settings["n"])
+        with self.progress_bar(total=draws) as bar:
+            results = getattr(smoothed, algorithm)(batch, seed=seed, on_draws=bar.update, **settings)
+        self.maybe_free_model_hooks()
+        return results[0] if single else results
+
+    def _preprocess(self, images, classifier: NoisedDiffusionClassifier) -> tuple[torch.Tensor, bool]:
+        config = self.unet.config
+        size = (config.sample_size,) * 2 if isinstance(config.sample_size, int) else config.sample_size
+        batch, single = to_pixel_batch(images, config.in_channels, size)
+        classifier.denoiser.check_images(batch)
+        return batch.to(self._execution_device), single
+
+    def save_config(self, save_directory, push_to_hub: bool = False, **kwargs):
+        """Write `model_index.json` with a class name that every loader understands, and the `pipeline.py` it points
+        to."""
+        super().save_config(save_directory, push_to_hub=False, **kwargs)
+        index = Path(save_directory, self.config_name)
+        config = json.loads(index.read_text())
+        config["_class_name"] = ["pipeline", type(self).__name__]
+        index.write_text(json.dumps(config, indent=2, sort_keys=True) + "\n")
+        Path(save_directory, "pipeline.py").write_text(PIPELINE_FILE)
+
+    @classmethod
+    def _dict_from_json_file(cls, json_file):
+        # For the named class the repository's own `pipeline.py` is not remote code to be trusted: it is this class.
+        config = super()._dict_from_json_file(json_file)
+        if isinstance(config.get("_class_name"), list):
+            config["_class_name"] = config["_class_name"][-1]
+        return config
+
+
+def levels_key(sigma: float) -> str:
+    """The name under which the noise levels for a smoothing sigma (pixel units) stand in the configuration."""
+    return f"{sigma:g}"
+
+
+def check_levels(levels: dict[str, dict]) -> None:
+    """Refuse a table of noise levels that could not be used when its sigma is asked for."""
+    for key, values in levels.items():
+        try:
+            canonical = levels_key(float(key))
+        except (TypeError, ValueError):
+            canonical = None
+        if key != canonical:
+            raise ValueError(f"`levels` has the key {key!r}; accepted are sigmas in pixel units, such as '0.25'.")
+        NoiseLevels.from_dict(values)
+
+
+def resolve_seed(generator: torch.Generator | None, seed: int | None) -> int:
+    """One seed from a generator, a given seed, or the operating system's entropy."""
+    if generator is not None and seed is not None:
+        raise ValueError(f"`generator` and `seed` ({seed}) are both given; accepted is one of them.")
+    if generator is not None and not isinstance(generator, torch.Generator):
+        raise TypeError(f"`generator` is a {type(generator).__name__}; accepted is a torch.Generator or None.")
+    check_seed(seed)
+    return fresh_seed(generator) if seed is None else seed

@@ -1,0 +1,236 @@
+"""Train a class-conditional `UNet2DModel` on any labelled image data set and save it as a certifiable classifier.
+
+    accelerate launch examples/train_class_conditional.py --dataset digits --output-dir model
+
+One machine or many, mixed precision, checkpoints: as `accelerate` is configured. The folder that comes out loads with
+`NoisedDiffusionClassifierPipeline.from_pretrained`, and its network and scheduler with any diffusers class.
+"""
+
+import argparse
+import json
+import math
+from pathlib import Path
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from accelerate import Accelerator
+from accelerate.utils import DataLoaderConfiguration, ProjectConfiguration, set_seed
+from datasets import ClassLabel, load_dataset
+from datasets import Image as ImageFeature
+from diffusers import DDPMScheduler, EDMEulerScheduler, UNet2DModel
+from diffusers.optimization import get_scheduler
+from diffusers.training_utils import EMAModel
+from PIL import ImageOps
+from tqdm.auto import tqdm
+
+from diffusers_ndc import Denoiser, NoisedDiffusionClassifierPipeline
+
+
+DEFAULT_UNET = {
+    "block_out_channels": [64, 128, 256],
+    "down_block_types": ["DownBlock2D", "DownBlock2D", "AttnDownBlock2D"],
+    "up_block_types": ["AttnUpBlock2D", "UpBlock2D", "UpBlock2D"],
+}
+
+
+def parse_args():
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    add = parser.add_argument
+    add("--dataset", required=True, help="Hub id or local folder of a data set with an image and a label column")
+    add("--split", default="train")
+    add("--image-column", help="default: the first column of images")
+    add("--label-column", help="default: the first column of class labels")
+    add("--resolution", type=int, help="pixels; default: the size of the first image's shorter side")
+    add("--unet-config", help="JSON, or a JSON file, of `UNet2DModel` arguments; sizes and classes come from the data")
+    add("--objective", choices=("edm", "ddpm"), default="edm")
+    add("--p-mean", type=float, default=-1.2, help="edm: mean of log sigma in training (model units)")
+    add("--p-std", type=float, default=1.2, help="edm: standard deviation of log sigma in training")
+    add("--sigma-data", type=float, default=0.5, help="edm: root mean square of the images (model units)")
+    add("--prediction-type", choices=("epsilon", "v_prediction", "sample"), default="epsilon", help="ddpm only")
+    add("--label-dropout", type=float, default=0.1, help="share of images trained as 'no class'; 0: no null class")
+    add("--flip", action="store_true", help="augment by mirroring")
+    add("--rotate", type=float, default=0.0, help="augment by rotations of up to so many degrees")
+    add("--zoom", type=float, default=0.0, help="augment by zooms of up to this factor, 0.1 for 10%%")
+    add("--shift", type=float, default=0.0, help="augment by shifts of up to so many pixels")
+    add("--batch-size", type=int, default=128, help="images per step and process")
+    add("--max-train-steps", type=int, default=10_000)
+    add("--learning-rate", type=float, default=1e-3)
+    add("--lr-warmup-steps", type=int, default=200)
+    add("--weight-decay", type=float, default=0.01)
+    add("--ema-decay", type=float, default=0.999)
+    add("--mixed-precision", choices=("no", "fp16", "bf16"), help="default: as accelerate is configured")
+    add("--checkpointing-steps", type=int, default=1000)
+    add("--resume", action="store_true", help="go on from the newest checkpoint in --output-dir")
+    add("--output-dir", type=Path, required=True)
+    add("--seed", type=int, default=0)
+    add("--num-workers", type=int, default=0, help="processes that decode images")
+    return parser.parse_args()
+
+
+def column(features, wanted: str | None, kind: type, option: str) -> str:
+    """The wanted column, or the first one of this kind."""
+    found = [name for name, feature in features.items() if isinstance(feature, kind)]
+    if wanted is None and found:
+        return found[0]
+    if wanted in found:
+        return wanted
+    raise ValueError(f"{option} is {wanted!r}; the data set has these {kind.__name__} columns: {found}.")
+
+
+def load_images(args):
+    """The data set as rows of `images` (C, H, W) in [0, 1] and `labels`, and the names of its classes."""
+    dataset = load_dataset(args.dataset, split=args.split)
+    image_column = column(dataset.features, args.image_column, ImageFeature, "--image-column")
+    label_column = column(dataset.features, args.label_column, ClassLabel, "--label-column")
+    names = dataset.features[label_column].names
+    first = dataset[0][image_column]
+    mode = "L" if first.mode in ("1", "L") else "RGB"
+    size = args.resolution or min(first.size)
+
+    def transform(rows):
+        pictures = [ImageOps.fit(picture.convert(mode), (size, size)) for picture in rows[image_column]]
+        pixels = [np.asarray(picture, dtype=np.float32).reshape(size, size, -1) / 255 for picture in pictures]
+        return {"images": [torch.from_numpy(p).permute(2, 0, 1) for p in pixels], "labels": rows[label_column]}
+
+    return dataset.with_transform(transform), names, size, len(mode)
+
+
+def make_scheduler(args):
+    if args.objective == "edm":
+        return EDMEulerScheduler(sigma_data=args.sigma_data)
+    return DDPMScheduler(prediction_type=args.prediction_type)
+
+
+def augment(images, args):
+    """Random rotation, zoom, shift and mirroring; pixels that come from outside repeat the border."""
+    n, _, height, width = images.shape
+    uniform = torch.rand(5, n, device=images.device) * 2 - 1
+    angle, zoom = math.radians(args.rotate) * uniform[0], (1 + args.zoom) ** uniform[1]
+    mirror = uniform[4].sign() if args.flip else 1
+    shift_x, shift_y = 2 * args.shift / width * uniform[2], 2 * args.shift / height * uniform[3]
+    row_x = torch.stack([mirror * zoom * angle.cos(), -zoom * angle.sin(), shift_x], dim=1)
+    row_y = torch.stack([mirror * zoom * angle.sin(), zoom * angle.cos(), shift_y], dim=1)
+    grid = F.affine_grid(torch.stack([row_x, row_y], dim=1), images.shape, align_corners=False)
+    return F.grid_sample(images, grid, padding_mode="border", align_corners=False)
+
+
+def denoising_loss(denoiser, scheduler, images, labels, args):
+    """Either objective as a weighted error of the denoised image, averaged over a batch of noise levels.
+
+    edm: log-normal sigma and `lambda(sigma)` (Karras et al. 2022, Table 1). ddpm: a uniform timestep, and the weight
+        that
+    makes it the mean squared error of the network's own prediction (Ho et al. 2020, eq. 14).
+    """
+    n = len(images)
+    if args.objective == "edm":
+        sigma = torch.exp(args.p_mean + args.p_std * torch.randn(n, device=images.device))
+        weight = (sigma**2 + args.sigma_data**2) / (sigma * args.sigma_data) ** 2
+    else:
+        alphas = scheduler.alphas_cumprod.to(images.device)
+        alphas = alphas[torch.randint(len(alphas), (n,), device=images.device)]
+        sigma = ((1 - alphas) / alphas).sqrt()
+        weight = {"epsilon": sigma**-2, "v_prediction": 1 + sigma**-2, "sample": torch.ones_like(sigma)}[
+            args.prediction_type
+        ]
+    x_sigma = images + sigma.view(-1, 1, 1, 1) * torch.randn_like(images)
+    error = (denoiser(x_sigma, sigma, labels) - images) ** 2
+    return (weight.view(-1, 1, 1, 1) * error).mean()
+
+
+class Progress:
+    """The number of finished steps, saved and loaded with accelerate's checkpoints."""
+
+    def __init__(self):
+        self.step = 0
+
+    def state_dict(self):
+        return {"step": self.step}
+
+    def load_state_dict(self, state):
+        self.step = state["step"]
+
+
+def batches(accelerator, loader, start: int):
+    """Endless batches, from the one that follows the first `start`."""
+    epoch, skip = divmod(start, len(loader))
+    while True:
+        loader.set_epoch(epoch)
+        yield from accelerator.skip_first_batches(loader, skip)
+        epoch, skip = epoch + 1, 0
+
+
+def train(args):
+    accelerator = Accelerator(
+        cpu=not torch.accelerator.is_available(),
+        mixed_precision=args.mixed_precision,
+        project_config=ProjectConfiguration(args.output_dir, automatic_checkpoint_naming=True, total_limit=2),
+        dataloader_config=DataLoaderConfiguration(use_seedable_sampler=True),
+    )
+    set_seed(args.seed)
+    dataset, names, size, channels = load_images(args)
+    num_classes, null_class = len(names), len(names) if args.label_dropout > 0 else None
+    settings = DEFAULT_UNET
+    if args.unet_config:
+        text = args.unet_config
+        settings = json.loads(Path(text).read_text() if text.endswith(".json") else text)
+    unet = UNet2DModel(
+        sample_size=size,
+        in_channels=channels,
+        out_channels=channels,
+        num_class_embeds=num_classes + (null_class is not None),
+        **settings,
+    )
+    scheduler = make_scheduler(args)
+    denoiser = Denoiser(unet, scheduler, num_classes, null_class)
+    ema = EMAModel(unet.parameters(), decay=args.ema_decay, use_ema_warmup=True, power=3 / 4)
+    optimizer = torch.optim.AdamW(unet.parameters(), lr=args.learning_rate, weight_decay=args.weight_decay)
+    schedule = get_scheduler(
+        "cosine",
+        optimizer,
+        num_warmup_steps=args.lr_warmup_steps * accelerator.num_processes,
+        num_training_steps=args.max_train_steps * accelerator.num_processes,
+    )
+    loader = torch.utils.data.DataLoader(
+        dataset, args.batch_size, shuffle=True, drop_last=True, num_workers=args.num_workers
+    )
+    denoiser, optimizer, schedule, loader = accelerator.prepare(denoiser, optimizer, schedule, loader)
+    ema.to(accelerator.device)
+    progress = Progress()
+    accelerator.register_for_checkpointing(ema, progress)
+    if args.resume:
+        accelerator.load_state()
+        accelerator.project_configuration.iteration = progress.step // args.checkpointing_steps
+
+    set_seed(args.seed + 1 + progress.step, device_specific=True)  # noise differs between processes and after a resume
+    bar = tqdm(total=args.max_train_steps, initial=progress.step, disable=not accelerator.is_main_process)
+    data = batches(accelerator, loader, progress.step)
+    while progress.step < args.max_train_steps:
+        batch = next(data)
+        images, labels = augment(batch["images"], args) * 2 - 1, batch["labels"]
+        dropped = torch.rand(len(labels), device=labels.device) < args.label_dropout
+        loss = denoising_loss(denoiser, scheduler, images, labels.masked_fill(dropped, num_classes), args)
+        accelerator.backward(loss)
+        accelerator.clip_grad_norm_(unet.parameters(), 1.0)
+        optimizer.step()
+        schedule.step()
+        optimizer.zero_grad()
+        ema.step(unet.parameters())
+        progress.step += 1
+        bar.update()
+        bar.set_postfix(loss=f"{loss.item():.4f}", lr=f"{schedule.get_last_lr()[0]:.1e}", refresh=False)
+        if progress.step % args.checkpointing_steps == 0:
+            accelerator.save_state()
+    bar.close()
+    accelerator.wait_for_everyone()
+    if accelerator.is_main_process:
+        ema.copy_to(unet.parameters())
+        pipe = NoisedDiffusionClassifierPipeline(
+            unet, scheduler, id2label=dict(enumerate(names)), null_class=null_class
+        )
+        pipe.save_pretrained(args.output_dir)
+    accelerator.end_training()
+
+
+if __name__ == "__main__":
+    train(parse_args())

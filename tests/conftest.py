@@ -1,0 +1,42 @@
+import pytest
+import torch
+from diffusers import DDPMScheduler, UNet2DModel
+
+from diffusers_ndc import NoisedDiffusionClassifierPipeline
+
+
+def tiny_unet(num_class_embeds=4, **settings):
+    """A real, tiny, randomly initialised network for 8 x 8 grey images."""
+    torch.manual_seed(0)
+    config = {
+        "sample_size": 8,
+        "in_channels": 1,
+        "out_channels": 1,
+        "block_out_channels": (8, 8),
+        "layers_per_block": 1,
+        "norm_num_groups": 4,
+        "down_block_types": ("DownBlock2D", "DownBlock2D"),
+        "up_block_types": ("UpBlock2D", "UpBlock2D"),
+        "num_class_embeds": num_class_embeds,
+    }
+    return UNet2DModel(**{**config, **settings}).eval()
+
+
+@pytest.fixture
+def unet():
+    """Three classes, and a fourth embedding row for "no class"."""
+    return tiny_unet()
+
+
+@pytest.fixture
+def pipe(unet):
+    """A pipeline with the classes a, b, c and a null class."""
+    pipe = NoisedDiffusionClassifierPipeline(unet, DDPMScheduler(), id2label={0: "a", 1: "b", 2: "c"}, null_class=3)
+    pipe.set_progress_bar_config(disable=True)
+    return pipe
+
+
+@pytest.fixture
+def images():
+    """Four clean 8 x 8 grey images in [0, 1]."""
+    return torch.rand(4, 1, 8, 8, generator=torch.Generator().manual_seed(1))

@@ -1,0 +1,249 @@
+import math
+from types import SimpleNamespace
+
+import pytest
+import torch
+from conftest import tiny_unet
+from diffusers import DDPMScheduler, EDMEulerScheduler
+from torch import nn
+
+from diffusers_ndc import Denoiser, NoisedDiffusionClassifier, NoiseLevels
+
+
+SIDE, SPREAD = 4, 0.3
+
+
+class GaussianMixtureNetwork(nn.Module):
+    """The perfect EDM network for classes `x ~ N(mean_y, SPREAD^2)`: its denoiser is the posterior mean in closed
+    form."""
+
+    def __init__(self, means):
+        super().__init__()
+        self.means = nn.Parameter(means)
+        self.class_embedding = nn.Embedding(len(means) + 1, 1)
+        self.config = SimpleNamespace(
+            sample_size=SIDE,
+            in_channels=1,
+            out_channels=1,
+            block_out_channels=(1,),
+            num_class_embeds=len(means) + 1,
+            class_embed_type=None,
+            time_embedding_type="positional",
+        )
+        self.dtype = torch.float64
+
+    def forward(self, sample, timestep, class_labels, return_dict):
+        sigma = torch.exp(4 * timestep).view(-1, 1, 1, 1)
+        x = sample * (sigma**2 + 0.25).sqrt()
+        shrink = SPREAD**2 / (SPREAD**2 + sigma**2)
+        by_class = self.means + shrink.unsqueeze(1) * (x.unsqueeze(1) - self.means)  # (N, K, C, H, W)
+        log_p = -(x.unsqueeze(1) - self.means).square().flatten(2).sum(2)
+        log_p = log_p / (2 * (SPREAD**2 + sigma**2)).view(-1, 1)
+        mixture = torch.einsum("nk,nkchw->nchw", log_p.softmax(1), by_class)
+        with_null = torch.cat([by_class, mixture.unsqueeze(1)], dim=1)
+        h = with_null[torch.arange(len(x)), class_labels]
+        c_skip, c_out = 0.25 / (sigma**2 + 0.25), sigma * 0.5 / (sigma**2 + 0.25).sqrt()
+        return ((h - c_skip * x) / c_out,)
+
+
+@pytest.fixture
+def mixture():
+    means = torch.randn(3, 1, SIDE, SIDE, generator=torch.Generator().manual_seed(0), dtype=torch.float64) * 0.25
+    scheduler = EDMEulerScheduler(sigma_min=1e-3, sigma_max=200.0)
+    return Denoiser(GaussianMixtureNetwork(means), scheduler, null_class=3)
+
+
+def mixture_images(denoiser, labels, tau, seed=0):
+    """Draws of the classes in pixel units, with noise of standard deviation tau (model units)."""
+    generator = torch.Generator().manual_seed(seed)
+    x = denoiser.unet.means.detach()[labels]
+    eps = torch.randn(2, *x.shape, generator=generator, dtype=torch.float64)
+    return (x + SPREAD * eps[0] + tau * eps[1] + 1) / 2
+
+
+def log_likelihoods(denoiser, images, tau):
+    """log p_tau(x given y) of pixel-unit images, up to a constant common to the classes."""
+    difference = (2 * images - 1).unsqueeze(1) - denoiser.unet.means.detach()
+    return -difference.square().flatten(2).sum(2) / (2 * (SPREAD**2 + tau**2))
+
+
+def contrasts(values):
+    """Differences between the classes, free of what they have in common."""
+    return values - values.mean(dim=1, keepdim=True)
+
+
+def test_dc_differences_are_log_likelihood_ratios(mixture):
+    """The ELBO's loss integrated over all noise levels is minus the log-likelihood, exactly for a perfect denoiser."""
+    labels = torch.arange(3)
+    images = mixture_images(mixture, labels, tau=0)
+    levels = NoiseLevels.log_grid(0.005, 150.0, 400).repeat(20)
+    logits = NoisedDiffusionClassifier(mixture, levels=levels, batch_size=4096, seed=0)(images)
+    exact = log_likelihoods(mixture, images, tau=0)
+    torch.testing.assert_close(contrasts(logits), contrasts(exact), rtol=0.05, atol=0.15)
+
+
+def test_epndc_differences_are_log_likelihood_ratios_of_the_noisy_image(mixture):
+    tau = 0.5
+    images = mixture_images(mixture, torch.arange(3), tau)
+    levels = NoiseLevels.log_grid(tau * 1.001, 150.0, 400).repeat(20)
+    classifier = NoisedDiffusionClassifier(mixture, tau / 2, "epndc", levels, batch_size=4096, seed=0)
+    exact = log_likelihoods(mixture, images, tau)
+    torch.testing.assert_close(contrasts(classifier(images)), contrasts(exact), rtol=0.1, atol=0.2)
+
+
+@pytest.mark.parametrize("method", ["epndc", "apndc", "apndc-clean"])
+def test_noised_classifiers_rank_as_bayes_rule_does(mixture, method):
+    """Wherever the exact posterior prefers a class clearly, so does the classifier."""
+    tau, labels = 0.5, torch.arange(60) % 3
+    images = mixture_images(mixture, labels, tau, seed=1)
+    levels = NoiseLevels.log_grid(tau * 1.05, 60.0, 24).repeat(8)
+    logits = NoisedDiffusionClassifier(mixture, tau / 2, method, levels, batch_size=4096, seed=0)(images)
+    exact = log_likelihoods(mixture, images, tau)
+    top = exact.sort(dim=1, descending=True).values
+    clear = top[:, 0] - top[:, 1] > 1.0
+    assert clear.sum() > 20
+    assert (logits.argmax(1) == exact.argmax(1))[clear].all()
+
+
+@pytest.mark.parametrize("method", ["dc", "epndc", "apndc", "apndc-clean"])
+def test_logits_depend_on_no_batch(unet, images, method):
+    """Any network batch size, one image alone or among others: the same noise, the same logits."""
+    denoiser, sigma = Denoiser(unet, DDPMScheduler(), null_class=3), 0.0 if method == "dc" else 0.25
+    levels, seeds = NoiseLevels.log_grid(0.6, 9.0, 5), [11, 12, 13, 14]
+    reference = NoisedDiffusionClassifier(denoiser, sigma, method, levels)(images, seeds=seeds)
+    for batch_size in (1, 7, 1000):
+        classifier = NoisedDiffusionClassifier(denoiser, sigma, method, levels, batch_size)
+        torch.testing.assert_close(classifier(images, seeds=seeds), reference, rtol=1e-4, atol=1e-4)
+    for i, image in enumerate(images):
+        alone = classifier(image[None], seeds=[seeds[i]])
+        torch.testing.assert_close(alone[0], reference[i], rtol=1e-4, atol=1e-4)
+
+
+class Recorder(nn.Module):
+    """Passes calls on to a network and keeps what it was called with."""
+
+    def __init__(self, network):
+        super().__init__()
+        self.network, self.calls = network, []
+        self.config, self.class_embedding = network.config, network.class_embedding
+
+    dtype = property(lambda self: self.network.dtype)
+
+    def forward(self, sample, timestep, class_labels=None, return_dict=True):
+        self.calls.append((sample, timestep, class_labels))
+        return self.network(sample, timestep, class_labels, return_dict)
+
+
+def test_classes_share_their_noise_and_batches_are_full(unet, images):
+    network = Recorder(unet)
+    levels = NoiseLevels.log_grid(0.6, 9.0, 4)
+    classifier = NoisedDiffusionClassifier(Denoiser(network, DDPMScheduler()), levels=levels, batch_size=10)
+    classifier(images)
+    sizes = [len(sample) for sample, _, _ in network.calls]
+    assert sizes == [10] * 6 + [4] and sum(sizes) == 4 * classifier.evaluations_per_image
+
+    inputs = torch.cat([sample for sample, _, _ in network.calls]).view(4, 4, 4, -1)  # images, levels, classes, pixels
+    labels = torch.cat([labels for _, _, labels in network.calls]).view(4, 4, 4)
+    assert (labels == torch.arange(4)).all()
+    assert (inputs == inputs[:, :, :1]).all()
+    pairs = inputs[:, :, 0].flatten(0, 1)
+    assert len(pairs.unique(dim=0)) == len(pairs), "two levels or images share their noise"
+
+
+def test_no_network_batch_grows_with_images_classes_or_levels(images):
+    """The null denoiser as class mean included."""
+    network = Recorder(tiny_unet(num_class_embeds=20))
+    classifier = NoisedDiffusionClassifier(Denoiser(network, DDPMScheduler()), 0.25, batch_size=8)
+    classifier(images.repeat(2, 1, 1, 1))
+    assert max(len(sample) for sample, _, _ in network.calls) == 8
+    assert sum(len(sample) for sample, _, _ in network.calls) == 8 * classifier.evaluations_per_image
+
+
+def test_noise_is_fresh_or_seeded(unet, images):
+    denoiser = Denoiser(unet, DDPMScheduler())
+    fresh = NoisedDiffusionClassifier(denoiser)
+    assert fresh.randomized and not torch.equal(fresh(images), fresh(images))
+    fixed = NoisedDiffusionClassifier(denoiser, seed=5)
+    assert not fixed.randomized and torch.equal(fixed(images), fixed(images))
+    twins = fixed(images[:1].repeat(2, 1, 1, 1))
+    torch.testing.assert_close(twins[0], twins[1])
+
+
+@pytest.mark.parametrize("method", ["dc", "epndc", "apndc", "apndc-clean"])
+def test_logits_are_differentiable(images, method):
+    """The gradient with respect to the image is that of finite differences."""
+    unet = tiny_unet().double()
+    denoiser = Denoiser(unet, EDMEulerScheduler(), null_class=3)
+    levels = NoiseLevels.log_grid(0.6, 9.0, 3)
+    classifier = NoisedDiffusionClassifier(denoiser, 0.0 if method == "dc" else 0.25, method, levels, seed=0)
+    x = images[:1].double().requires_grad_()
+    margin = classifier(x)[0, 0] - classifier(x)[0, 1]
+    (gradient,) = torch.autograd.grad(margin, x)
+    assert gradient.abs().max() > 0
+    direction = torch.randn(x.shape, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    with torch.no_grad():
+        up, down = (classifier(x + step * direction)[0] for step in (1e-4, -1e-4))
+    slope = ((up[0] - up[1]) - (down[0] - down[1])) / 2e-4
+    torch.testing.assert_close((gradient * direction).sum(), slope, rtol=1e-5, atol=1e-7)
+
+
+def test_bfloat16_network_gives_float32_logits(unet, images):
+    reference = NoisedDiffusionClassifier(Denoiser(unet, EDMEulerScheduler()), seed=0)(images)
+    logits = NoisedDiffusionClassifier(Denoiser(unet.to(torch.bfloat16), EDMEulerScheduler()), seed=0)(images)
+    assert logits.dtype == torch.float32
+    torch.testing.assert_close(logits, reference, rtol=0.05, atol=1.0)
+
+
+def test_overflow_and_nan_are_errors_and_never_a_class(unet, images):
+    with pytest.raises(FloatingPointError, match="not finite"):
+        NoisedDiffusionClassifier(Denoiser(unet, DDPMScheduler()))(images * math.nan)
+    with torch.no_grad():
+        unet.conv_out.weight.fill_(1e30)
+    with pytest.raises(FloatingPointError, match="not finite"):
+        NoisedDiffusionClassifier(Denoiser(unet, DDPMScheduler()))(images)
+
+
+@pytest.mark.parametrize(
+    "arguments, error, match",
+    [
+        ({"sigma": -0.1}, ValueError, "`sigma`"),
+        ({"sigma": "0.25"}, TypeError, "`sigma`"),
+        ({"sigma": math.nan}, ValueError, "`sigma`"),
+        ({"sigma": 1000.0}, ValueError, "noise that it was trained with"),
+        ({"sigma": 0.25, "method": "dc"}, ValueError, "accepted is 0"),
+        ({"method": "apndc"}, ValueError, "accepted is above 0"),
+        ({"method": "knn"}, ValueError, "`method`"),
+        ({"levels": [1.0]}, TypeError, "`levels`"),
+        ({"sigma": 0.25, "levels": NoiseLevels((0.5, 1.0), (1, 1))}, ValueError, "above 0.5"),
+        ({"levels": NoiseLevels((1.0, 1000.0), (1, 1))}, ValueError, "within the model's"),
+        ({"batch_size": 0}, ValueError, "`batch_size`"),
+        ({"seed": -1}, ValueError, "`seed`"),
+    ],
+)
+def test_refuses_settings(unet, arguments, error, match):
+    with pytest.raises(error, match=match):
+        NoisedDiffusionClassifier(Denoiser(unet, DDPMScheduler()), **arguments)
+
+
+@pytest.mark.parametrize(
+    "batch, error, match",
+    [
+        (torch.rand(1, 1, 8, 9), ValueError, "8 x 8 pixels"),
+        (torch.rand(1, 3, 8, 8), ValueError, r"\(N, 1, height, width\)"),
+        (torch.rand(8, 8), ValueError, "accepted is"),
+        (torch.rand(0, 1, 8, 8), ValueError, "at least one image"),
+        (torch.zeros(1, 1, 8, 8, dtype=torch.long), TypeError, "floating-point"),
+        ("digit.png", TypeError, "floating-point"),
+    ],
+)
+def test_refuses_images(unet, batch, error, match):
+    with pytest.raises(error, match=match):
+        NoisedDiffusionClassifier(Denoiser(unet, DDPMScheduler()))(batch)
+
+
+def test_a_network_of_any_size_still_needs_sides_that_halve():
+    unet = tiny_unet(sample_size=None)
+    classifier = NoisedDiffusionClassifier(Denoiser(unet, DDPMScheduler()))
+    assert classifier(torch.rand(1, 1, 6, 10)).shape == (1, 4)
+    with pytest.raises(ValueError, match="multiples of 2"):
+        classifier(torch.rand(1, 1, 7, 10))

@@ -1,0 +1,189 @@
+import math
+
+import numpy as np
+import pytest
+import torch
+from conftest import tiny_unet
+from diffusers import EDMEulerScheduler
+from scipy import stats
+
+from diffusers_ndc import Denoiser, NoisedDiffusionClassifier, NoiseLevels, SmoothedClassifier
+from diffusers_ndc.noise import derive_seeds, standard_normal
+
+
+SIGMA = 0.25
+
+
+def halfspace(images):
+    """A linear base classifier: class 1 where the mean exceeds 1/2. Its smoothed version is known exactly."""
+    score = images.flatten(1).mean(1) - 0.5
+    return torch.stack([-score, score], dim=1)
+
+
+def halfspace_image(distance):
+    """A 4 x 4 image at this l2 distance from the boundary of `halfspace`, in class 1."""
+    return torch.full((1, 1, 4, 4), 0.5 + distance / 4)
+
+
+def test_radius_approaches_the_true_distance_and_never_exceeds_it_unduly():
+    """For a half-space the certified radius is exact (Cohen et al. 2019): p_A = Phi(distance / sigma)."""
+    smoothed = SmoothedClassifier(halfspace, SIGMA)
+    (certificate,) = smoothed.certify(halfspace_image(0.3), n0=20, n=20_000, alpha=0.001, seed=1)
+    assert certificate.label == 1
+    assert 0.28 < certificate.radius < 0.3
+    share = certificate.counts[1] / certificate.n
+    assert share == pytest.approx(stats.norm.cdf(0.3 / SIGMA), abs=0.01)
+
+
+def test_certificates_are_wrong_at_most_at_their_rate():
+    """Coverage by simulation: radius above the true distance, or a wrong label, in at most alpha of the runs."""
+    smoothed, alpha, runs = SmoothedClassifier(halfspace, SIGMA), 0.1, 600
+    wrong = 0
+    for seed in range(runs):
+        (certificate,) = smoothed.certify(halfspace_image(0.2), n0=5, n=60, alpha=alpha, seed=seed)
+        wrong += certificate.label == 0 or certificate.radius > 0.2
+    assert wrong <= stats.binom.ppf(1 - 1e-4, runs, alpha)
+    assert wrong > 0, "alpha = 0.1 should show some error"
+
+
+def test_abstains_on_the_boundary():
+    smoothed = SmoothedClassifier(halfspace, SIGMA)
+    (certificate,) = smoothed.certify(halfspace_image(0.0), n0=10, n=100, seed=0)
+    (prediction,) = smoothed.predict(halfspace_image(0.0), n=100, seed=0)
+    assert certificate.abstained and prediction.label is None
+
+
+def test_predict_is_the_binomial_test_of_the_two_leading_classes():
+    smoothed = SmoothedClassifier(halfspace, SIGMA)
+    (prediction,) = smoothed.predict(halfspace_image(0.2), n=250, alpha=0.001, seed=0)
+    assert prediction.label == 1 and sum(prediction.counts.values()) == 250
+    (prediction,) = smoothed.predict(halfspace_image(1.0), n=10, alpha=0.001, seed=0)
+    assert prediction.counts == {1: 10} and prediction.label is None  # p-value 2 * 2^-10 > alpha
+    (prediction,) = smoothed.predict(halfspace_image(1.0), n=11, alpha=0.001, seed=0)
+    assert prediction.label == 1
+
+
+class Watcher:
+    """A base classifier that keeps every noisy image and seed that it met."""
+
+    randomized = True
+
+    def __init__(self):
+        self.noisy, self.seeds = [], []
+
+    def __call__(self, images, seeds):
+        self.noisy.append(images)
+        self.seeds.extend(seeds)
+        return halfspace(images)
+
+
+def test_every_draw_is_fresh_and_reaches_the_base_classifier_unclipped():
+    watcher, image = Watcher(), halfspace_image(0.3)
+    SmoothedClassifier(watcher, SIGMA).certify(image, n0=150, n=1000, seed=3)
+    noise = (torch.cat(watcher.noisy) - image) / SIGMA
+    assert len(noise) == len(noise.flatten(1).unique(dim=0)) == 1150, "a selection draw was used again"
+    assert len(set(watcher.seeds)) == 1150, "two draws share the base classifier's noise"
+    assert torch.cat(watcher.noisy).min() < 0 and torch.cat(watcher.noisy).max() > 1
+    assert stats.kstest(noise.flatten().numpy(), "norm").pvalue > 1e-3
+    correlation = np.corrcoef(noise.flatten(1).numpy())
+    assert np.abs(correlation[np.triu_indices(1150, 1)]).mean() == pytest.approx(0.8 / 4, abs=0.02)
+
+
+def test_purpose_seed_and_image_each_change_the_draws():
+    def draws(run):
+        watcher = Watcher()
+        run(SmoothedClassifier(watcher, SIGMA))
+        return torch.cat(watcher.noisy)
+
+    image, other = halfspace_image(0.3), halfspace_image(0.1)
+    reference = draws(lambda s: s.predict(image, n=5, seed=0)) - image
+    assert torch.equal(draws(lambda s: s.predict(image, n=5, seed=0)) - image, reference)
+    for other_draws in (
+        draws(lambda s: s.predict(image, n=5, seed=1)) - image,
+        draws(lambda s: s.predict(other, n=5, seed=0)) - other,
+        draws(lambda s: s.certify(image, n0=5, n=5, seed=0))[:5] - image,
+        draws(lambda s: s.certify(image, n0=5, n=5, seed=0))[5:] - image,
+        draws(lambda s: s.predict(image, n=5)) - image,
+    ):
+        assert not torch.isclose(other_draws, reference).any()
+
+
+def test_counts_depend_neither_on_batch_size_nor_on_company(images):
+    denoiser = Denoiser(tiny_unet(), EDMEulerScheduler(), null_class=3)
+    levels = NoiseLevels.log_grid(0.8, 9.0, 3)
+
+    def counts(batch, batch_size):
+        base = NoisedDiffusionClassifier(denoiser, SIGMA, levels=levels, batch_size=batch_size)
+        certificates = SmoothedClassifier(base, SIGMA).certify(batch, n0=7, n=130, seed=11)
+        assert all(certificate.evaluations == 137 * (3 * 3 + 1) for certificate in certificates)
+        return [(certificate.selection_counts, certificate.counts) for certificate in certificates]
+
+    together = counts(images[:3], 64)
+    assert counts(images[:3], 13) == together
+    assert counts(images[1:2], 64) == together[1:2]
+    assert counts(images[[2, 0]], 50) == [together[2], together[0]]
+
+
+def test_the_certificate_says_how_it_was_made(images):
+    base = NoisedDiffusionClassifier(Denoiser(tiny_unet(), EDMEulerScheduler()), SIGMA)
+    (certificate,) = SmoothedClassifier(base, SIGMA).certify(images[:1], n0=1, n=1)
+    settings = certificate.base_classifier
+    assert (settings["method"], settings["null_source"]) == ("apndc", "class_mean")
+    assert NoiseLevels.from_dict(settings["levels"]) == base.levels
+    assert 0 <= certificate.seed < 2**63 and len(certificate.image_hash) == 32
+
+
+def test_progress_counts_every_draw(images):
+    seen = []
+    SmoothedClassifier(lambda x: x.flatten(1), SIGMA).certify(images, n0=3, n=205, on_draws=seen.append)
+    assert sum(seen) == 4 * 208
+
+
+def test_noise_streams_are_prefixes_and_reproducible():
+    assert derive_seeds((1, "a"), 5)[:2] == derive_seeds((1, "a"), 2)
+    assert len({seed for key in range(100) for seed in derive_seeds((key,), 10)}) == 1000
+    one = standard_normal((3, 2), 2**40 + 1, torch.float32, torch.device("cpu"))
+    two = standard_normal((3, 2), 1, torch.float32, torch.device("cpu"))
+    assert not torch.isclose(one, two).any(), "a seed must count with all its bits"
+
+
+@pytest.mark.parametrize("value", [math.nan, math.inf])
+def test_a_logit_that_is_not_finite_is_an_error(value):
+    smoothed = SmoothedClassifier(lambda x: torch.full((len(x), 2), value), SIGMA)
+    with pytest.raises(FloatingPointError, match="not finite"):
+        smoothed.certify(halfspace_image(0.3), n0=1, n=1)
+
+
+@pytest.mark.parametrize(
+    "arguments, match",
+    [
+        ({"n0": 0}, "`n0`"),
+        ({"n": 0}, "`n`"),
+        ({"n": 10.5}, "`n`"),
+        ({"alpha": 0.0}, "`alpha`"),
+        ({"alpha": 1.0}, "`alpha`"),
+        ({"alpha": math.nan}, "`alpha`"),
+        ({"seed": -1}, "`seed`"),
+        ({"seed": 2**63}, "`seed`"),
+        ({"images": torch.full((1, 1, 4, 4), 1.01)}, "`images`"),
+        ({"images": torch.full((1, 1, 4, 4), -0.01)}, "`images`"),
+        ({"images": torch.full((1, 1, 4, 4), math.nan)}, "`images`"),
+        ({"images": torch.zeros(1, 4, 4)}, "`images`"),
+    ],
+)
+def test_refuses_bad_input_before_any_work(arguments, match):
+    def never(images):
+        raise AssertionError("work was done")
+
+    with pytest.raises(ValueError, match=match):
+        SmoothedClassifier(never, SIGMA).certify(**{"images": halfspace_image(0.3), "n0": 1, "n": 1, **arguments})
+
+
+def test_refuses_types_and_sigma():
+    with pytest.raises(TypeError, match="floating-point"):
+        SmoothedClassifier(halfspace, SIGMA).predict(torch.zeros(1, 1, 4, 4, dtype=torch.uint8))
+    with pytest.raises(TypeError, match="callable"):
+        SmoothedClassifier("resnet", SIGMA)
+    for sigma in (0.0, -1.0, math.inf):
+        with pytest.raises(ValueError, match="`sigma`"):
+            SmoothedClassifier(halfspace, sigma)
