@@ -59,6 +59,7 @@ class Certificate:
             alpha: Probability with which the certificate may be wrong.
             **record: `seed`, `image_hash`, `evaluations`, `base_classifier`.
         """
+        sigma, alpha = float(sigma), float(alpha)
         n0, n = sum(selection_counts.values()), sum(counts.values())
         candidate = plurality(selection_counts)
         radius = certified_radius(clopper_pearson_lower(counts.get(candidate, 0), n, alpha), sigma)

@@ -114,6 +114,7 @@ class Denoiser(nn.Module):
         unconditional_unet: nn.Module | None = None,
     ):
         super().__init__()
+        self.scheduler = scheduler
         self.parametrisation = parametrisation(scheduler)
         self.num_classes = check_class_embedding(unet, num_classes, null_class)
         check_network("unet", unet)
@@ -187,8 +188,8 @@ class Denoiser(nn.Module):
             rows = self.unet.config.num_class_embeds or self.num_classes
             if class_labels.shape != x_sigma.shape[:1] or not (0 <= class_labels.min() and class_labels.max() < rows):
                 raise ValueError(
-                    f"`class_labels` is {class_labels.tolist()} for {len(x_sigma)} images; accepted is one label from 0 "
-                    f"to {rows - 1} for each."
+                    f"`class_labels` is {class_labels.tolist()} for {len(x_sigma)} images; accepted is one label from "
+                    f"0 to {rows - 1} for each."
                 )
         return self.denoise(x_sigma, sigma, class_labels)
 
@@ -214,8 +215,8 @@ class Denoiser(nn.Module):
 
 
 def check_network(name: str, network: nn.Module) -> None:
-    """Refuse a network whose weights are not finite, or whose output is not one value for each value of its input."""
-    weights = [weight for weight in network.parameters() if not weight.is_meta]  # meta: offloaded, not here to be read
+    """Refuse a network with weights that are not finite, or with an output of another shape than its input."""
+    weights = [weight for weight in network.parameters() if not weight.is_meta]  # meta: offloaded, not here to read
     if weights and not torch.stack([weight.isfinite().all() for weight in weights]).all():
         raise ValueError(f"`{name}` has weights that are NaN or infinite; accepted are finite weights.")
     if network.config.out_channels != network.config.in_channels:

@@ -34,7 +34,7 @@ DEFAULT_UNET = {
 }
 
 
-def parse_args():
+def parse_args(args=None):
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     add = parser.add_argument
     add("--dataset", required=True, help="Hub id or local folder of a data set with an image and a label column")
@@ -65,7 +65,7 @@ def parse_args():
     add("--output-dir", type=Path, required=True)
     add("--seed", type=int, default=0)
     add("--num-workers", type=int, default=0, help="processes that decode images")
-    return parser.parse_args()
+    return parser.parse_args(args)
 
 
 def column(features, wanted: str | None, kind: type, option: str) -> str:
@@ -96,10 +96,18 @@ def load_images(args):
     return dataset.with_transform(transform), names, size, len(mode)
 
 
-def make_scheduler(args):
-    if args.objective == "edm":
-        return EDMEulerScheduler(sigma_data=args.sigma_data)
-    return DDPMScheduler(prediction_type=args.prediction_type)
+def check_args(args):
+    """Refuse, before any work, what would fail after hours of it."""
+    checkpoints = args.output_dir / "checkpoints"
+    found = checkpoints.is_dir() and any(checkpoints.iterdir())
+    if args.resume and not found:
+        raise ValueError(f"--resume is given, but {checkpoints} holds no checkpoint.")
+    if found and not args.resume:
+        raise ValueError(
+            f"{checkpoints} holds checkpoints; give --resume to go on with them, or another --output-dir."
+        )
+    if not 0 <= args.label_dropout < 1:
+        raise ValueError(f"--label-dropout is {args.label_dropout}; accepted is a share from 0 to below 1.")
 
 
 def augment(images, args):
@@ -138,19 +146,6 @@ def denoising_loss(denoiser, scheduler, images, labels, args):
     return (weight.view(-1, 1, 1, 1) * error).mean()
 
 
-class Progress:
-    """The number of finished steps, saved and loaded with accelerate's checkpoints."""
-
-    def __init__(self):
-        self.step = 0
-
-    def state_dict(self):
-        return {"step": self.step}
-
-    def load_state_dict(self, state):
-        self.step = state["step"]
-
-
 def batches(accelerator, loader, start: int):
     """Endless batches, from the one that follows the first `start`."""
     epoch, skip = divmod(start, len(loader))
@@ -160,7 +155,29 @@ def batches(accelerator, loader, start: int):
         epoch, skip = epoch + 1, 0
 
 
+def build(args, num_classes: int, size: int, channels: int):
+    """The network, its scheduler and both as a denoiser."""
+    settings = DEFAULT_UNET
+    if args.unet_config:
+        text = args.unet_config
+        settings = json.loads(Path(text).read_text() if text.endswith(".json") else text)
+    null_class = num_classes if args.label_dropout > 0 else None
+    unet = UNet2DModel(
+        sample_size=size,
+        in_channels=channels,
+        out_channels=channels,
+        num_class_embeds=num_classes + (null_class is not None),
+        **settings,
+    )
+    if args.objective == "edm":
+        scheduler = EDMEulerScheduler(sigma_data=args.sigma_data)
+    else:
+        scheduler = DDPMScheduler(prediction_type=args.prediction_type)
+    return Denoiser(unet, scheduler, num_classes, null_class)
+
+
 def train(args):
+    check_args(args)
     accelerator = Accelerator(
         cpu=not torch.accelerator.is_available(),
         mixed_precision=args.mixed_precision,
@@ -169,20 +186,11 @@ def train(args):
     )
     set_seed(args.seed)
     dataset, names, size, channels = load_images(args)
-    num_classes, null_class = len(names), len(names) if args.label_dropout > 0 else None
-    settings = DEFAULT_UNET
-    if args.unet_config:
-        text = args.unet_config
-        settings = json.loads(Path(text).read_text() if text.endswith(".json") else text)
-    unet = UNet2DModel(
-        sample_size=size,
-        in_channels=channels,
-        out_channels=channels,
-        num_class_embeds=num_classes + (null_class is not None),
-        **settings,
-    )
-    scheduler = make_scheduler(args)
-    denoiser = Denoiser(unet, scheduler, num_classes, null_class)
+    if len(dataset) < args.batch_size * accelerator.num_processes:
+        most = len(dataset) // accelerator.num_processes
+        raise ValueError(f"--batch-size is {args.batch_size}; accepted for {len(dataset)} images is at most {most}.")
+    denoiser = build(args, len(names), size, channels)
+    unet, scheduler, null_class = denoiser.unet, denoiser.scheduler, denoiser.null_class
     ema = EMAModel(unet.parameters(), decay=args.ema_decay, use_ema_warmup=True, power=3 / 4)
     optimizer = torch.optim.AdamW(unet.parameters(), lr=args.learning_rate, weight_decay=args.weight_decay)
     schedule = get_scheduler(
@@ -196,32 +204,29 @@ def train(args):
     )
     denoiser, optimizer, schedule, loader = accelerator.prepare(denoiser, optimizer, schedule, loader)
     ema.to(accelerator.device)
-    progress = Progress()
-    accelerator.register_for_checkpointing(ema, progress)
+    accelerator.register_for_checkpointing(ema)
     if args.resume:
         accelerator.load_state()
-        accelerator.project_configuration.iteration = progress.step // args.checkpointing_steps
+        accelerator.project_configuration.iteration = ema.optimization_step // args.checkpointing_steps
 
-    set_seed(args.seed + 1 + progress.step, device_specific=True)  # noise differs between processes and after a resume
-    bar = tqdm(total=args.max_train_steps, initial=progress.step, disable=not accelerator.is_main_process)
-    data = batches(accelerator, loader, progress.step)
-    while progress.step < args.max_train_steps:
+    start = ema.optimization_step
+    set_seed(args.seed + 1 + start, device_specific=True)  # noise differs between processes and after a resume
+    data = batches(accelerator, loader, start)
+    bar = tqdm(range(start, args.max_train_steps), disable=not accelerator.is_main_process)
+    for step in bar:
         batch = next(data)
         images, labels = augment(batch["images"], args) * 2 - 1, batch["labels"]
         dropped = torch.rand(len(labels), device=labels.device) < args.label_dropout
-        loss = denoising_loss(denoiser, scheduler, images, labels.masked_fill(dropped, num_classes), args)
+        loss = denoising_loss(denoiser, scheduler, images, labels.masked_fill(dropped, len(names)), args)
         accelerator.backward(loss)
         accelerator.clip_grad_norm_(unet.parameters(), 1.0)
         optimizer.step()
         schedule.step()
         optimizer.zero_grad()
         ema.step(unet.parameters())
-        progress.step += 1
-        bar.update()
         bar.set_postfix(loss=f"{loss.item():.4f}", lr=f"{schedule.get_last_lr()[0]:.1e}", refresh=False)
-        if progress.step % args.checkpointing_steps == 0:
+        if (step + 1) % args.checkpointing_steps == 0:
             accelerator.save_state()
-    bar.close()
     accelerator.wait_for_everyone()
     if accelerator.is_main_process:
         ema.copy_to(unet.parameters())

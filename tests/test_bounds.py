@@ -7,7 +7,7 @@ from diffusers_ndc.bounds import certified_radius, clopper_pearson_lower, majori
 
 @pytest.mark.parametrize("p", [0.05, 0.5, 0.9, 0.999])
 @pytest.mark.parametrize("n", [1, 20, 500])
-@pytest.mark.parametrize("alpha", [0.2, 0.01])
+@pytest.mark.parametrize("alpha", [0.2, 0.01, 1e-9])
 def test_clopper_pearson_covers_at_its_rate(p, n, alpha):
     """The exact chance that the bound exceeds p, over all counts, is at most alpha, and simulated counts agree."""
     counts = np.arange(n + 1)

@@ -10,7 +10,7 @@ from diffusers_ndc.likelihoods import LIKELIHOODS
 from diffusers_ndc.noise_levels import WEIGHTINGS, edm_lambda, log_normal_density
 
 
-# Grids, added noise and weights of the NDC authors' own program, for tau = 2 * 0.25 and 2 * 0.5 and for 17 and 33 points.
+# Grids, added noise and weights of the NDC authors' own program, for tau = 0.5 and 1 and for 17 and 33 points.
 REFERENCE = load_file(Path(__file__).parent / "fixtures" / "reference_levels.safetensors")
 RUNS = [(sigma, points) for sigma in (0.25, 0.5) for points in (17, 33)]
 

@@ -136,11 +136,16 @@ def test_offload_order_names_every_network(pipe):
     assert {"unet", "unconditional_unet"} == {name for name, value in pipe.components.items() if name != "scheduler"}
 
 
-@pytest.mark.skipif(not torch.accelerator.is_available(), reason="needs an accelerator")
 def test_cpu_offload(pipe, images):
+    """The base class's hooks, on the accelerator where there is one, else from CPU to CPU."""
+    pipe.register_modules(unconditional_unet=tiny_unet(num_class_embeds=None))
     expected = pipe(images, sigma=0.25, seed=0).logits
-    pipe.enable_model_cpu_offload()
-    assert pipe(images, sigma=0.25, seed=0).logits.shape == expected.shape
+    device = torch.accelerator.current_accelerator() if torch.accelerator.is_available() else torch.device("cpu")
+    pipe.enable_model_cpu_offload(device=device)
+    out = pipe(images, sigma=0.25, seed=0)
+    assert hasattr(pipe.unet, "_hf_hook") and pipe.unet.device.type == "cpu"
+    if device.type == "cpu":
+        torch.testing.assert_close(out.logits, expected)
     assert pipe.certify(images[0], n0=2, n=10).verify()
 
 

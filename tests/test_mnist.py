@@ -1,0 +1,60 @@
+"""The embedded model and the real test digits beside it."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from datasets import load_dataset
+
+from diffusers_ndc import NoisedDiffusionClassifierPipeline
+
+
+MODEL = Path(__file__).parents[1] / "examples" / "mnist"
+
+
+@pytest.fixture(scope="module")
+def pipe():
+    pipe = NoisedDiffusionClassifierPipeline.from_pretrained(MODEL)
+    pipe.set_progress_bar_config(disable=True)
+    return pipe
+
+
+@pytest.fixture(scope="module")
+def digits():
+    return load_dataset(str(MODEL / "data"), split="test")
+
+
+def test_the_test_digits_are_a_thousand_of_ten_classes(digits):
+    assert np.bincount(digits["label"]).tolist() == [100] * 10
+    assert digits.features["label"].names == [str(digit) for digit in range(10)]
+    assert digits[0]["image"].size == (28, 28) and digits[0]["image"].mode == "L"
+
+
+def test_model_is_small_and_knows_its_classes(pipe):
+    weights = MODEL / "unet" / "diffusion_pytorch_model.safetensors"
+    assert weights.stat().st_size < 3_000_000
+    assert pipe.config.id2label == {digit: str(digit) for digit in range(10)}
+    assert pipe.denoiser.null_source == "null_class"
+
+
+def test_classifies_clean_and_noisy_digits(pipe, digits):
+    images, labels = list(digits["image"][:60]), np.array(digits["label"][:60])
+    assert (np.array(pipe(images, seed=0).labels) == labels).mean() >= 0.9
+    clean = torch.from_numpy(np.stack(images) / np.float32(255))[:, None]
+    noisy = clean + 0.25 * torch.randn(clean.shape, generator=torch.Generator().manual_seed(0))
+    assert (np.array(pipe(noisy, sigma=0.25, seed=0).labels) == labels).mean() >= 0.85
+
+
+def test_certifies_digits(pipe, digits):
+    images, labels = list(digits["image"][:3]), digits["label"][:3]
+    certificates = pipe.certify(images, sigma=0.25, n0=10, n=60, alpha=0.001, seed=0)
+    assert [certificate.label for certificate in certificates] == labels
+    assert all(certificate.radius > 0.1 and certificate.verify() for certificate in certificates)
+
+
+def test_method_and_smoothing_noise_of_other_kinds(pipe, digits):
+    image, label = digits[0]["image"], digits[0]["label"]
+    for method, sigma in (("epndc", 0.25), ("apndc-clean", 0.25), ("apndc", 0.5)):
+        certificate = pipe.certify(image, sigma=sigma, method=method, n0=5, n=20, alpha=0.01, seed=0)
+        assert certificate.label == label and certificate.base_classifier["method"] == method
