@@ -109,7 +109,7 @@ class NoisedDiffusionClassifier(nn.Module):
 
     @property
     def settings(self) -> dict:
-        """What defines this classifier besides the network's weights, as plain values."""
+        """What defines this classifier besides the network's weights, as plain values; `levels` in model units."""
         return {
             "method": self.likelihood.name,
             "levels": self.levels.to_dict(),

@@ -73,8 +73,7 @@ class NoisedDiffusionClassifierPipeline(DiffusionPipeline):
         levels: dict | None = None,
     ):
         super().__init__()
-        if id2label is not None:
-            id2label = {int(label): str(name) for label, name in id2label.items()}
+        id2label = None if id2label is None else with_integer_labels(id2label)
         denoiser = Denoiser(unet, scheduler, id2label and len(id2label), null_class, unconditional_unet)
         if id2label is not None and sorted(id2label) != list(range(denoiser.num_classes)):
             raise ValueError(
@@ -263,12 +262,20 @@ class NoisedDiffusionClassifierPipeline(DiffusionPipeline):
         Path(save_directory, "pipeline.py").write_text(PIPELINE_FILE)
 
     @classmethod
-    def _dict_from_json_file(cls, json_file):
+    def _dict_from_json_file(cls, *args, **kwargs):
         # For the named class the repository's own `pipeline.py` is not remote code to be trusted: it is this class.
-        config = super()._dict_from_json_file(json_file)
+        config = super()._dict_from_json_file(*args, **kwargs)
         if isinstance(config.get("_class_name"), list):
             config["_class_name"] = config["_class_name"][-1]
         return config
+
+
+def with_integer_labels(id2label: dict) -> dict[int, str]:
+    """`id2label` with the whole numbers back that JSON made strings of."""
+    try:
+        return {int(label): str(name) for label, name in id2label.items()}
+    except (AttributeError, TypeError, ValueError):
+        raise ValueError(f"`id2label` is {id2label!r}; accepted is a dictionary of class index to name.") from None
 
 
 def levels_key(sigma: float) -> str:

@@ -78,6 +78,14 @@ def test_own_folder_round_trip(pipe, images, tmp_path):
     assert torch.equal(read(images, sigma=0.25, seed=0).logits, pipe(images, sigma=0.25, seed=0).logits)
 
 
+@pytest.mark.parametrize("arguments", [{"variant": "fp16"}, {"max_shard_size": "20KB"}])
+def test_saved_variants_and_shards_load(pipe, images, tmp_path, arguments):
+    pipe.save_pretrained(tmp_path, **arguments)
+    variant = {"variant": arguments["variant"]} if "variant" in arguments else {}
+    read = NoisedDiffusionClassifierPipeline.from_pretrained(tmp_path, **variant)
+    assert torch.equal(read(images, seed=0).logits, pipe(images, seed=0).logits)
+
+
 @pytest.mark.parametrize("scheduler", [DDPMScheduler(), DDIMScheduler(prediction_type="v_prediction")])
 def test_ddpm_pipeline_folders_load_as_they_are(scheduler, unet, images, tmp_path):
     DDPMPipeline(unet, scheduler).save_pretrained(tmp_path)
@@ -156,6 +164,8 @@ def test_cpu_offload(pipe, images):
         ({"scheduler": FlowMatchEulerDiscreteScheduler()}, "no known noise level"),
         ({"id2label": {0: "a", 1: "b"}}, "`id2label`"),
         ({"id2label": {0: "a", 1: "b", 3: "c"}}, "`id2label`"),
+        ({"id2label": {"a": 0, "b": 1, "c": 2}}, "`id2label`"),
+        ({"id2label": ["a", "b", "c"]}, "`id2label`"),
         ({"id2label": {0: "a", 1: "b", 2: "c", 3: "d"}}, "`id2label`"),
         ({"null_class": 7}, "`null_class`"),
         ({"levels": {"0.25": {"sigmas": [1.0], "weights": [-1.0]}}}, "`weights`"),
