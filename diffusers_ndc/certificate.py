@@ -3,7 +3,7 @@
 import math
 from dataclasses import asdict, dataclass, field, fields
 
-from .bounds import certified_radius, check_alpha, clopper_pearson_lower
+from .bounds import BOUNDS, certified_radius, check_alpha
 
 
 @dataclass(frozen=True)
@@ -25,7 +25,8 @@ class Certificate:
         n: Number of further draws that the bound rests on.
         selection_counts: Votes of each class among the `n0` draws; classes without a vote are left out.
         counts: Votes of each class among the `n` draws, likewise.
-        bound: Name of the bound on the candidate's probability.
+        bound: Name of the bound on the candidate's probability: `clopper-pearson`, for an `n` fixed beforehand, or
+            `mixture`, for draws that were watched and stopped.
         seed: Seed of all draws.
         image_hash: Content hash of the image, which enters the seeds of its draws.
         evaluations: Network evaluations spent.
@@ -48,23 +49,30 @@ class Certificate:
 
     @classmethod
     def from_counts(
-        cls, selection_counts: dict[int, int], counts: dict[int, int], sigma: float, alpha: float, **record
+        cls,
+        selection_counts: dict[int, int],
+        counts: dict[int, int],
+        sigma: float,
+        alpha: float,
+        bound: str = "clopper-pearson",
+        **record,
     ) -> "Certificate":
-        """The certificate that these votes give: candidate by plurality of the selection, radius by Clopper-Pearson.
+        """The certificate that these votes give: candidate by plurality of the selection, radius by the bound.
 
         Args:
             selection_counts: Votes of each class among the selection draws.
             counts: Votes of each class among the fresh estimation draws.
             sigma: Standard deviation of the smoothing noise, pixel units.
             alpha: Probability with which the certificate may be wrong.
+            bound: Name of the lower bound on the candidate's probability, one of `BOUNDS`.
             **record: `seed`, `image_hash`, `evaluations`, `base_classifier`.
         """
         sigma, alpha = float(sigma), float(alpha)
         n0, n = sum(selection_counts.values()), sum(counts.values())
         candidate = plurality(selection_counts)
-        radius = certified_radius(clopper_pearson_lower(counts.get(candidate, 0), n, alpha), sigma)
+        radius = certified_radius(BOUNDS[bound](counts.get(candidate, 0), n, alpha), sigma)
         label, radius = (None, 0.0) if radius is None else (candidate, radius)
-        return cls(label, radius, sigma, alpha, n0, n, selection_counts, counts, **record)
+        return cls(label, radius, sigma, alpha, n0, n, selection_counts, counts, bound, **record)
 
     @property
     def abstained(self) -> bool:
@@ -79,7 +87,7 @@ class Certificate:
     @property
     def p_lower(self) -> float:
         """Lower bound on the candidate's probability, recomputed from the counts."""
-        return clopper_pearson_lower(self.counts.get(self.candidate, 0), self.n, self.alpha)
+        return BOUNDS[self.bound](self.counts.get(self.candidate, 0), self.n, self.alpha)
 
     def verify(self) -> bool:
         """Whether label and radius follow from the counts, and the counts are those of `n0` and `n` draws."""
@@ -87,7 +95,7 @@ class Certificate:
             check_alpha(self.alpha)
             votes = [*self.selection_counts.values(), *self.counts.values()]
             if (
-                self.bound != "clopper-pearson"
+                self.bound not in BOUNDS
                 or not 0 < self.sigma < math.inf
                 or any(type(value) is not int or value < 0 for value in [*votes, self.n0, self.n])
                 or any(type(label) is not int or label < 0 for label in [*self.selection_counts, *self.counts])
@@ -95,7 +103,7 @@ class Certificate:
                 or sum(self.counts.values()) != self.n
             ):
                 return False
-            expected = Certificate.from_counts(self.selection_counts, self.counts, self.sigma, self.alpha)
+            expected = Certificate.from_counts(self.selection_counts, self.counts, self.sigma, self.alpha, self.bound)
             return self.label == expected.label and math.isclose(self.radius, expected.radius, rel_tol=1e-9)
         except (TypeError, ValueError, AttributeError):
             return False

@@ -48,6 +48,18 @@ def test_certify_and_predict_one_image_or_many(pipe, images):
     assert pipe.predict(images[0], n=10, levels=levels, seed=1) == pipe.predict(images, n=10, levels=levels, seed=1)[0]
 
 
+def test_certificates_that_stop_or_grow(pipe, images):
+    settings = {"n0": 5, "n": 60, "levels": NoiseLevels.log_grid(0.8, 9.0, 2), "seed": 1}
+    stopped = pipe.certify(images[0], radii=(10.0,), **settings)
+    assert stopped.verify() and stopped.bound == "mixture" and stopped.n <= 60
+    grown = list(pipe.certify_iter(images[0], **settings))
+    assert [certificate.n for certificate in grown] == [20, 40, 60]
+    assert all(certificate.verify() for certificate in grown)
+    assert grown[-1].counts == pipe.certify(images[0], **settings).counts
+    with pytest.raises(ValueError, match="single image"):
+        pipe.certify_iter(images)
+
+
 def test_module_shares_the_networks_and_follows_them(pipe, images):
     module = pipe.classifier(sigma=0.25, seed=1)
     assert isinstance(module, torch.nn.Module) and module.denoiser.unet is pipe.unet
@@ -205,6 +217,8 @@ def test_refuses_a_folder_without_classes(tmp_path):
         (lambda p, x: p.certify(x, n0=0), ValueError, "`n0`"),
         (lambda p, x: p.certify(x, n=-5), ValueError, "`n`"),
         (lambda p, x: p.certify(x, batch_size=0), ValueError, "`batch_size`"),
+        (lambda p, x: p.certify(x, radii=(-0.5,)), ValueError, "`radii`"),
+        (lambda p, x: p.certify_iter(x[0], n=0), ValueError, "`n`"),
         (lambda p, x: p.predict(x, n=0), ValueError, "`n`"),
     ],
 )

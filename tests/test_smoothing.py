@@ -46,6 +46,39 @@ def test_certificates_are_wrong_at_most_at_their_rate():
     assert wrong > 0, "alpha = 0.1 should show some error"
 
 
+def test_watched_certificates_are_all_true_at_once():
+    """Coverage by simulation, looking after every step and keeping the largest radius ever seen."""
+    smoothed, alpha, runs = SmoothedClassifier(halfspace, SIGMA), 0.1, 300
+    wrong = 0
+    for seed in range(runs):
+        watched = list(smoothed.certify_iter(halfspace_image(0.2)[0], n0=5, n=400, alpha=alpha, seed=seed))
+        assert [certificate.n for certificate in watched] == list(range(20, 401, 20))
+        wrong += any(certificate.label == 0 or certificate.radius > 0.2 for certificate in watched)
+    assert wrong <= stats.binom.ppf(1 - 1e-4, runs, alpha)
+
+
+def test_radii_stop_the_draws_once_each_is_proved_or_ruled_out():
+    smoothed, far, near = SmoothedClassifier(halfspace, SIGMA), halfspace_image(1.0), halfspace_image(0.2)
+    (proved,) = smoothed.certify(far, n0=10, n=10_000, radii=[0.25], seed=0)
+    assert proved.radius >= 0.25 and proved.n == 60 and proved.bound == "mixture" and proved.verify()
+    (ruled_out,) = smoothed.certify(near, n0=10, n=10_000, radii=[0.5], seed=0)
+    assert ruled_out.radius < 0.2 and ruled_out.n < 500 and ruled_out.verify()
+    (label,) = smoothed.certify(near, n0=10, n=10_000, radii=[0.0, 0.5], seed=0)
+    assert label.label == 1 and 0 < label.radius < 0.2
+    (both,) = smoothed.certify(near, n0=10, n=10_000, radii=[0.1, 0.5], seed=0)
+    assert 0.1 <= both.radius < 0.2
+    (undecided,) = smoothed.certify(near, n0=10, n=1_000, radii=[0.199], seed=0)
+    assert undecided.evaluations == 1_010 and undecided.radius < 0.199
+
+
+def test_watching_changes_nothing_about_the_draws():
+    smoothed, image = SmoothedClassifier(halfspace, SIGMA), halfspace_image(0.2)
+    (fixed,) = smoothed.certify(image, n0=20, n=130, seed=5)
+    *_, last = smoothed.certify_iter(image[0], n0=20, n=130, seed=5)
+    assert (last.selection_counts, last.counts, last.n) == (fixed.selection_counts, fixed.counts, 130)
+    assert last.radius < fixed.radius
+
+
 def test_abstains_on_the_boundary():
     smoothed = SmoothedClassifier(halfspace, SIGMA)
     (certificate,) = smoothed.certify(halfspace_image(0.0), n0=10, n=100, seed=0)
@@ -165,6 +198,9 @@ def test_a_logit_that_is_not_finite_is_an_error(value):
         ({"alpha": math.nan}, "`alpha`"),
         ({"seed": -1}, "`seed`"),
         ({"seed": 2**63}, "`seed`"),
+        ({"radii": []}, "`radii`"),
+        ({"radii": [0.25, -0.5]}, "`radii`"),
+        ({"radii": [math.inf]}, "`radii`"),
         ({"images": torch.full((1, 1, 4, 4), 1.01)}, "`images`"),
         ({"images": torch.full((1, 1, 4, 4), -0.01)}, "`images`"),
         ({"images": torch.full((1, 1, 4, 4), math.nan)}, "`images`"),
