@@ -177,9 +177,8 @@ class SmoothedClassifier:
             best = latest if best is None or latest.radius > best.radius else best
             others = latest.n - latest.counts.get(latest.candidate, 0)
             largest = certified_radius(1 - mixture_lower(others, latest.n, alpha), self.sigma)
-            proved = [radius for radius in radii if not best.abstained and radius <= best.radius]
-            ruled_out = [radius for radius in radii if largest is None or radius > largest]
-            if len(proved) + len(ruled_out) == len(radii):
+            proved = -1.0 if best.abstained else best.radius
+            if largest is None or all(radius <= proved or radius > largest for radius in radii):
                 break
         return replace(best, evaluations=latest.evaluations)
 
