@@ -134,15 +134,7 @@ class NoisedDiffusionClassifier(nn.Module):
             ValueError: The network cannot take images of this shape, or there are not N `seeds`.
             FloatingPointError: A loss is not finite (NaN in the images, or an overflow in half precision).
         """
-        self.denoiser.check_images(images)
-        images = images.to(torch.promote_types(images.dtype, torch.float32))
-        if seeds is None:
-            seeds = derive_seeds((fresh_seed(),), len(images)) if self.randomized else [self.seed] * len(images)
-        if len(seeds) != len(images):
-            raise ValueError(f"`seeds` has {len(seeds)} values for {len(images)} images; accepted is one for each.")
-        x_tau, tau = model_images(images), model_sigma(self.sigma)
-        x0_hat = self._one_step_denoised(x_tau, tau) if self.likelihood.uses_denoised else None
-        errors = self._squared_errors(x_tau, x0_hat, tau, seeds)
+        errors = self.squared_errors(images, seeds)
         logits = -torch.einsum("ntk,t->nk", errors, errors.new_tensor(self.levels.weights))
         if not logits.isfinite().all():
             raise FloatingPointError(
@@ -151,16 +143,21 @@ class NoisedDiffusionClassifier(nn.Module):
             )
         return logits
 
-    def _one_step_denoised(self, x_tau: torch.Tensor, tau: float) -> torch.Tensor:
-        return torch.cat([self.denoiser.denoise(part, tau) for part in x_tau.split(self.batch_size)])
+    def squared_errors(self, images: torch.Tensor, seeds: Sequence[int] | None = None) -> torch.Tensor:
+        """`||h(x_i, sigma_i, y) - target_i||^2`, shape (images, levels, classes): what the logits weigh and sum.
 
-    def _squared_errors(self, x_tau, x0_hat, tau: float, seeds: Sequence[int]) -> torch.Tensor:
-        """`||h(x_i, sigma_i, y) - target_i||^2` of shape (images, levels, classes).
-
-        The triples are numbered with the class running fastest and cut into batches, so that only a pass's last batch
-        is not full. The noise of an (image, level) pair comes from a seed of its own: a pair that two batches share is
-        drawn twice, alike.
+        Arguments and errors are those of `forward`. The triples are numbered with the class running fastest and cut
+        into batches, so that only a pass's last batch is not full. The noise of an (image, level) pair comes from a
+        seed of its own: a pair that two batches share is drawn twice, alike.
         """
+        self.denoiser.check_images(images)
+        images = images.to(torch.promote_types(images.dtype, torch.float32))
+        if seeds is None:
+            seeds = derive_seeds((fresh_seed(),), len(images)) if self.randomized else [self.seed] * len(images)
+        if len(seeds) != len(images):
+            raise ValueError(f"`seeds` has {len(seeds)} values for {len(images)} images; accepted is one for each.")
+        x_tau, tau = model_images(images), model_sigma(self.sigma)
+        x0_hat = self._one_step_denoised(x_tau, tau) if self.likelihood.uses_denoised else None
         num_levels, num_classes = len(self.levels), self.num_classes
         total = len(x_tau) * num_levels * num_classes
         pair_seeds = [seed for image_seed in seeds for seed in derive_seeds((image_seed,), num_levels)]
@@ -179,3 +176,6 @@ class NoisedDiffusionClassifier(nn.Module):
             x0 = self.denoiser.denoise(x_i[row], sigma[row], triples % num_classes)
             errors.append((x0 - target[row]).square().flatten(1).sum(1))
         return torch.cat(errors).view(len(x_tau), num_levels, num_classes)
+
+    def _one_step_denoised(self, x_tau: torch.Tensor, tau: float) -> torch.Tensor:
+        return torch.cat([self.denoiser.denoise(part, tau) for part in x_tau.split(self.batch_size)])

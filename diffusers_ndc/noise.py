@@ -40,6 +40,16 @@ def fresh_seed(generator: torch.Generator | None = None) -> int:
     return torch.randint(2**63 - 1, (), generator=generator, device=generator.device).item()
 
 
+def resolve_seed(generator: torch.Generator | None, seed: int | None) -> int:
+    """One seed from a generator, a given seed, or the operating system's entropy."""
+    if generator is not None and seed is not None:
+        raise ValueError(f"`generator` and `seed` ({seed}) are both given; accepted is one of them.")
+    if generator is not None and not isinstance(generator, torch.Generator):
+        raise TypeError(f"`generator` is a {type(generator).__name__}; accepted is a torch.Generator or None.")
+    check_seed(seed)
+    return fresh_seed(generator) if seed is None else seed
+
+
 def derive_seeds(key: tuple[int | str, ...], count: int) -> list[int]:
     """`count` seeds of 63 bits from a key; fewer of them are a prefix of more, unequal keys give unrelated ones."""
     digest = hashlib.shake_256(repr(key).encode()).digest(8 * count)

@@ -10,11 +10,13 @@ from diffusers import DiffusionPipeline, UNet2DModel
 from diffusers.schedulers import SchedulerMixin
 from diffusers.utils import BaseOutput
 
+from .calibration import calibrate_levels, check_levels, levels_key
 from .certificate import Certificate
-from .classifier import NoisedDiffusionClassifier
+from .classifier import NoisedDiffusionClassifier, default_levels
 from .denoiser import Denoiser
 from .images import to_pixel_batch
-from .noise import check_noisy_range, check_seed, check_sigma, derive_seeds, fresh_seed
+from .likelihoods import get_likelihood
+from .noise import check_noisy_range, check_seed, check_sigma, derive_seeds, resolve_seed
 from .noise_levels import NoiseLevels
 from .smoothing import Prediction, SmoothedClassifier, content_hash
 
@@ -53,8 +55,8 @@ class NoisedDiffusionClassifierPipeline(DiffusionPipeline):
             or, without one, the mean over the classes.
         id2label: Names of the classes by index. Default: their numbers.
         null_class: Index of the embedding row for "no class", which must be the last; `None` if there is none.
-        levels: Noise levels by smoothing sigma: `{"0.25": NoiseLevels(...).to_dict(), ...}`. Other sigmas take
-            `default_levels`.
+        levels: Noise levels by smoothing sigma and method, as `calibrate` adds them:
+            `{"0.25": {"apndc": NoiseLevels(...).to_dict()}, ...}`. Others take `default_levels`.
 
     Raises:
         ValueError: The network has no classes, the scheduler no known noise level, or `id2label` not one name per
@@ -116,10 +118,54 @@ class NoisedDiffusionClassifierPipeline(DiffusionPipeline):
             TypeError, ValueError: An argument is not as described, or beyond what the model was trained for.
         """
         check_sigma(sigma)
-        saved = (self.config.levels or {}).get(levels_key(sigma))
+        method = get_likelihood(method, sigma).name
+        saved = (self.config.levels or {}).get(levels_key(sigma), {}).get(method)
         if levels is None and saved is not None:
             levels = NoiseLevels.from_dict(saved)
         return NoisedDiffusionClassifier(self.denoiser, sigma, method, levels, batch_size, seed)
+
+    def calibrate(
+        self,
+        images,
+        labels: Sequence[int],
+        sigma: float = 0.25,
+        num_levels: int = 6,
+        method: str | None = None,
+        candidates: NoiseLevels | None = None,
+        batch_size: int = 64,
+        seed: int = 0,
+    ) -> NoiseLevels:
+        """Choose a few noise levels and their weights on labelled images, and keep them with the model.
+
+        From then on they are the default for this sigma and method, and `save_pretrained` saves them. Fewer levels
+        make every later answer cheaper in proportion. The images must not be ones that are certified or tested
+        afterwards, if accuracies are to mean anything; the certificates stay sound whatever is chosen.
+
+        Args:
+            images: Clean labelled images, a few hundred at least, as for a call of the pipeline.
+            labels: Their class indices.
+            sigma: Smoothing noise that the levels are for, pixel units; 0 for clean images.
+            num_levels: How many levels to keep at most.
+            method: Method that the levels are for. Default: `dc` for clean images, else `apndc`.
+            candidates: Levels to choose from; their weights are not used. Default: `default_levels`.
+            batch_size: (image, class, level) triples per network evaluation.
+            seed: Seed of the noise.
+
+        Raises:
+            TypeError, ValueError: An argument is not as described, or beyond what the model was trained for.
+        """
+        candidates = default_levels(sigma, self.denoiser) if candidates is None else candidates
+        classifier = self.classifier(sigma, method, candidates, batch_size)
+        batch, _ = self._preprocess(images, classifier)
+        check_noisy_range(batch, sigma=0)
+        check_seed(seed)
+        with self.progress_bar(total=len(batch)) as bar:
+            chosen = calibrate_levels(classifier, batch, labels, num_levels, seed, bar.update)
+        self.maybe_free_model_hooks()
+        table = {key: dict(methods) for key, methods in (self.config.levels or {}).items()}
+        table.setdefault(levels_key(sigma), {})[classifier.likelihood.name] = chosen.to_dict()
+        self.register_to_config(levels=table)
+        return chosen
 
     @torch.no_grad()
     def __call__(
@@ -293,6 +339,7 @@ class NoisedDiffusionClassifierPipeline(DiffusionPipeline):
         index = Path(save_directory, self.config_name)
         config = json.loads(index.read_text())
         config["_class_name"] = ["pipeline", type(self).__name__]
+        config.pop("_name_or_path", None)  # the place that it was loaded from means nothing to others
         index.write_text(json.dumps(config, indent=2, sort_keys=True) + "\n")
         Path(save_directory, "pipeline.py").write_text(PIPELINE_FILE)
 
@@ -311,30 +358,3 @@ def with_integer_labels(id2label: dict) -> dict[int, str]:
         return {int(label): str(name) for label, name in id2label.items()}
     except (AttributeError, TypeError, ValueError):
         raise ValueError(f"`id2label` is {id2label!r}; accepted is a dictionary of class index to name.") from None
-
-
-def levels_key(sigma: float) -> str:
-    """The name under which the noise levels for a smoothing sigma (pixel units) stand in the configuration."""
-    return f"{sigma:g}"
-
-
-def check_levels(levels: dict[str, dict]) -> None:
-    """Refuse a table of noise levels that could not be used when its sigma is asked for."""
-    for key, values in levels.items():
-        try:
-            canonical = levels_key(float(key))
-        except (TypeError, ValueError):
-            canonical = None
-        if key != canonical:
-            raise ValueError(f"`levels` has the key {key!r}; accepted are sigmas in pixel units, such as '0.25'.")
-        NoiseLevels.from_dict(values)
-
-
-def resolve_seed(generator: torch.Generator | None, seed: int | None) -> int:
-    """One seed from a generator, a given seed, or the operating system's entropy."""
-    if generator is not None and seed is not None:
-        raise ValueError(f"`generator` and `seed` ({seed}) are both given; accepted is one of them.")
-    if generator is not None and not isinstance(generator, torch.Generator):
-        raise TypeError(f"`generator` is a {type(generator).__name__}; accepted is a torch.Generator or None.")
-    check_seed(seed)
-    return fresh_seed(generator) if seed is None else seed

@@ -123,27 +123,21 @@ def augment(images, args):
     return F.grid_sample(images, grid, padding_mode="border", align_corners=False)
 
 
-def denoising_loss(denoiser, scheduler, images, labels, args):
-    """Either objective as a weighted error of the denoised image, averaged over a batch of noise levels.
+def draw_noise_levels(n: int, scheduler, device, args):
+    """Noise levels for n images, and the weight of the denoised image's error that makes up the objective.
 
     edm: log-normal sigma and `lambda(sigma)` (Karras et al. 2022, Table 1). ddpm: a uniform timestep, and the weight
         that
-    makes it the mean squared error of the network's own prediction (Ho et al. 2020, eq. 14).
+    gives the mean squared error of the network's own prediction (Ho et al. 2020, eq. 14).
     """
-    n = len(images)
     if args.objective == "edm":
-        sigma = torch.exp(args.p_mean + args.p_std * torch.randn(n, device=images.device))
-        weight = (sigma**2 + args.sigma_data**2) / (sigma * args.sigma_data) ** 2
-    else:
-        alphas = scheduler.alphas_cumprod.to(images.device)
-        alphas = alphas[torch.randint(len(alphas), (n,), device=images.device)]
-        sigma = ((1 - alphas) / alphas).sqrt()
-        weight = {"epsilon": sigma**-2, "v_prediction": 1 + sigma**-2, "sample": torch.ones_like(sigma)}[
-            args.prediction_type
-        ]
-    x_sigma = images + sigma.view(-1, 1, 1, 1) * torch.randn_like(images)
-    error = (denoiser(x_sigma, sigma, labels) - images) ** 2
-    return (weight.view(-1, 1, 1, 1) * error).mean()
+        sigma = torch.exp(args.p_mean + args.p_std * torch.randn(n, device=device))
+        return sigma, (sigma**2 + args.sigma_data**2) / (sigma * args.sigma_data) ** 2
+    steps = torch.randint(len(scheduler.alphas_cumprod), (n,))
+    alphas = scheduler.alphas_cumprod[steps].to(device)
+    sigma = ((1 - alphas) / alphas).sqrt()
+    weights = {"epsilon": sigma**-2, "v_prediction": 1 + sigma**-2, "sample": torch.ones_like(sigma)}
+    return sigma, weights[args.prediction_type]
 
 
 def batches(accelerator, loader, start: int):
@@ -174,6 +168,33 @@ def build(args, num_classes: int, size: int, channels: int):
     else:
         scheduler = DDPMScheduler(prediction_type=args.prediction_type)
     return Denoiser(unet, scheduler, num_classes, null_class)
+
+
+def run_steps(accelerator, denoiser, ema, optimizer, schedule, loader, num_classes: int, args):
+    """The steps that are left of `args.max_train_steps`, with checkpoints; `num_classes` is the label for "no
+    class"."""
+    scheduler, parameters = accelerator.unwrap_model(denoiser).scheduler, list(denoiser.parameters())
+    start = ema.optimization_step
+    set_seed(args.seed + 1 + start, device_specific=True)  # noise differs between processes and after a resume
+    data = batches(accelerator, loader, start)
+    bar = tqdm(range(start, args.max_train_steps), disable=not accelerator.is_main_process)
+    for step in bar:
+        batch = next(data)
+        images, labels = augment(batch["images"], args) * 2 - 1, batch["labels"]
+        dropped = torch.rand(len(labels), device=labels.device) < args.label_dropout
+        sigma, weight = draw_noise_levels(len(images), scheduler, images.device, args)
+        x_sigma = images + sigma.view(-1, 1, 1, 1) * torch.randn_like(images)
+        error = (denoiser(x_sigma, sigma, labels.masked_fill(dropped, num_classes)) - images) ** 2
+        loss = (weight.view(-1, 1, 1, 1) * error).mean()
+        accelerator.backward(loss)
+        accelerator.clip_grad_norm_(parameters, 1.0)
+        optimizer.step()
+        schedule.step()
+        optimizer.zero_grad()
+        ema.step(parameters)
+        bar.set_postfix(loss=f"{loss.item():.4f}", lr=f"{schedule.get_last_lr()[0]:.1e}", refresh=False)
+        if (step + 1) % args.checkpointing_steps == 0:
+            accelerator.save_state()
 
 
 def train(args):
@@ -209,24 +230,7 @@ def train(args):
         accelerator.load_state()
         accelerator.project_configuration.iteration = ema.optimization_step // args.checkpointing_steps
 
-    start = ema.optimization_step
-    set_seed(args.seed + 1 + start, device_specific=True)  # noise differs between processes and after a resume
-    data = batches(accelerator, loader, start)
-    bar = tqdm(range(start, args.max_train_steps), disable=not accelerator.is_main_process)
-    for step in bar:
-        batch = next(data)
-        images, labels = augment(batch["images"], args) * 2 - 1, batch["labels"]
-        dropped = torch.rand(len(labels), device=labels.device) < args.label_dropout
-        loss = denoising_loss(denoiser, scheduler, images, labels.masked_fill(dropped, len(names)), args)
-        accelerator.backward(loss)
-        accelerator.clip_grad_norm_(unet.parameters(), 1.0)
-        optimizer.step()
-        schedule.step()
-        optimizer.zero_grad()
-        ema.step(unet.parameters())
-        bar.set_postfix(loss=f"{loss.item():.4f}", lr=f"{schedule.get_last_lr()[0]:.1e}", refresh=False)
-        if (step + 1) % args.checkpointing_steps == 0:
-            accelerator.save_state()
+    run_steps(accelerator, denoiser, ema, optimizer, schedule, loader, len(names), args)
     accelerator.wait_for_everyone()
     if accelerator.is_main_process:
         ema.copy_to(unet.parameters())

@@ -78,7 +78,7 @@ def test_progress_bar(pipe, images, capfd):
 
 def test_own_folder_round_trip(pipe, images, tmp_path):
     levels = NoiseLevels.log_grid(0.7, 5.0, 3)
-    pipe.register_to_config(levels={"0.25": levels.to_dict()})
+    pipe.register_to_config(levels={"0.25": {"apndc": levels.to_dict()}})
     second = tiny_unet(num_class_embeds=None)
     pipe.register_modules(unconditional_unet=second)
     pipe.save_pretrained(tmp_path)
@@ -180,8 +180,9 @@ def test_cpu_offload(pipe, images):
         ({"id2label": ["a", "b", "c"]}, "`id2label`"),
         ({"id2label": {0: "a", 1: "b", 2: "c", 3: "d"}}, "`id2label`"),
         ({"null_class": 7}, "`null_class`"),
-        ({"levels": {"0.25": {"sigmas": [1.0], "weights": [-1.0]}}}, "`weights`"),
-        ({"levels": {"quarter": {"sigmas": [1.0], "weights": [1.0]}}}, "`levels`"),
+        ({"levels": {"0.25": {"apndc": {"sigmas": [1.0], "weights": [-1.0]}}}}, "`weights`"),
+        ({"levels": {"quarter": {"apndc": {"sigmas": [1.0], "weights": [1.0]}}}}, "`levels`"),
+        ({"levels": {"0.25": {"dc": {"sigmas": [1.0], "weights": [1.0]}}}}, "accepted is 0"),
     ],
 )
 def test_refuses_components_and_config(unet, arguments, match):

@@ -1,0 +1,141 @@
+"""A handful of noise levels and their weights, chosen on labelled images.
+
+What is chosen here is fixed before any image is certified: it is part of the base classifier's definition, and any
+choice, a bad one too, leaves every certificate sound. It only decides how often the classifier is right.
+"""
+
+import math
+
+import numpy as np
+import torch
+from scipy import optimize, special
+
+from .classifier import NoisedDiffusionClassifier
+from .likelihoods import get_likelihood
+from .noise import derive_seeds, standard_normal
+from .noise_levels import NoiseLevels
+
+
+GROUP = 32
+"""Images that are scored in one call and share the seed of their noise."""
+
+LEAST_GAIN = 1e-4
+"""Nats by which a further level must lower the mean loss."""
+
+
+def calibrate_levels(
+    classifier: NoisedDiffusionClassifier,
+    images: torch.Tensor,
+    labels: torch.Tensor,
+    num_levels: int,
+    seed: int = 0,
+    on_images=None,
+) -> NoiseLevels:
+    """The best `num_levels` of a classifier's levels, and weights for them, by greedy maximum likelihood.
+
+    Every image is scored once at every level, all classes and levels with common noise. Levels are then added one at a
+    time: the one with which `softmax(-sum_i w_i * error_i)`, its weights `w >= 0` fitted anew, gives the labels the
+    highest likelihood (a convex problem, `fit_weights`).
+
+    Args:
+        classifier: Its sigma, method and network are calibrated; its levels are the candidates.
+        images: Clean images, shape `(N, C, H, W)`, pixel units; the noise that the classifier expects is added here.
+        labels: Their classes, shape `(N,)`.
+        num_levels: How many levels to keep.
+        seed: Seed of the noise.
+        on_images: Called with the number of images after each group of them.
+
+    Raises:
+        ValueError: `labels` are not one for each image, within the model's classes and each class among them; there
+            are fewer candidates than `num_levels`; or the model tells the classes apart at none of them.
+    """
+    labels = check_labels(labels, len(images), classifier.num_classes)
+    if not 1 <= num_levels <= len(classifier.levels):
+        raise ValueError(
+            f"`num_levels` is {num_levels}; accepted is a whole number from 1 to {len(classifier.levels)}, the number "
+            "of candidates."
+        )
+    errors = []
+    for group, part in enumerate(images.split(GROUP)):
+        noise_seed, *own_seeds = derive_seeds((seed, "calibrate", group), 1 + len(part))
+        eps = standard_normal(tuple(part.shape), noise_seed, part.dtype, part.device)
+        with torch.no_grad():
+            errors.append(classifier.squared_errors(part + classifier.sigma * eps, own_seeds).cpu())
+        if on_images is not None:
+            on_images(len(part))
+    errors = torch.cat(errors).double().numpy()
+    chosen, weights = choose_levels(errors, labels, num_levels)
+    if not chosen:
+        raise ValueError("At no level of `candidates` does the model tell the classes of these `labels` apart.")
+    return NoiseLevels([classifier.levels.sigmas[i] for i in chosen], weights)
+
+
+def choose_levels(errors: np.ndarray, labels: np.ndarray, num_levels: int) -> tuple[list[int], np.ndarray]:
+    """Greedy choice of levels from errors of shape (images, levels, classes): their indices, and their weights.
+
+    Fewer than `num_levels` come back where no further level lowers the mean loss by at least `LEAST_GAIN`.
+    """
+    chosen, weights, loss = [], np.empty(0), math.log(errors.shape[2])
+    for _ in range(num_levels):
+        left = [level for level in range(errors.shape[1]) if level not in chosen]
+        fits = {level: fit_weights(errors[:, [*chosen, level]], labels) for level in left}
+        best = min(fits, key=lambda level: fits[level][1])
+        if fits[best][1] > loss - LEAST_GAIN:
+            break
+        chosen, (weights, loss) = [*chosen, best], fits[best]
+    kept = weights > 0
+    return [level for level, keep in zip(chosen, kept, strict=True) if keep], weights[kept]
+
+
+def fit_weights(errors: np.ndarray, labels: np.ndarray) -> tuple[np.ndarray, float]:
+    """Non-negative weights of multinomial logistic regression on minus the errors, and their mean loss in nats."""
+    rows = np.arange(len(labels))
+    margins = errors - errors[rows, :, labels][:, :, None]  # of each class over the true one, 0 for the latter
+    scale = np.abs(margins).mean(axis=(0, 2))
+    scale[scale == 0] = 1.0
+    margins = margins / scale[:, None]
+
+    def loss_and_gradient(weights):
+        logits = -np.einsum("ntk,t->nk", margins, weights)
+        log_sum = special.logsumexp(logits, axis=1)
+        gradient = -np.einsum("ntk,nk->t", margins, np.exp(logits - log_sum[:, None])) / len(labels)
+        return log_sum.mean(), gradient
+
+    start = np.full(errors.shape[1], 1 / errors.shape[1])
+    result = optimize.minimize(loss_and_gradient, start, jac=True, bounds=[(0, None)] * len(start), method="L-BFGS-B")
+    return result.x / scale, float(result.fun)
+
+
+def check_labels(labels, num_images: int, num_classes: int) -> np.ndarray:
+    """Labels as whole numbers, one for each image, within the model's classes and with each class among them."""
+    labels = np.asarray(labels)
+    if labels.shape != (num_images,) or labels.dtype.kind not in "iu":
+        raise ValueError(
+            f"`labels` has the shape {labels.shape} and type {labels.dtype}; accepted is one whole number for each "
+            f"of the {num_images} images."
+        )
+    if labels.min() < 0 or labels.max() >= num_classes:
+        raise ValueError(f"`labels` go from {labels.min()} to {labels.max()}; accepted are 0 to {num_classes - 1}.")
+    missing = sorted(set(range(num_classes)) - set(labels.tolist()))
+    if missing:
+        raise ValueError(f"`labels` has no image of the classes {missing}; accepted is at least one of each class.")
+    return labels
+
+
+def levels_key(sigma: float) -> str:
+    """The name under which the noise levels for a smoothing sigma (pixel units) stand in the configuration."""
+    return f"{sigma:g}"
+
+
+def check_levels(levels: dict[str, dict[str, dict]]) -> None:
+    """Refuse a table of noise levels that could not be used when its sigma is asked for."""
+    for key, values in levels.items():
+        try:
+            canonical = levels_key(float(key))
+        except (TypeError, ValueError):
+            canonical = None
+        if key != canonical:
+            raise ValueError(f"`levels` has the key {key!r}; accepted are sigmas in pixel units, such as '0.25'.")
+        for method in values:
+            get_likelihood(method, float(key))
+            NoiseLevels.from_dict(values[method])

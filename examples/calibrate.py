@@ -1,0 +1,56 @@
+"""Choose a few noise levels for a model on labelled images, and save them in the model's folder.
+
+    python examples/calibrate.py --model model --dataset digits --split train --limit 1000 --sigma 0 0.25 0.5
+
+Not on the images that the model is tested on afterwards.
+"""
+
+import argparse
+from pathlib import Path
+
+from datasets import ClassLabel, Image, load_dataset
+
+from diffusers_ndc import NoisedDiffusionClassifierPipeline, NoiseLevels
+
+
+def parse_args():
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    add = parser.add_argument
+    add("--model", type=Path, required=True, help="pipeline folder; its model_index.json is written anew")
+    add("--dataset", required=True, help="Hub id or local folder with one image and one label column")
+    add("--split", default="train")
+    add("--limit", type=int, default=1000, help="only the first so many images (default: 1000)")
+    add("--sigma", type=float, nargs="+", default=[0.25], help="smoothing noise, pixel units; 0 for clean images")
+    add("--method", choices=("dc", "epndc", "apndc", "apndc-clean"), help="default: dc for sigma 0, else apndc")
+    add("--num-levels", type=int, default=6, help="levels to keep at most (default: 6)")
+    add("--candidates", type=float, nargs=3, metavar=("LOW", "HIGH", "COUNT"), help="log-spaced, model units")
+    add("--batch-size", type=int, default=64)
+    add("--device", default="cpu")
+    return parser.parse_args()
+
+
+def main():
+    args = parse_args()
+    dataset = load_dataset(args.dataset, split=f"{args.split}[:{args.limit}]")
+    image_column = next(name for name, feature in dataset.features.items() if isinstance(feature, Image))
+    label_column = next(name for name, feature in dataset.features.items() if isinstance(feature, ClassLabel))
+    images, labels = list(dataset[image_column]), list(dataset[label_column])
+
+    pipe = NoisedDiffusionClassifierPipeline.from_pretrained(args.model).to(args.device)
+    candidates = None
+    if args.candidates:
+        low, high, count = args.candidates
+        candidates = NoiseLevels.log_grid(low, high, int(count))
+    for sigma in args.sigma:
+        levels = pipe.calibrate(
+            images, labels, sigma, args.num_levels, args.method, candidates, batch_size=args.batch_size
+        )
+        pipe.save_config(args.model)
+        pairs = ", ".join(
+            f"{level:.3g} ({weight:.3g})" for level, weight in zip(levels.sigmas, levels.weights, strict=True)
+        )
+        print(f"sigma {sigma:g}: level (weight) {pairs}")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,131 @@
+import numpy as np
+import pytest
+import torch
+from conftest import tiny_unet
+from diffusers import DDPMScheduler
+from scipy import optimize
+
+from diffusers_ndc import NoisedDiffusionClassifierPipeline, NoiseLevels
+from diffusers_ndc.calibration import choose_levels, fit_weights
+
+
+def synthetic_errors(signal, num_images=2_000, num_classes=4, seed=0):
+    """Errors of levels whose true class is better by `signal` on average, under unit noise on each class."""
+    rng = np.random.default_rng(seed)
+    labels = rng.integers(0, num_classes, num_images)
+    errors = 5 + rng.standard_normal((num_images, len(signal), num_classes))
+    errors[np.arange(num_images), :, labels] -= np.asarray(signal)
+    return errors, labels
+
+
+def accuracy(errors, labels, levels, weights):
+    return (np.einsum("ntk,t->nk", errors[:, levels], weights).argmin(1) == labels).mean()
+
+
+def test_weights_are_those_of_the_exact_likelihood():
+    """For Gaussian errors of unit variance the posterior is softmax(-signal * error): the fit finds the signals."""
+    signal = [0.3, 1.0, 2.0]
+    errors, labels = synthetic_errors(signal, num_images=40_000)
+    weights, loss = fit_weights(errors, labels)
+    np.testing.assert_allclose(weights, signal, atol=0.06)
+    logits = -np.einsum("ntk,t->nk", errors, weights)
+    expected = torch.nn.functional.cross_entropy(torch.from_numpy(logits), torch.from_numpy(labels))
+    assert loss == pytest.approx(expected.item(), rel=1e-6)
+
+
+def test_a_level_that_misleads_gets_no_weight():
+    errors, labels = synthetic_errors([1.0, -1.0])
+    weights, _ = fit_weights(errors, labels)
+    assert weights[0] > 0.5 and weights[1] == 0
+    assert choose_levels(errors, labels, 2)[0] == [0]
+
+
+def test_the_most_telling_levels_come_first():
+    errors, labels = synthetic_errors([0.1, 1.5, 0.0, 0.8, 0.2])
+    chosen, weights = choose_levels(errors, labels, 2)
+    assert chosen == [1, 3]
+    fresh = synthetic_errors([0.1, 1.5, 0.0, 0.8, 0.2], seed=1)
+    assert accuracy(*fresh, chosen, weights) > accuracy(*fresh, range(5), np.ones(5)) + 0.02
+
+
+def test_scale_of_the_errors_does_not_matter():
+    errors, labels = synthetic_errors([0.5, 1.0])
+    weights, loss = fit_weights(errors, labels)
+    scaled, same_loss = fit_weights(errors * np.array([1e4, 1e-3])[:, None], labels)
+    np.testing.assert_allclose(scaled * [1e4, 1e-3], weights, rtol=1e-2)
+    assert same_loss == pytest.approx(loss, rel=1e-6)
+    assert optimize.approx_fprime(weights, lambda w: fit_loss(errors, labels, w)) == pytest.approx(0, abs=1e-4)
+
+
+def fit_loss(errors, labels, weights):
+    logits = torch.from_numpy(-np.einsum("ntk,t->nk", errors, weights))
+    return torch.nn.functional.cross_entropy(logits, torch.from_numpy(labels)).item()
+
+
+def knowing_pipe(knows):
+    """A pipeline whose network draws class y as an even shade, at the noise levels of which `knows(sigma)` is true."""
+    pipe = NoisedDiffusionClassifierPipeline(tiny_unet(3), DDPMScheduler(prediction_type="sample"))
+    pipe.set_progress_bar_config(disable=True)
+
+    def forward(sample, timestep, class_labels=None, return_dict=True):
+        sigma = pipe.denoiser.parametrisation.log_sigmas[timestep.round().long()].exp()
+        shade = 0.6 * (class_labels - 1) * knows(sigma)
+        return (shade.view(-1, 1, 1, 1).expand_as(sample),)
+
+    pipe.unet.forward = forward
+    return pipe
+
+
+@pytest.fixture
+def shades():
+    """Images in the shades that `knowing_pipe` draws, and their classes."""
+    labels = torch.arange(30) % 3
+    return (0.5 + 0.3 * (labels - 1)).view(-1, 1, 1, 1).expand(-1, 1, 8, 8), labels.tolist()
+
+
+@pytest.mark.parametrize("sigma, method", [(0.0, "dc"), (0.25, "epndc")])
+def test_calibrated_levels_become_the_model_s_own(shades, tmp_path, sigma, method):
+    images, labels = shades
+    pipe, candidates = knowing_pipe(lambda sigma: sigma > 0), NoiseLevels.log_grid(0.8, 9.0, 6)
+    before = pipe.classifier(sigma, method).levels
+    chosen = pipe.calibrate(images, labels, sigma, num_levels=2, method=method, candidates=candidates)
+    assert chosen == pipe.calibrate(images, labels, sigma, 2, method, candidates, batch_size=7)
+    assert 1 <= len(chosen) <= 2 and set(chosen.sigmas) <= set(candidates.sigmas)
+    assert pipe.classifier(sigma, method).levels == chosen != before
+    for other_sigma, other_method in ((0.25, "apndc"), (0.5, "epndc")):
+        assert pipe.classifier(other_sigma, other_method).levels not in (chosen, candidates)
+    pipe.save_pretrained(tmp_path)
+    assert NoisedDiffusionClassifierPipeline.from_pretrained(tmp_path).classifier(sigma, method).levels == chosen
+
+
+def test_the_level_that_tells_the_classes_apart_is_found(shades):
+    images, labels = shades
+    pipe = knowing_pipe(lambda sigma: (sigma - 2).abs() < 0.1)
+    candidates = NoiseLevels((0.8, 2.0, 5.0), (1, 1, 1))
+    assert pipe.calibrate(images, labels, 0.25, 3, "epndc", candidates).sigmas == (2.0,)
+    assert pipe(images, sigma=0.25, method="epndc", seed=0).labels == labels
+    with pytest.raises(ValueError, match="tell the classes"):
+        knowing_pipe(lambda sigma: sigma < 0).calibrate(images, labels, 0.25, 3, "epndc", candidates)
+
+
+@pytest.mark.parametrize(
+    "arguments, match",
+    [
+        ({"labels": [0, 1, 2]}, "`labels` has the shape"),
+        ({"labels": [0.0, 1.0, 2.0, 0.0]}, "`labels` has the shape"),
+        ({"labels": [0, 1, 2, 3]}, "`labels` go from 0 to 3"),
+        ({"labels": [0, 1, 1, -1]}, "`labels` go from -1"),
+        ({"labels": [0, 1, 1, 0]}, r"no image of the classes \[2\]"),
+        ({"num_levels": 0}, "`num_levels`"),
+        ({"num_levels": 13}, "`num_levels`"),
+        ({"method": "dc"}, "`sigma`"),
+        ({"candidates": NoiseLevels((0.4, 1.0), (1, 1))}, "above 0.5"),
+    ],
+)
+def test_refuses_calibration_before_any_network_call(pipe, images, monkeypatch, arguments, match):
+    def never(*args, **kwargs):
+        raise AssertionError("work was done")
+
+    monkeypatch.setattr(pipe.unet, "forward", never)
+    with pytest.raises(ValueError, match=match):
+        pipe.calibrate(**{"images": images, "labels": [0, 1, 2, 0], "sigma": 0.25, **arguments})

