@@ -28,26 +28,29 @@ def calibrate_levels(
     images: torch.Tensor,
     labels: torch.Tensor,
     num_levels: int,
+    quantile: float | None = 0.995,
     seed: int = 0,
     on_images=None,
 ) -> NoiseLevels:
     """The best `num_levels` of a classifier's levels, and weights for them, by greedy maximum likelihood.
 
     Every image is scored once at every level, all classes and levels with common noise. Levels are then added one at a
-    time: the one with which `softmax(-sum_i w_i * error_i)`, its weights `w >= 0` fitted anew, gives the labels the
-    highest likelihood (a convex problem, `fit_weights`).
+    time, the most telling first: the one with which `softmax(-sum_i w_i * error_i)`, its weights `w >= 0` fitted anew,
+    gives the labels the highest likelihood (a convex problem, `fit_weights`).
 
     Args:
         classifier: Its sigma, method and network are calibrated; its levels are the candidates.
         images: Clean images, shape `(N, C, H, W)`, pixel units; the noise that the classifier expects is added here.
         labels: Their classes, shape `(N,)`.
         num_levels: How many levels to keep.
+        quantile: Share of the noisy copies whose true class survives each level's sifting; `None`: no sifting.
         seed: Seed of the noise.
         on_images: Called with the number of images after each group of them.
 
     Raises:
-        ValueError: `labels` are not one for each image, within the model's classes and each class among them; there
-            are fewer candidates than `num_levels`; or the model tells the classes apart at none of them.
+        ValueError: `quantile` is no share; `labels` are not one for each image, within the model's classes and each
+            class among them; there are fewer candidates than `num_levels`; or the model tells the classes apart at
+            none of them.
     """
     labels = check_labels(labels, len(images), classifier.num_classes)
     if not 1 <= num_levels <= len(classifier.levels):
@@ -55,6 +58,8 @@ def calibrate_levels(
             f"`num_levels` is {num_levels}; accepted is a whole number from 1 to {len(classifier.levels)}, the number "
             "of candidates."
         )
+    if quantile is not None and not 0 < quantile <= 1:
+        raise ValueError(f"`quantile` is {quantile}; accepted is a share above 0 and up to 1, or None.")
     errors = []
     for group, part in enumerate(images.split(GROUP)):
         noise_seed, *own_seeds = derive_seeds((seed, "calibrate", group), 1 + len(part))
@@ -67,7 +72,9 @@ def calibrate_levels(
     chosen, weights = choose_levels(errors, labels, num_levels)
     if not chosen:
         raise ValueError("At no level of `candidates` does the model tell the classes of these `labels` apart.")
-    return NoiseLevels([classifier.levels.sigmas[i] for i in chosen], weights)
+    sigmas = [classifier.levels.sigmas[level] for level in chosen]
+    thresholds = None if quantile is None else sift_thresholds(errors[:, chosen], weights, labels, quantile)
+    return NoiseLevels(sigmas, weights, thresholds)
 
 
 def choose_levels(errors: np.ndarray, labels: np.ndarray, num_levels: int) -> tuple[list[int], np.ndarray]:
@@ -104,6 +111,13 @@ def fit_weights(errors: np.ndarray, labels: np.ndarray) -> tuple[np.ndarray, flo
     start = np.full(errors.shape[1], 1 / errors.shape[1])
     result = optimize.minimize(loss_and_gradient, start, jac=True, bounds=[(0, None)] * len(start), method="L-BFGS-B")
     return result.x / scale, float(result.fun)
+
+
+def sift_thresholds(errors: np.ndarray, weights: np.ndarray, labels: np.ndarray, quantile: float) -> np.ndarray:
+    """For each level but the last: the gap to the best class's loss so far that the true class seldom exceeds."""
+    losses = np.cumsum(errors * weights[:, None], axis=1)
+    gaps = losses[np.arange(len(labels)), :, labels] - losses.min(axis=2)
+    return np.quantile(gaps[:, :-1], quantile, axis=0)
 
 
 def check_labels(labels, num_images: int, num_classes: int) -> np.ndarray:

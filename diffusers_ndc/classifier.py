@@ -1,6 +1,8 @@
 """The noised diffusion classifier: K classes scored with shared noise, in full network batches."""
 
+import math
 from collections.abc import Sequence
+from typing import NamedTuple
 
 import torch
 from torch import nn
@@ -37,7 +39,8 @@ class NoisedDiffusionClassifier(nn.Module):
 
     A class scores `logit_y = -sum_i w_i * ||h(x_i, sigma_i, y) - target_i||^2`, the sum over pixels; under `elbo`
     weights logits differ by log-likelihood ratios in nats. All classes of an image see the same noise at the same
-    levels.
+    levels. Levels with `thresholds` drop the classes that are clearly worse on the way, each image by its own losses:
+    that is part of this classifier's definition, the same function for every image, so certificates stay sound.
 
     Args:
         denoiser: The network and its scheduler.
@@ -48,6 +51,8 @@ class NoisedDiffusionClassifier(nn.Module):
             of images, classes or levels.
         seed: If given, every image meets the same noise and the classifier is a fixed function; its noise is otherwise
             fresh in each call, or by the `seeds` of the call.
+
+    `evaluations` counts the network evaluations spent so far.
 
     Raises:
         TypeError: `sigma`, `batch_size` or `levels` is of a wrong type.
@@ -90,6 +95,7 @@ class NoisedDiffusionClassifier(nn.Module):
         self.levels = levels
         self.batch_size = batch_size
         self.seed = seed
+        self.evaluations = 0
 
     @property
     def num_classes(self) -> int:
@@ -103,7 +109,7 @@ class NoisedDiffusionClassifier(nn.Module):
 
     @property
     def evaluations_per_image(self) -> int:
-        """Network evaluations that one image costs."""
+        """Network evaluations that one image costs, at most where the levels sift the classes."""
         denoising = self.denoiser.null_evaluations if self.likelihood.uses_denoised else 0
         return len(self.levels) * self.num_classes + denoising
 
@@ -134,48 +140,109 @@ class NoisedDiffusionClassifier(nn.Module):
             ValueError: The network cannot take images of this shape, or there are not N `seeds`.
             FloatingPointError: A loss is not finite (NaN in the images, or an overflow in half precision).
         """
-        errors = self.squared_errors(images, seeds)
-        logits = -torch.einsum("ntk,t->nk", errors, errors.new_tensor(self.levels.weights))
-        if not logits.isfinite().all():
-            raise FloatingPointError(
-                "A loss is not finite: NaN or infinity in the images, or an overflow in the network's dtype "
-                f"({self.denoiser.unet.dtype})."
-            )
-        return logits
+        batch = self._prepare(images, seeds)
+        if self.levels.thresholds is not None:
+            return -self._sifted_losses(batch)
+        return -torch.einsum("ntk,t->nk", self._all_errors(batch), batch.level_weights)
 
     def squared_errors(self, images: torch.Tensor, seeds: Sequence[int] | None = None) -> torch.Tensor:
         """`||h(x_i, sigma_i, y) - target_i||^2`, shape (images, levels, classes): what the logits weigh and sum.
 
-        Arguments and errors are those of `forward`. The triples are numbered with the class running fastest and cut
-        into batches, so that only a pass's last batch is not full. The noise of an (image, level) pair comes from a
-        seed of its own: a pair that two batches share is drawn twice, alike.
+        Arguments and errors are those of `forward`. Every class is scored at every level.
         """
+        return self._all_errors(self._prepare(images, seeds))
+
+    def _prepare(self, images: torch.Tensor, seeds: Sequence[int] | None) -> "_Batch":
         self.denoiser.check_images(images)
         images = images.to(torch.promote_types(images.dtype, torch.float32))
         if seeds is None:
             seeds = derive_seeds((fresh_seed(),), len(images)) if self.randomized else [self.seed] * len(images)
         if len(seeds) != len(images):
             raise ValueError(f"`seeds` has {len(seeds)} values for {len(images)} images; accepted is one for each.")
-        x_tau, tau = model_images(images), model_sigma(self.sigma)
-        x0_hat = self._one_step_denoised(x_tau, tau) if self.likelihood.uses_denoised else None
-        num_levels, num_classes = len(self.levels), self.num_classes
-        total = len(x_tau) * num_levels * num_classes
-        pair_seeds = [seed for image_seed in seeds for seed in derive_seeds((image_seed,), num_levels)]
-        level_sigmas = x_tau.new_tensor(self.levels.sigmas)
-        errors = []
-        for start in range(0, total, self.batch_size):
-            stop = min(start + self.batch_size, total)
-            first, last = start // num_classes, (stop - 1) // num_classes + 1
-            pairs = torch.arange(first, last, device=x_tau.device)
-            image, sigma = pairs // num_levels, level_sigmas[pairs % num_levels]
-            noise = [standard_normal(x_tau.shape[1:], s, x_tau.dtype, x_tau.device) for s in pair_seeds[first:last]]
-            base = None if x0_hat is None else x0_hat[image]
-            x_i, target = self.likelihood.pair(x_tau[image], base, tau, sigma.view(-1, 1, 1, 1), torch.stack(noise))
-            triples = torch.arange(start, stop, device=x_tau.device)
-            row = triples // num_classes - first
-            x0 = self.denoiser.denoise(x_i[row], sigma[row], triples % num_classes)
-            errors.append((x0 - target[row]).square().flatten(1).sum(1))
-        return torch.cat(errors).view(len(x_tau), num_levels, num_classes)
+        x_tau, x0_hat = model_images(images), None
+        if self.likelihood.uses_denoised:
+            parts = x_tau.split(self.batch_size)
+            x0_hat = torch.cat([self.denoiser.denoise(part, model_sigma(self.sigma)) for part in parts])
+            self.evaluations += len(x_tau) * self.denoiser.null_evaluations
+        return _Batch(
+            x_tau,
+            x0_hat,
+            level_sigmas=x_tau.new_tensor(self.levels.sigmas),
+            level_weights=x_tau.new_tensor(self.levels.weights),
+            pair_seeds=[seed for image_seed in seeds for seed in derive_seeds((image_seed,), len(self.levels))],
+        )
 
-    def _one_step_denoised(self, x_tau: torch.Tensor, tau: float) -> torch.Tensor:
-        return torch.cat([self.denoiser.denoise(part, tau) for part in x_tau.split(self.batch_size)])
+    def _all_errors(self, batch: "_Batch") -> torch.Tensor:
+        shape = (len(batch.x_tau), len(self.levels), self.num_classes)
+        return self._errors(batch, range(math.prod(shape))).view(shape)
+
+    def _sifted_losses(self, batch: "_Batch") -> torch.Tensor:
+        """Weighted losses, the classes dropped on the way by `levels.thresholds`; shape (images, classes).
+
+        A dropped class keeps, behind the winner, the gap that it had when it was dropped. An image with one class left
+        is decided and costs no more evaluations.
+        """
+        num_levels, num_classes = len(self.levels), self.num_classes
+        losses = batch.x_tau.new_zeros(len(batch.x_tau), num_classes)
+        alive, gaps = torch.ones_like(losses, dtype=torch.bool), torch.zeros_like(losses)
+        for level in range(num_levels):
+            image, label = (alive & (alive.sum(1, keepdim=True) > 1)).nonzero(as_tuple=True)
+            if len(image) == 0:
+                break
+            errors = self._errors(batch, ((image * num_levels + level) * num_classes + label).cpu())
+            losses = losses.index_put((image, label), batch.level_weights[level] * errors, accumulate=True)
+            if level < num_levels - 1:
+                gap = losses - losses.masked_fill(~alive, math.inf).amin(1, keepdim=True)
+                kept = alive & (gap <= self.levels.thresholds[level])
+                if self.levels.max_classes is not None:
+                    rank = gap.masked_fill(~kept, math.inf).argsort(dim=1, stable=True).argsort(dim=1)
+                    kept &= rank < self.levels.max_classes
+                gaps, alive = torch.where(alive & ~kept, gap, gaps), kept
+        return torch.where(alive, losses, losses.masked_fill(~alive, math.inf).amin(1, keepdim=True) + gaps)
+
+    def _errors(self, batch: "_Batch", triples: range | torch.Tensor) -> torch.Tensor:
+        """Squared errors of (image, level, class) triples in ascending order, in network batches that are all full but
+        one.
+
+        Triples are numbered with the class running fastest. The noise of an (image, level) pair comes from a seed of
+        its
+        own: all classes share it, and a pair that two batches share is drawn twice, alike.
+        """
+        num_levels, num_classes, x_tau = len(self.levels), self.num_classes, batch.x_tau
+        errors = []
+        for start in range(0, len(triples), self.batch_size):
+            numbers = torch.as_tensor(triples[start : start + self.batch_size])
+            pairs, row = (numbers // num_classes).unique_consecutive(return_inverse=True)
+            noise = [standard_normal(x_tau.shape[1:], batch.pair_seeds[p], x_tau.dtype, x_tau.device) for p in pairs]
+            image, level, row, label = (
+                index.to(x_tau.device)
+                for index in (pairs // num_levels, pairs % num_levels, row, numbers % num_classes)
+            )
+            sigma = batch.level_sigmas[level]
+            x_i, target = self.likelihood.pair(
+                x_tau[image],
+                None if batch.x0_hat is None else batch.x0_hat[image],
+                model_sigma(self.sigma),
+                sigma.view(-1, 1, 1, 1),
+                torch.stack(noise),
+            )
+            x0 = self.denoiser.denoise(x_i[row], sigma[row], label)
+            errors.append((x0 - target[row]).square().flatten(1).sum(1))
+        self.evaluations += len(triples)
+        errors = torch.cat(errors)
+        if not errors.isfinite().all():
+            raise FloatingPointError(
+                "A loss is not finite: NaN or infinity in the images, or an overflow in the network's dtype "
+                f"({self.denoiser.unet.dtype})."
+            )
+        return errors
+
+
+class _Batch(NamedTuple):
+    """Images in model units and all that their (image, level, class) triples are scored with."""
+
+    x_tau: torch.Tensor
+    x0_hat: torch.Tensor | None
+    level_sigmas: torch.Tensor
+    level_weights: torch.Tensor
+    pair_seeds: list[int]

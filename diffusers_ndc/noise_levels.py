@@ -1,11 +1,11 @@
-"""Which noise levels a class is scored at, and how much each one counts.
+"""Which noise levels a class is scored at, how much each one counts, and which classes go on to the next.
 
 A class is scored by `L_y = sum_i w_i * ||h(x_i, sigma_i, y) - target_i||^2` with the sum over pixels. The levels are
 in the model's units (images in [-1, 1]; twice the pixel units), those of `P_mean`, `P_std` and every diffusion paper.
 """
 
 import math
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 
 import numpy as np
 from scipy import stats
@@ -35,22 +35,32 @@ def reference_density(sigma, p_mean: float = P_MEAN, p_std: float = P_STD):
 
 @dataclass(frozen=True)
 class NoiseLevels:
-    """Noise levels and the weight of the squared error at each one.
+    """Noise levels, the weight of the squared error at each one, and optionally a rule that sifts the classes.
+
+    Without `thresholds` every class is scored at every level. With them the levels are gone through in their order,
+    and after each one a class is dropped whose loss so far exceeds the best one's by more than that level's threshold.
+    The rule belongs to the classifier: it is the same for every image, and every noisy copy is sifted by its own
+    losses.
 
     Args:
         sigmas: Noise levels in model units, positive. A level that stands twice is drawn twice.
         weights: One weight for each level, not negative and not all zero.
+        thresholds: One for each level but the last, at least 0, in the units of the weighted loss; or `None`.
+        max_classes: With `thresholds`, how many classes go on at most, the best ones; `None`: as many as there are.
 
     Raises:
-        ValueError: The two differ in length, are empty, or hold a value that is not accepted.
+        ValueError: They differ in length, are empty, or hold a value that is not accepted.
     """
 
     sigmas: tuple[float, ...]
     weights: tuple[float, ...]
+    thresholds: tuple[float, ...] | None = None
+    max_classes: int | None = None
 
     def __post_init__(self):
-        for name in ("sigmas", "weights"):
-            object.__setattr__(self, name, tuple(float(value) for value in getattr(self, name)))
+        for name in ("sigmas", "weights", "thresholds"):
+            if getattr(self, name) is not None:
+                object.__setattr__(self, name, tuple(float(value) for value in getattr(self, name)))
         if not self.sigmas or len(self.sigmas) != len(self.weights):
             raise ValueError(
                 f"`sigmas` has {len(self.sigmas)} values and `weights` {len(self.weights)}; accepted are equally "
@@ -60,21 +70,47 @@ class NoiseLevels:
             raise ValueError(f"`sigmas` is {self.sigmas}; accepted are finite values above 0.")
         if not all(0 <= weight < math.inf for weight in self.weights) or not any(self.weights):
             raise ValueError(f"`weights` is {self.weights}; accepted are finite values, none negative, not all 0.")
+        if self.thresholds is not None and (
+            len(self.thresholds) != len(self.sigmas) - 1 or not all(0 <= t < math.inf for t in self.thresholds)
+        ):
+            raise ValueError(
+                f"`thresholds` is {self.thresholds}; accepted are {len(self.sigmas) - 1} finite values of at least 0, "
+                "one for each level but the last, or None."
+            )
+        if self.max_classes is not None and (
+            self.thresholds is None or type(self.max_classes) is not int or self.max_classes < 1
+        ):
+            raise ValueError(
+                f"`max_classes` is {self.max_classes!r}; accepted is a whole number of at least 1 beside "
+                "`thresholds`, or None."
+            )
 
     def __len__(self) -> int:
         return len(self.sigmas)
 
-    def to_dict(self) -> dict[str, list[float]]:
-        """The levels as plain lists, for JSON."""
-        return {name: list(values) for name, values in asdict(self).items()}
+    def to_dict(self) -> dict:
+        """The levels as plain values, for JSON."""
+        return {name: list(value) if isinstance(value, tuple) else value for name, value in asdict(self).items()}
 
     @classmethod
     def from_dict(cls, data: dict) -> "NoiseLevels":
         """The levels that `to_dict` wrote."""
         return cls(**data)
 
+    def sifted(self, threshold: float, max_classes: int | None = None) -> "NoiseLevels":
+        """The same levels with the sifting rule of Chen et al.: one fixed threshold and a cap on the survivors.
+
+        Args:
+            threshold: Largest gap to the best class's loss so far with which a class goes on, in that loss's units.
+            max_classes: How many classes go on at most; `None`: as many as there are.
+        """
+        return replace(self, thresholds=(threshold,) * (len(self) - 1), max_classes=max_classes)
+
     def repeat(self, times: int) -> "NoiseLevels":
-        """Each level `times` times with fresh noise, at the same total weight: less variance for more evaluations."""
+        """Each level `times` times with fresh noise, at the same total weight: less variance for more evaluations.
+
+        All classes are then scored at all levels, also where the original sifts them.
+        """
         return NoiseLevels(self.sigmas * times, tuple(weight / times for weight in self.weights) * times)
 
     @classmethod

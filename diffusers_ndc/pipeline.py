@@ -132,14 +132,16 @@ class NoisedDiffusionClassifierPipeline(DiffusionPipeline):
         num_levels: int = 6,
         method: str | None = None,
         candidates: NoiseLevels | None = None,
+        quantile: float | None = 0.995,
         batch_size: int = 64,
         seed: int = 0,
     ) -> NoiseLevels:
-        """Choose a few noise levels and their weights on labelled images, and keep them with the model.
+        """Choose a few noise levels, their weights and a sifting rule on labelled images; keep them with the model.
 
-        From then on they are the default for this sigma and method, and `save_pretrained` saves them. Fewer levels
-        make every later answer cheaper in proportion. The images must not be ones that are certified or tested
-        afterwards, if accuracies are to mean anything; the certificates stay sound whatever is chosen.
+        From then on they are the default for this sigma and method, and `save_pretrained` saves them. Fewer levels,
+        and fewer classes at most of them, make every later answer cheaper. The images must not be ones that are
+        certified or tested afterwards, if accuracies are to mean anything; the certificates stay sound whatever is
+        chosen.
 
         Args:
             images: Clean labelled images, a few hundred at least, as for a call of the pipeline.
@@ -148,6 +150,8 @@ class NoisedDiffusionClassifierPipeline(DiffusionPipeline):
             num_levels: How many levels to keep at most.
             method: Method that the levels are for. Default: `dc` for clean images, else `apndc`.
             candidates: Levels to choose from; their weights are not used. Default: `default_levels`.
+            quantile: Classes are sifted from level to level: after each one those are dropped whose loss exceeds the
+                best one's by more than the true class's does in this share of the noisy copies. `None`: no sifting.
             batch_size: (image, class, level) triples per network evaluation.
             seed: Seed of the noise.
 
@@ -160,7 +164,7 @@ class NoisedDiffusionClassifierPipeline(DiffusionPipeline):
         check_noisy_range(batch, sigma=0)
         check_seed(seed)
         with self.progress_bar(total=len(batch)) as bar:
-            chosen = calibrate_levels(classifier, batch, labels, num_levels, seed, bar.update)
+            chosen = calibrate_levels(classifier, batch, labels, num_levels, quantile, seed, bar.update)
         self.maybe_free_model_hooks()
         table = {key: dict(methods) for key, methods in (self.config.levels or {}).items()}
         table.setdefault(levels_key(sigma), {})[classifier.likelihood.name] = chosen.to_dict()

@@ -66,6 +66,7 @@ class SmoothedClassifier:
             raise ValueError("`sigma` is 0; accepted for smoothing is a noise level above 0 (pixel units).")
         self.base_classifier = base_classifier
         self.sigma = sigma
+        self._draws = 0
 
     def predict(
         self,
@@ -165,10 +166,10 @@ class SmoothedClassifier:
         return self._watch(image, n0, n, alpha, fresh_seed() if seed is None else seed, on_draws)
 
     def _certify_fixed(self, image, n0, n, alpha, seed, on_draws) -> Certificate:
-        image_hash = content_hash(image)
+        image_hash, spent = content_hash(image), self._evaluations()
         selection = self._count(image, (seed, image_hash, "select"), n0, on_draws)
         counts = self._count(image, (seed, image_hash, "estimate"), n, on_draws)
-        return self._certificate(selection, counts, alpha, "clopper-pearson", seed, image_hash)
+        return self._certificate(selection, counts, alpha, "clopper-pearson", seed, image_hash, spent)
 
     def _certify_radii(self, radii, image, n0, n, alpha, seed, on_draws) -> Certificate:
         """The largest of the certificates that were seen until every radius was proved or ruled out."""
@@ -183,15 +184,15 @@ class SmoothedClassifier:
         return replace(best, evaluations=latest.evaluations)
 
     def _watch(self, image, n0, n, alpha, seed, on_draws) -> Iterator[Certificate]:
-        image_hash = content_hash(image)
+        image_hash, spent = content_hash(image), self._evaluations()
         selection = self._count(image, (seed, image_hash, "select"), n0, on_draws)
         counts = Counter()
         for votes in self._draw(image, (seed, image_hash, "estimate"), n, STEP, on_draws):
             counts.update(votes)
-            yield self._certificate(selection, dict(sorted(counts.items())), alpha, "mixture", seed, image_hash)
+            so_far = dict(sorted(counts.items()))
+            yield self._certificate(selection, so_far, alpha, "mixture", seed, image_hash, spent)
 
-    def _certificate(self, selection, counts, alpha, bound, seed, image_hash) -> Certificate:
-        draws = sum(selection.values()) + sum(counts.values())
+    def _certificate(self, selection, counts, alpha, bound, seed, image_hash, spent) -> Certificate:
         return Certificate.from_counts(
             selection,
             counts,
@@ -200,9 +201,13 @@ class SmoothedClassifier:
             bound,
             seed=seed,
             image_hash=image_hash,
-            evaluations=draws * getattr(self.base_classifier, "evaluations_per_image", 1),
+            evaluations=self._evaluations() - spent,
             base_classifier=getattr(self.base_classifier, "settings", {}),
         )
+
+    def _evaluations(self) -> int:
+        """Network evaluations so far, by the base classifier's own count, or one a draw where it keeps none."""
+        return getattr(self.base_classifier, "evaluations", self._draws)
 
     def check_inputs(self, images, alpha, seed, radii=None, **draws: int) -> None:
         """Refuse arguments of `predict` (draws: `n`) or `certify` (`n0` and `n`) that are not as described there."""
@@ -240,6 +245,7 @@ class SmoothedClassifier:
                 logits = self.base_classifier(part, **({"seeds": seeds} if randomized else {}))
                 if not logits.isfinite().all():
                     raise FloatingPointError("The base classifier gave a logit that is not finite; it has no vote.")
+                self._draws += len(part)
                 if on_draws is not None:
                     on_draws(len(part))
                 yield logits.argmax(dim=1).tolist()

@@ -24,6 +24,8 @@ def parse_args():
     add("--method", choices=("dc", "epndc", "apndc", "apndc-clean"), help="default: dc for sigma 0, else apndc")
     add("--num-levels", type=int, default=6, help="levels to keep at most (default: 6)")
     add("--candidates", type=float, nargs=3, metavar=("LOW", "HIGH", "COUNT"), help="log-spaced, model units")
+    add("--quantile", type=float, default=0.995, help="share of copies whose true class survives each level's sifting")
+    add("--no-sifting", action="store_true", help="score all classes at all levels")
     add("--batch-size", type=int, default=64)
     add("--device", default="cpu")
     return parser.parse_args()
@@ -42,8 +44,9 @@ def main():
         low, high, count = args.candidates
         candidates = NoiseLevels.log_grid(low, high, int(count))
     for sigma in args.sigma:
+        quantile = None if args.no_sifting else args.quantile
         levels = pipe.calibrate(
-            images, labels, sigma, args.num_levels, args.method, candidates, batch_size=args.batch_size
+            images, labels, sigma, args.num_levels, args.method, candidates, quantile, args.batch_size
         )
         pipe.save_config(args.model)
         pairs = ", ".join(

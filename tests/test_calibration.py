@@ -6,7 +6,7 @@ from diffusers import DDPMScheduler
 from scipy import optimize
 
 from diffusers_ndc import NoisedDiffusionClassifierPipeline, NoiseLevels
-from diffusers_ndc.calibration import choose_levels, fit_weights
+from diffusers_ndc.calibration import choose_levels, fit_weights, sift_thresholds
 
 
 def synthetic_errors(signal, num_images=2_000, num_classes=4, seed=0):
@@ -76,6 +76,17 @@ def knowing_pipe(knows):
     return pipe
 
 
+def test_thresholds_keep_the_true_class_and_follow_the_gaps():
+    errors, labels = synthetic_errors([1.5, 1.0, 0.5], num_images=4_000)
+    weights = np.array([1.5, 1.0, 0.5])
+    thresholds = sift_thresholds(errors, weights, labels, 0.9)
+    assert len(thresholds) == 2
+    losses = np.cumsum(errors * weights[:, None], axis=1)
+    gaps = losses[np.arange(len(labels)), :, labels] - losses.min(2)
+    np.testing.assert_allclose((gaps[:, :2] <= thresholds).mean(0), 0.9, atol=1e-3)
+    assert (sift_thresholds(errors, weights, labels, 1.0) >= gaps[:, :2].max(0) - 1e-9).all()
+
+
 @pytest.fixture
 def shades():
     """Images in the shades that `knowing_pipe` draws, and their classes."""
@@ -90,6 +101,7 @@ def test_calibrated_levels_become_the_model_s_own(shades, tmp_path, sigma, metho
     before = pipe.classifier(sigma, method).levels
     chosen = pipe.calibrate(images, labels, sigma, num_levels=2, method=method, candidates=candidates)
     assert chosen == pipe.calibrate(images, labels, sigma, 2, method, candidates, batch_size=7)
+    assert len(chosen.thresholds) == len(chosen) - 1
     assert 1 <= len(chosen) <= 2 and set(chosen.sigmas) <= set(candidates.sigmas)
     assert pipe.classifier(sigma, method).levels == chosen != before
     for other_sigma, other_method in ((0.25, "apndc"), (0.5, "epndc")):
@@ -103,6 +115,7 @@ def test_the_level_that_tells_the_classes_apart_is_found(shades):
     pipe = knowing_pipe(lambda sigma: (sigma - 2).abs() < 0.1)
     candidates = NoiseLevels((0.8, 2.0, 5.0), (1, 1, 1))
     assert pipe.calibrate(images, labels, 0.25, 3, "epndc", candidates).sigmas == (2.0,)
+    assert pipe.calibrate(images, labels, 0.25, 3, "epndc", candidates, quantile=None).thresholds is None
     assert pipe(images, sigma=0.25, method="epndc", seed=0).labels == labels
     with pytest.raises(ValueError, match="tell the classes"):
         knowing_pipe(lambda sigma: sigma < 0).calibrate(images, labels, 0.25, 3, "epndc", candidates)
@@ -118,6 +131,8 @@ def test_the_level_that_tells_the_classes_apart_is_found(shades):
         ({"labels": [0, 1, 1, 0]}, r"no image of the classes \[2\]"),
         ({"num_levels": 0}, "`num_levels`"),
         ({"num_levels": 13}, "`num_levels`"),
+        ({"quantile": 0.0}, "`quantile`"),
+        ({"quantile": 1.5}, "`quantile`"),
         ({"method": "dc"}, "`sigma`"),
         ({"candidates": NoiseLevels((0.4, 1.0), (1, 1))}, "above 0.5"),
     ],

@@ -159,6 +159,77 @@ def test_no_network_batch_grows_with_images_classes_or_levels(images):
     assert sum(len(sample) for sample, _, _ in network.calls) == 8 * classifier.evaluations_per_image
 
 
+def sifted_by_hand(losses, thresholds, max_classes):
+    """The rule written out for one image: weighted losses of shape (levels, classes) to the class that wins."""
+    alive, evaluations, total = set(range(losses.shape[1])), 0, [0.0] * losses.shape[1]
+    for level in range(len(losses)):
+        if len(alive) == 1:
+            break
+        evaluations += len(alive)
+        for y in alive:
+            total[y] += losses[level, y].item()
+        best = min(total[y] for y in alive)
+        if level < len(losses) - 1:
+            alive = {y for y in alive if total[y] - best <= thresholds[level]}
+            alive = set(sorted(alive, key=lambda y: total[y])[:max_classes])
+    return min(alive, key=lambda y: total[y]), evaluations
+
+
+@pytest.mark.parametrize("threshold, max_classes", [(0.0, None), (0.3, None), (1.0, 2), (1e6, 3), (1e6, None)])
+@pytest.mark.parametrize("batch_size", [3, 64])
+def test_sifting_is_the_rule_applied_to_each_image_alone(images, threshold, max_classes, batch_size):
+    denoiser = Denoiser(tiny_unet(num_class_embeds=6), DDPMScheduler())
+    levels, seeds = NoiseLevels.log_grid(0.8, 9.0, 4), [1, 2, 3, 4]
+    full = NoisedDiffusionClassifier(denoiser, 0.25, "epndc", levels)
+    errors = full.squared_errors(images, seeds)
+    losses = errors * errors.new_tensor(levels.weights)[:, None]
+    rule = levels.sifted(threshold, max_classes)
+    sifted = NoisedDiffusionClassifier(denoiser, 0.25, "epndc", rule, batch_size)
+    logits = sifted(images, seeds)
+    expected = [sifted_by_hand(image_losses, rule.thresholds, max_classes) for image_losses in losses]
+    assert logits.argmax(1).tolist() == [winner for winner, _ in expected]
+    assert sifted.evaluations == sum(evaluations for _, evaluations in expected)
+    if threshold == 1e6 and max_classes is None:
+        torch.testing.assert_close(logits, full(images, seeds), rtol=1e-4, atol=1e-4)
+    else:
+        assert sifted.evaluations < 4 * sifted.evaluations_per_image
+    alone = sifted(images[2:3], seeds[2:3])
+    torch.testing.assert_close(alone, logits[2:3], rtol=1e-4, atol=1e-4)
+
+
+def test_sifted_logits_are_finite_ordered_and_differentiable(images):
+    denoiser = Denoiser(tiny_unet(num_class_embeds=6), DDPMScheduler(), null_class=5)
+    levels = NoiseLevels.log_grid(0.8, 9.0, 4).sifted(0.2)
+    x = images.clone().requires_grad_()
+    logits = NoisedDiffusionClassifier(denoiser, 0.25, levels=levels, seed=0)(x)
+    assert logits.isfinite().all() and logits.shape == (4, 5)
+    top = logits.sort(1).values
+    assert (top[:, -1] > top[:, -2]).all()
+    logits.max(1).values.sum().backward()
+    assert x.grad.isfinite().all() and x.grad.abs().max() > 0
+
+
+def test_sifting_a_thousand_classes_costs_far_less_than_a_full_search():
+    """A network with known losses: each class draws its own shade, and the image is the shade of one of them."""
+    num_classes = 1_000
+
+    def shades(class_labels):
+        return (2 * class_labels / (num_classes - 1) - 1).view(-1, 1, 1, 1)
+
+    unet = tiny_unet(num_class_embeds=num_classes)
+    unet.forward = lambda sample, timestep, class_labels, return_dict: (shades(class_labels).expand_as(sample),)
+    denoiser = Denoiser(unet, DDPMScheduler(prediction_type="sample"))
+    truth = torch.arange(0, num_classes, 99)
+    images = (shades(truth).expand(-1, 1, 8, 8) + 1) / 2
+    noisy = images + 0.05 * torch.randn(images.shape, generator=torch.Generator().manual_seed(0))
+    levels, seeds = NoiseLevels.log_grid(0.3, 2.0, 6), list(range(len(truth)))
+    full = NoisedDiffusionClassifier(denoiser, 0.05, "epndc", levels, 4096)
+    sifted = NoisedDiffusionClassifier(denoiser, 0.05, "epndc", levels.sifted(20.0, max_classes=50), 4096)
+    assert (sifted(noisy, seeds).argmax(1) == full(noisy, seeds).argmax(1)).all()
+    assert full.evaluations == len(truth) * 6 * num_classes
+    assert sifted.evaluations <= len(truth) * (num_classes + 5 * 50)
+
+
 def test_noise_is_fresh_or_seeded(unet, images):
     denoiser = Denoiser(unet, DDPMScheduler())
     fresh = NoisedDiffusionClassifier(denoiser)

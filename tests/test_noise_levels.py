@@ -1,3 +1,4 @@
+import json
 from pathlib import Path
 
 import numpy as np
@@ -88,6 +89,9 @@ def test_every_weighting_on_every_grid(weighting):
 def test_dict_round_trip_and_repeat():
     levels = NoiseLevels((1.0, 2.0), (0.5, 0.25))
     assert NoiseLevels.from_dict(levels.to_dict()) == levels
+    sifted = levels.sifted(3.0, max_classes=5)
+    assert sifted == NoiseLevels((1.0, 2.0), (0.5, 0.25), (3.0,), 5)
+    assert NoiseLevels.from_dict(json.loads(json.dumps(sifted.to_dict()))) == sifted
     assert levels.repeat(2) == NoiseLevels((1.0, 2.0, 1.0, 2.0), (0.25, 0.125, 0.25, 0.125))
 
 
@@ -108,6 +112,20 @@ def test_dict_round_trip_and_repeat():
 def test_refuses_levels_and_weights(sigmas, weights):
     with pytest.raises(ValueError, match="accepted"):
         NoiseLevels(sigmas, weights)
+
+
+@pytest.mark.parametrize(
+    "rule",
+    [
+        {"thresholds": (1.0,)},
+        {"thresholds": (1.0, -1.0)},
+        {"max_classes": 2},
+        {"thresholds": (1, 1), "max_classes": 0},
+    ],
+)
+def test_refuses_sifting_rules(rule):
+    with pytest.raises(ValueError, match="accepted"):
+        NoiseLevels((1.0, 2.0, 3.0), (1, 1, 1), **rule)
 
 
 @pytest.mark.parametrize(

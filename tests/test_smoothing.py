@@ -166,6 +166,17 @@ def test_the_certificate_says_how_it_was_made(images):
     assert 0 <= certificate.seed < 2**63 and len(certificate.image_hash) == 32
 
 
+def test_evaluations_are_those_that_were_spent(images):
+    """Where classes are sifted, each draw costs what it costs."""
+    levels = NoiseLevels.log_grid(0.8, 9.0, 3).sifted(0.1)
+    base = NoisedDiffusionClassifier(Denoiser(tiny_unet(), EDMEulerScheduler(), null_class=3), SIGMA, levels=levels)
+    certificates = SmoothedClassifier(base, SIGMA).certify(images[:2], n0=10, n=30, seed=0)
+    assert sum(certificate.evaluations for certificate in certificates) == base.evaluations
+    assert all(40 * 4 <= certificate.evaluations < 40 * base.evaluations_per_image for certificate in certificates)
+    *_, last = SmoothedClassifier(base, SIGMA).certify_iter(images[0], n0=10, n=30, seed=0)
+    assert (last.evaluations, last.counts) == (certificates[0].evaluations, certificates[0].counts)
+
+
 def test_progress_counts_every_draw(images):
     seen = []
     SmoothedClassifier(lambda x: x.flatten(1), SIGMA).certify(images, n0=3, n=205, on_draws=seen.append)
