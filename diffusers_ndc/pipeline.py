@@ -129,7 +129,7 @@ class NoisedDiffusionClassifierPipeline(DiffusionPipeline):
         images,
         labels: Sequence[int],
         sigma: float = 0.25,
-        num_levels: int = 6,
+        num_levels: int = 10,
         method: str | None = None,
         candidates: NoiseLevels | None = None,
         quantile: float | None = 0.995,
@@ -147,7 +147,8 @@ class NoisedDiffusionClassifierPipeline(DiffusionPipeline):
             images: Clean labelled images, a few hundred at least, as for a call of the pipeline.
             labels: Their class indices.
             sigma: Smoothing noise that the levels are for, pixel units; 0 for clean images.
-            num_levels: How many levels to keep at most.
+            num_levels: How many levels to keep at most. Where classes are sifted, few copies reach the later ones, so
+                that more levels cost little.
             method: Method that the levels are for. Default: `dc` for clean images, else `apndc`.
             candidates: Levels to choose from; their weights are not used. Default: `default_levels`.
             quantile: Classes are sifted from level to level: after each one those are dropped whose loss exceeds the
@@ -336,10 +337,9 @@ class NoisedDiffusionClassifierPipeline(DiffusionPipeline):
         classifier.denoiser.check_images(batch)
         return batch.to(self._execution_device), single
 
-    def save_config(self, save_directory, push_to_hub: bool = False, **kwargs):
-        """Write `model_index.json` with a class name that every loader understands, and the `pipeline.py` it points
-        to."""
-        super().save_config(save_directory, push_to_hub=False, **kwargs)
+    def save_config(self, save_directory, **kwargs):
+        """Write `model_index.json` with a class name for every loader, and the `pipeline.py` that it points to."""
+        super().save_config(save_directory, **kwargs)
         index = Path(save_directory, self.config_name)
         config = json.loads(index.read_text())
         config["_class_name"] = ["pipeline", type(self).__name__]

@@ -22,7 +22,7 @@ def parse_args():
     add("--limit", type=int, default=1000, help="only the first so many images (default: 1000)")
     add("--sigma", type=float, nargs="+", default=[0.25], help="smoothing noise, pixel units; 0 for clean images")
     add("--method", choices=("dc", "epndc", "apndc", "apndc-clean"), help="default: dc for sigma 0, else apndc")
-    add("--num-levels", type=int, default=6, help="levels to keep at most (default: 6)")
+    add("--num-levels", type=int, default=10, help="levels to keep at most (default: 10)")
     add("--candidates", type=float, nargs=3, metavar=("LOW", "HIGH", "COUNT"), help="log-spaced, model units")
     add("--quantile", type=float, default=0.995, help="share of copies whose true class survives each level's sifting")
     add("--no-sifting", action="store_true", help="score all classes at all levels")

@@ -2,7 +2,7 @@
 
     pip install . && python examples/quickstart.py
 
-Under three minutes on two cores. `--n 10000` asks for larger radii and takes about forty times as long.
+Under three minutes on two cores. `--n 10000` asks for larger radii and takes about twenty times as long.
 """
 
 import argparse
@@ -37,7 +37,7 @@ def save_picture(images, digits, certificates, path):
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--sigma", type=float, default=0.25, help="smoothing noise, pixel units (default: 0.25)")
-    parser.add_argument("--n", type=int, default=200, help="noisy copies behind each certificate (default: 200)")
+    parser.add_argument("--n", type=int, default=500, help="noisy copies behind each certificate (default: 500)")
     parser.add_argument("--output", type=Path, default=Path("digits.png"), help="picture (default: digits.png)")
     args = parser.parse_args()
 

@@ -1,6 +1,7 @@
 """The programs in `examples/`, run as people run them (`test_training.py` has the training program)."""
 
 import json
+import re
 import shutil
 import subprocess
 import sys
@@ -69,6 +70,17 @@ def test_calibrate_saves_the_levels_with_the_model(tmp_path):
     for sigma in (0.0, 0.25):
         levels = pipe.classifier(sigma).levels
         assert 1 <= len(levels) <= 2 and set(levels.sigmas) <= set(np.geomspace(1, 6, 4))
+
+
+def test_the_readme_s_python_prints_what_stands_below_it():
+    """But for the last line: how many classes are sifted away may differ in the last digit between machines."""
+    readme = (EXAMPLES.parent / "README.md").read_text()
+    code = re.search(r"```python\n(.*?)```", readme, re.DOTALL).group(1)
+    expected = re.search(r"\nprints\n\n```\n(.*?)```", readme, re.DOTALL).group(1)
+    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=EXAMPLES.parent)
+    assert result.returncode == 0, result.stderr
+    printed, expected = result.stdout.splitlines(), expected.splitlines()
+    assert len(printed) == len(expected) and printed[:3] == expected[:3]
 
 
 def test_the_digits_beside_the_model_are_the_split_that_is_written_down(tmp_path):
