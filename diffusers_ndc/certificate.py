@@ -8,8 +8,7 @@ from .bounds import BOUNDS, certified_radius, check_alpha
 
 @dataclass(frozen=True)
 class Certificate:
-    """A prediction of the smoothed classifier `g(x) = argmax_c P[f(x + sigma * eps) = c]` with a radius, or an
-    abstention.
+    """A prediction of the smoothed classifier `g(x) = argmax_c P[f(x + sigma * eps) = c]`, certified or abstained.
 
     Guarantee (Cohen et al. 2019, arXiv:1902.02918, Theorem 1 and Algorithm CERTIFY): before the draws, the probability
     that CERTIFY returns a label that `g` does not keep on the whole open l2 ball of `radius` around the image is at

@@ -201,12 +201,11 @@ class NoisedDiffusionClassifier(nn.Module):
         return torch.where(alive, losses, losses.masked_fill(~alive, math.inf).amin(1, keepdim=True) + gaps)
 
     def _errors(self, batch: "_Batch", triples: range | torch.Tensor) -> torch.Tensor:
-        """Squared errors of (image, level, class) triples in ascending order, in network batches that are all full but
-        one.
+        """Squared errors of (image, level, class) triples, in network batches of which only the last is not full.
 
-        Triples are numbered with the class running fastest. The noise of an (image, level) pair comes from a seed of
-        its
-        own: all classes share it, and a pair that two batches share is drawn twice, alike.
+        Triples are numbered with the class running fastest, and come in ascending order. The noise of an (image,
+        level) pair comes from a seed of its own: all classes share it, and a pair that two batches share is drawn
+        twice, alike.
         """
         num_levels, num_classes, x_tau = len(self.levels), self.num_classes, batch.x_tau
         errors = []

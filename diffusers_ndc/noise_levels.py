@@ -39,8 +39,7 @@ class NoiseLevels:
 
     Without `thresholds` every class is scored at every level. With them the levels are gone through in their order,
     and after each one a class is dropped whose loss so far exceeds the best one's by more than that level's threshold.
-    The rule belongs to the classifier: it is the same for every image, and every noisy copy is sifted by its own
-    losses.
+    The rule belongs to the classifier: it is the same for every image, and each noisy copy is sifted by its losses.
 
     Args:
         sigmas: Noise levels in model units, positive. A level that stands twice is drawn twice.

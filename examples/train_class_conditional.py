@@ -127,8 +127,7 @@ def draw_noise_levels(n: int, scheduler, device, args):
     """Noise levels for n images, and the weight of the denoised image's error that makes up the objective.
 
     edm: log-normal sigma and `lambda(sigma)` (Karras et al. 2022, Table 1). ddpm: a uniform timestep, and the weight
-        that
-    gives the mean squared error of the network's own prediction (Ho et al. 2020, eq. 14).
+    that gives the mean squared error of the network's own prediction (Ho et al. 2020, eq. 14).
     """
     if args.objective == "edm":
         sigma = torch.exp(args.p_mean + args.p_std * torch.randn(n, device=device))
