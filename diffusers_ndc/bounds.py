@@ -63,13 +63,17 @@ def mixture_lower(count: int, n: int, alpha: float) -> float:
         ValueError: `count` is not between 0 and `n`, `n` is below 1, or `alpha` is not in (0, 1).
     """
     _check_counts(count, n, alpha)
-    lowest, highest = 1e-12, min(count / n, 1 - 1e-12)
+    # The evidence falls strictly up to p0 = count / (n + 1): the sign of its derivative, worked out, is negative there.
+    # So there is one crossing at most, and where there is none that far, that point itself is a valid bound.
+    lowest, highest = 1e-12, count / (n + 1)
 
     def excess(p0):
         return mixture_log_evidence(count, n, p0) + math.log(alpha)
 
     if count == 0 or excess(lowest) <= 0:
         return 0.0
+    if excess(highest) >= 0:
+        return highest
     return float(optimize.brentq(excess, lowest, highest, xtol=1e-15, rtol=1e-14))
 
 

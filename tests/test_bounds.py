@@ -65,6 +65,16 @@ def test_mixture_lower_is_where_the_evidence_crosses():
     assert mixture_lower(1, 1, 1e-9) < 0.01
 
 
+@pytest.mark.parametrize("alpha", [1e-6, 0.05, 0.6, 0.99])
+def test_mixture_lower_is_below_all_that_is_not_refuted(alpha):
+    """No p0 under the bound has evidence below log(1 / alpha), on a fine grid: there is no earlier crossing."""
+    for n in (1, 5, 40, 300):
+        for count in range(0, n + 1, max(1, n // 7)):
+            bound = mixture_lower(count, n, alpha)
+            below = np.linspace(1e-9, bound, 400, endpoint=False)[1:] if bound > 1e-6 else []
+            assert all(mixture_log_evidence(count, n, p0) >= np.log(1 / alpha) - 1e-9 for p0 in below)
+
+
 def test_mixture_bound_is_stable_for_large_counts():
     n = 10_000_000
     for count in (n, n - 1, 9_900_000, 5_000_100, 17):
