@@ -63,8 +63,8 @@ def mixture_lower(count: int, n: int, alpha: float) -> float:
         ValueError: `count` is not between 0 and `n`, `n` is below 1, or `alpha` is not in (0, 1).
     """
     _check_counts(count, n, alpha)
-    # The evidence falls strictly up to p0 = count / (n + 1): the sign of its derivative, worked out, is negative there.
-    # So there is one crossing at most, and where there is none that far, that point itself is a valid bound.
+    # Up to p0 = count / (n + 1) the evidence falls strictly, as its derivative shows: there is one crossing at most,
+    # and where there is none that far, that point itself is a valid bound.
     lowest, highest = 1e-12, count / (n + 1)
 
     def excess(p0):
