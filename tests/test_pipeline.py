@@ -9,7 +9,13 @@ import torch
 from conftest import tiny_unet
 from diffusers import DDIMScheduler, DDPMPipeline, DDPMScheduler, EDMEulerScheduler, FlowMatchEulerDiscreteScheduler
 
-from diffusers_ndc import Certificate, NoisedDiffusionClassifierPipeline, NoiseLevels
+from diffusers_ndc import (
+    Certificate,
+    Denoiser,
+    NoisedDiffusionClassifier,
+    NoisedDiffusionClassifierPipeline,
+    NoiseLevels,
+)
 
 
 def test_classifies_whatever_people_hold(pipe):
@@ -46,6 +52,28 @@ def test_certify_and_predict_one_image_or_many(pipe, images):
     assert isinstance(one, Certificate) and one == many[0] and len(many) == 4
     assert all(certificate.verify() for certificate in many)
     assert pipe.predict(images[0], n=10, levels=levels, seed=1) == pipe.predict(images, n=10, levels=levels, seed=1)[0]
+
+
+def test_noise_is_in_pixel_units_and_the_network_is_told_twice_as_much(pipe, images, monkeypatch):
+    """The copies carry the sigma that was asked for, and are denoised at that noise in model units."""
+    noisy, levels_told = [], []
+    forward, denoise = NoisedDiffusionClassifier.forward, Denoiser.denoise
+
+    def watched_forward(self, x, seeds=None):
+        noisy.append(x)
+        return forward(self, x, seeds)
+
+    def watched_denoise(self, x, sigma, class_labels=None):
+        if class_labels is None:
+            levels_told.append(sigma)
+        return denoise(self, x, sigma, class_labels)
+
+    monkeypatch.setattr(NoisedDiffusionClassifier, "forward", watched_forward)
+    monkeypatch.setattr(Denoiser, "denoise", watched_denoise)
+    pipe.certify(images[0], sigma=0.3, n0=50, n=150, levels=NoiseLevels((2.0,), (1.0,)), seed=0)
+    noise = torch.cat(noisy) - images[0]
+    assert noise.std().item() == pytest.approx(0.3, rel=0.03) and noise.mean().item() == pytest.approx(0, abs=0.01)
+    assert set(levels_told) == {0.6}
 
 
 def test_certificates_that_stop_or_grow(pipe, images):
