@@ -143,6 +143,12 @@ class Denoiser(nn.Module):
         """Smallest and largest noise level (model units) that the network was trained for."""
         return self.parametrisation.sigma_min, self.parametrisation.sigma_max
 
+    @property
+    def image_size(self) -> tuple[int, int] | None:
+        """Height and width of the network's images, `None` where it does not fix them."""
+        size = self.unet.config.sample_size
+        return (size, size) if isinstance(size, int) else size and tuple(size)
+
     def check_images(self, images: torch.Tensor) -> None:
         """Refuse a batch that the network cannot take.
 
@@ -153,14 +159,13 @@ class Denoiser(nn.Module):
         if not isinstance(images, torch.Tensor) or not images.is_floating_point():
             given = images.dtype if isinstance(images, torch.Tensor) else type(images).__name__
             raise TypeError(f"`images` is {given}; accepted is a floating-point tensor.")
-        config = self.unet.config
-        size = (config.sample_size,) * 2 if isinstance(config.sample_size, int) else config.sample_size
+        config, size = self.unet.config, self.image_size
         multiple = 2 ** (len(config.block_out_channels) - 1)
         if (
             images.ndim != 4
             or len(images) == 0
             or images.shape[1] != config.in_channels
-            or (tuple(images.shape[2:]) != tuple(size) if size else any(side % multiple for side in images.shape[2:]))
+            or (tuple(images.shape[2:]) != size if size else any(side % multiple for side in images.shape[2:]))
         ):
             sides = " x ".join(map(str, size)) if size else f"sides that are multiples of {multiple}"
             raise ValueError(

@@ -331,9 +331,7 @@ class NoisedDiffusionClassifierPipeline(DiffusionPipeline):
         return results[0] if single else results
 
     def _preprocess(self, images, classifier: NoisedDiffusionClassifier) -> tuple[torch.Tensor, bool]:
-        config = self.unet.config
-        size = (config.sample_size,) * 2 if isinstance(config.sample_size, int) else config.sample_size
-        batch, single = to_pixel_batch(images, config.in_channels, size)
+        batch, single = to_pixel_batch(images, self.unet.config.in_channels, classifier.denoiser.image_size)
         classifier.denoiser.check_images(batch)
         return batch.to(self._execution_device), single
 

@@ -8,7 +8,7 @@ Not on the images that the model is tested on afterwards.
 import argparse
 from pathlib import Path
 
-from datasets import ClassLabel, Image, load_dataset
+from labelled_images import load_labelled_images
 
 from diffusers_ndc import NoisedDiffusionClassifierPipeline, NoiseLevels
 
@@ -33,9 +33,7 @@ def parse_args():
 
 def main():
     args = parse_args()
-    dataset = load_dataset(args.dataset, split=f"{args.split}[:{args.limit}]")
-    image_column = next(name for name, feature in dataset.features.items() if isinstance(feature, Image))
-    label_column = next(name for name, feature in dataset.features.items() if isinstance(feature, ClassLabel))
+    dataset, image_column, label_column = load_labelled_images(args.dataset, f"{args.split}[:{args.limit}]")
     images, labels = list(dataset[image_column]), list(dataset[label_column])
 
     pipe = NoisedDiffusionClassifierPipeline.from_pretrained(args.model).to(args.device)

@@ -15,10 +15,11 @@ from pathlib import Path
 import torch
 from accelerate import Accelerator
 from accelerate.utils import gather_object
-from datasets import ClassLabel, Image, load_dataset
+from labelled_images import load_labelled_images
 from tqdm.auto import tqdm
 
 from diffusers_ndc import NoisedDiffusionClassifierPipeline
+from diffusers_ndc.certificate import plurality
 
 
 def parse_args():
@@ -51,12 +52,11 @@ def evaluate_image(pipe, image, label: int, args) -> dict:
     settings |= {"sigma": args.sigma, "n": args.n, "alpha": args.alpha}
     if args.task == "predict":
         prediction = pipe.predict(image, **settings)
-        majority = max(prediction.counts, key=prediction.counts.get)
         return {
             "label": label,
             "predicted": prediction.label,
             "correct": prediction.label == label,
-            "majority_correct": majority == label,
+            "majority_correct": plurality(prediction.counts) == label,
             "counts": prediction.counts,
         }
     certificate = pipe.certify(image, n0=args.n0, radii=args.radii if args.stop_early else None, **settings)
@@ -84,14 +84,13 @@ def report(records: list[dict], args) -> None:
 def main():
     args = parse_args()
     accelerator = Accelerator(cpu=not torch.accelerator.is_available())
-    dataset = load_dataset(args.dataset, split=args.split)
-    image_column = next(name for name, feature in dataset.features.items() if isinstance(feature, Image))
-    label_column = next(name for name, feature in dataset.features.items() if isinstance(feature, ClassLabel))
+    dataset, image_column, label_column = load_labelled_images(args.dataset, args.split)
     pipe = NoisedDiffusionClassifierPipeline.from_pretrained(args.model).to(accelerator.device)
     pipe.set_progress_bar_config(disable=True)
 
     indices = range(len(dataset))[: args.limit][accelerator.process_index :: accelerator.num_processes]
-    file = open(f"{args.output}.{accelerator.process_index}" if args.output else os.devnull, "w")
+    # "x": records that are there already are never written over
+    file = open(f"{args.output}.{accelerator.process_index}", "x") if args.output else open(os.devnull, "w")
     records = []
     with file:
         for index in tqdm(indices, disable=not accelerator.is_main_process):

@@ -16,11 +16,10 @@ import torch
 import torch.nn.functional as F
 from accelerate import Accelerator
 from accelerate.utils import DataLoaderConfiguration, ProjectConfiguration, set_seed
-from datasets import ClassLabel, load_dataset
-from datasets import Image as ImageFeature
 from diffusers import DDPMScheduler, EDMEulerScheduler, UNet2DModel
 from diffusers.optimization import get_scheduler
 from diffusers.training_utils import EMAModel
+from labelled_images import load_labelled_images
 from PIL import ImageOps
 from tqdm.auto import tqdm
 
@@ -68,21 +67,11 @@ def parse_args(args=None):
     return parser.parse_args(args)
 
 
-def column(features, wanted: str | None, kind: type, option: str) -> str:
-    """The wanted column, or the first one of this kind."""
-    found = [name for name, feature in features.items() if isinstance(feature, kind)]
-    if wanted is None and found:
-        return found[0]
-    if wanted in found:
-        return wanted
-    raise ValueError(f"{option} is {wanted!r}; the data set has these {kind.__name__} columns: {found}.")
-
-
 def load_images(args):
     """The data set as rows of `images` (C, H, W) in [0, 1] and `labels`, and the names of its classes."""
-    dataset = load_dataset(args.dataset, split=args.split)
-    image_column = column(dataset.features, args.image_column, ImageFeature, "--image-column")
-    label_column = column(dataset.features, args.label_column, ClassLabel, "--label-column")
+    dataset, image_column, label_column = load_labelled_images(
+        args.dataset, args.split, args.image_column, args.label_column
+    )
     names = dataset.features[label_column].names
     first = dataset[0][image_column]
     mode = "L" if first.mode in ("1", "L") else "RGB"

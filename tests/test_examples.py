@@ -58,6 +58,15 @@ def test_evaluate_shares_the_images_and_loses_none(folders, tmp_path):
     assert all(Certificate.from_dict(record["certificate"]).verify() for record in one)
 
 
+def test_evaluate_never_writes_over_records(folders, tmp_path):
+    model, data = folders
+    records = tmp_path / "records.0"
+    records.write_text("kept")
+    with pytest.raises(AssertionError, match="File exists"):
+        run("evaluate.py", "--model", model, "--dataset", data, "--output", tmp_path / "records")
+    assert records.read_text() == "kept"
+
+
 def test_calibrate_saves_the_levels_with_the_model(tmp_path):
     """On the embedded model, and a few digits that only have to be read here."""
     model = shutil.copytree(EXAMPLES / "mnist", tmp_path / "model", ignore=shutil.ignore_patterns("data"))

@@ -80,7 +80,8 @@ def test_ddpm_objective_on_two_processes_with_mixed_precision(folder, tmp_path):
         (("--label-dropout", 1), "--label-dropout"),
     ],
 )
-def test_refuses_before_any_work(folder, tmp_path, options, message):
+def test_refuses_before_any_work(folder, tmp_path, monkeypatch, options, message):
+    monkeypatch.syspath_prepend(str(SCRIPT.parent))  # as Python does for a program that it runs
     program = runpy.run_path(str(SCRIPT))
     arguments = ["--dataset", folder, "--output-dir", tmp_path, *options]
     with pytest.raises(ValueError, match=message):
