@@ -1,6 +1,7 @@
 """Counts of votes to bounds on probabilities, and bounds to radii: plain functions on scipy, free of torch."""
 
 import math
+from typing import NamedTuple
 
 from scipy import optimize, special, stats
 
@@ -11,40 +12,115 @@ def check_alpha(alpha: float) -> None:
         raise ValueError(f"`alpha` is {alpha}; accepted is an error probability strictly between 0 and 1.")
 
 
-def clopper_pearson_lower(count: int, n: int, alpha: float) -> float:
-    """One-sided Clopper-Pearson lower bound on a binomial probability.
+PRIOR = 0.25
+"""The mixture's prior is Beta(1, PRIOR): mass near 1, where the draws of a sure image are; fixed before any draw."""
+
+LEAST_U = 0.03
+"""Smallest `u` of the randomized bound: with a smaller one a bound of 1, an infinite radius, would be possible."""
+
+
+def clopper_pearson_lower(count: int, n: int, alpha: float, u: float = 1.0) -> float:
+    """One-sided Clopper-Pearson lower bound on a binomial probability, plain or randomized.
 
     With probability at least `1 - alpha` over `count ~ Binomial(n, p)`, the result is at most `p`, whatever `p` is
-    (Clopper & Pearson 1934; used for randomized smoothing by Cohen et al. 2019, Algorithm CERTIFY).
+    (Clopper & Pearson 1934; used for randomized smoothing by Cohen et al. 2019, Algorithm CERTIFY). Randomized, it
+    solves `P_p[X > count] + u * P_p[X = count] = alpha`: with `u` uniform on [0, 1], independent of the draws and
+    drawn once, it is wrong with probability `alpha` exactly, and never below the plain one (Voracek 2024,
+    arXiv:2406.17830). A larger `u` is more careful; it is taken as at least `LEAST_U`.
+
+    The bound grows with `count`: draws that were never made may be counted as failures.
 
     Args:
         count: Number of successes, 0 to `n`.
         n: Number of independent draws, fixed before the first one is made.
         alpha: Probability that the bound may be wrong.
+        u: 1 for the plain bound.
 
     Raises:
         ValueError: `count` is not between 0 and `n`, `n` is below 1, or `alpha` is not in (0, 1).
     """
     _check_counts(count, n, alpha)
-    return 0.0 if count == 0 else float(stats.beta.ppf(alpha, count, n - count + 1))
+    u = max(u, LEAST_U)
+    plain = 0.0 if count == 0 else float(stats.beta.ppf(alpha, count, n - count + 1))
+    if u == 1:
+        return plain
+    if count == n:
+        return min((alpha / u) ** (1 / n), 1.0)
+
+    def excess(p):
+        more = special.betainc(count + 1, n - count, p)
+        as_many = special.betainc(count, n - count + 1, p) if count else 1.0
+        return (1 - u) * more + u * as_many - alpha
+
+    highest = float(stats.beta.ppf(alpha, count + 1, n - count))
+    return plain if excess(plain) >= 0 or plain == highest else float(optimize.brentq(excess, plain, highest))
+
+
+def runner_up_lower(count: int, rival: int, n: int, alpha: float, num_classes: int) -> float:
+    """The probability that alone gives the radius of a bound on the winner *and* one on every other class.
+
+    Two Clopper-Pearson bounds hold jointly with probability at least `1 - alpha`: a lower one on the candidate's
+    probability, pA, at `alpha / 2`, and an upper one on each of the others', pB for the largest, at `alpha / 2` split
+    over them. The radius is then `sigma / 2 * (Phi^-1(pA) - Phi^-1(pB))` (Cohen et al. 2019, Theorem 1), or that of pA
+    alone where it is larger. It pays where the other votes are spread over several classes.
+
+    Args:
+        count: Votes of the candidate.
+        rival: Most votes of any other class.
+        n: Number of independent draws, fixed before the first one is made.
+        alpha: Probability that the bounds may be wrong.
+        num_classes: Number of classes, at least 2.
+
+    Raises:
+        ValueError: There are fewer classes, or an argument is none that `clopper_pearson_lower` takes.
+    """
+    if num_classes < 2:
+        raise ValueError(f"`num_classes` is {num_classes}; accepted for a bound on the runner-up are 2 or more.")
+    lower = clopper_pearson_lower(count, n, alpha / 2)
+    upper = 1 - clopper_pearson_lower(n - rival, n, alpha / (2 * (num_classes - 1)))
+    return max(lower, float(special.ndtr((special.ndtri(lower) - special.ndtri(upper)) / 2)))
+
+
+def empirical_bernstein_lower(total: float, squares: float, n: int, alpha: float) -> float:
+    """Lower bound on the mean of scores in [0, 1] from n of them (Maurer & Pontil 2009, arXiv:0907.3740, Theorem 4).
+
+    With probability at least `1 - alpha`, the result is at most the mean. It is tight where the scores vary little.
+
+    Args:
+        total: Sum of the scores.
+        squares: Sum of their squares.
+        n: Number of independent draws, at least 2, fixed before the first one is made.
+        alpha: Probability that the bound may be wrong.
+    """
+    check_alpha(alpha)
+    if n < 2:
+        return 0.0
+    variance = max(squares - total**2 / n, 0.0) / (n - 1)
+    log_term = math.log(2 / alpha)
+    return max(0.0, total / n - math.sqrt(2 * variance * log_term / n) - 7 * log_term / (3 * (n - 1)))
 
 
 def mixture_log_evidence(count: int, n: int, p0: float) -> float:
     """Log evidence against "the probability is at most `p0`" after `count` successes in `n` draws.
 
-    The likelihood ratio of q to `p0`, averaged over q uniform on (p0, 1]: for every true probability up to `p0` it is
-    a non-negative supermartingale in n that starts at 1, so that, with probability at least `1 - alpha`, it stays
-    below `1 / alpha` at all times at once (Ville's inequality; Waudby-Smith & Ramdas, arXiv:2010.09686; for smoothing
-    Voracek 2024, arXiv:2406.17830). In closed form by the incomplete beta function, computed in logarithms.
+    The likelihood ratio of q to `p0`, averaged over q from Beta(1, `PRIOR`) restricted to (p0, 1]: for every true
+    probability up to `p0` it is a non-negative supermartingale in n that starts at 1, so that, with probability at
+    least `1 - alpha`, it stays below `1 / alpha` at all times at once (Ville's inequality; Waudby-Smith & Ramdas,
+    arXiv:2010.09686; for smoothing Voracek 2024, arXiv:2406.17830). In closed form by the incomplete beta function,
+    computed in logarithms.
 
     Args:
         count: Number of successes, 0 to `n`.
         n: Number of draws so far.
         p0: Probability that is tested, strictly between 0 and 1.
     """
-    failures = n - count
-    mixture = special.betaln(count + 1, failures + 1) + stats.beta.logsf(p0, count + 1, failures + 1)
-    return float(mixture - math.log1p(-p0) - count * math.log(p0) - failures * math.log1p(-p0))
+    failures, log_q0 = n - count, math.log1p(-p0)
+    tail = float(special.betaincc(count + 1, failures + PRIOR, p0))
+    if tail == 0:
+        return -math.inf  # the draws speak for a probability far below p0
+    joint = float(special.betaln(count + 1, failures + PRIOR)) + math.log(tail)
+    restricted_prior = -math.log(PRIOR) + PRIOR * log_q0
+    return joint - restricted_prior - count * math.log(p0) - failures * log_q0
 
 
 def mixture_lower(count: int, n: int, alpha: float) -> float:
@@ -63,9 +139,9 @@ def mixture_lower(count: int, n: int, alpha: float) -> float:
         ValueError: `count` is not between 0 and `n`, `n` is below 1, or `alpha` is not in (0, 1).
     """
     _check_counts(count, n, alpha)
-    # Up to p0 = count / (n + 1) the evidence falls strictly, as its derivative shows: there is one crossing at most,
-    # and where there is none that far, that point itself is a valid bound.
-    lowest, highest = 1e-12, count / (n + 1)
+    # Up to p0 = count / (n + PRIOR) the evidence falls strictly, as its derivative shows: there is one crossing at
+    # most, and where there is none that far, that point itself is a valid bound.
+    lowest, highest = 1e-12, count / (n + PRIOR)
 
     def excess(p0):
         return mixture_log_evidence(count, n, p0) + math.log(alpha)
@@ -77,8 +153,42 @@ def mixture_lower(count: int, n: int, alpha: float) -> float:
     return float(optimize.brentq(excess, lowest, highest, xtol=1e-15, rtol=1e-14))
 
 
-BOUNDS = {"clopper-pearson": clopper_pearson_lower, "mixture": mixture_lower}
-"""Lower bounds on the candidate's probability by name; `mixture` may be looked at after every draw."""
+class Tally(NamedTuple):
+    """What a bound may rest on.
+
+    Args:
+        count: Votes of the candidate.
+        n: Number of draws: so far (`mixture`), else as fixed beforehand.
+        rival: Most votes of any other class.
+        num_classes: Number of classes, or `None` if it is not known.
+        u: Uniform random number of the randomized bound.
+        score_sum: Sum of the candidate's soft votes, probabilities in [0, 1].
+        score_squares: Sum of their squares.
+    """
+
+    count: int
+    n: int
+    rival: int = 0
+    num_classes: int | None = None
+    u: float = 1.0
+    score_sum: float = 0.0
+    score_squares: float = 0.0
+
+
+BOUNDS = {
+    "clopper-pearson": lambda t, alpha: clopper_pearson_lower(t.count, t.n, alpha),
+    "randomized-clopper-pearson": lambda t, alpha: clopper_pearson_lower(t.count, t.n, alpha, t.u),
+    "runner-up": lambda t, alpha: runner_up_lower(t.count, t.rival, t.n, alpha, t.num_classes),
+    "empirical-bernstein": lambda t, alpha: empirical_bernstein_lower(t.score_sum, t.score_squares, t.n, alpha),
+    "mixture": lambda t, alpha: mixture_lower(t.count, t.n, alpha),
+}
+"""Lower bounds on the candidate's probability (its mean score for `empirical-bernstein`), by name, of a `Tally`."""
+
+ANYTIME = frozenset({"mixture"})
+"""Bounds that may be looked at after every draw; the others hold for one look at a number fixed beforehand."""
+
+CURTAILED = frozenset({"clopper-pearson", "randomized-clopper-pearson"})
+"""Bounds of a fixed number of draws that count those never made as failures, so that a run may be cut short."""
 
 
 def _check_counts(count: int, n: int, alpha: float) -> None:

@@ -20,7 +20,10 @@ GROUP = 32
 """Images that are scored in one call and share the seed of their noise."""
 
 LEAST_GAIN = 1e-4
-"""Nats by which a further level must lower the mean loss."""
+"""Nats by which a further level must lower the objective."""
+
+RIDGE = 1.0
+"""Nats, over all images, that a weight costs which is 0 or twice what the candidates' own weights would have it be."""
 
 
 def calibrate_levels(
@@ -28,7 +31,7 @@ def calibrate_levels(
     images: torch.Tensor,
     labels: torch.Tensor,
     num_levels: int,
-    quantile: float | None = 0.995,
+    quantile: float | None = 0.998,
     seed: int = 0,
     on_images=None,
 ) -> NoiseLevels:
@@ -36,10 +39,12 @@ def calibrate_levels(
 
     Every image is scored once at every level, all classes and levels with common noise. Levels are then added one at a
     time, the most telling first: the one with which `softmax(-sum_i w_i * error_i)`, its weights `w >= 0` fitted anew,
-    gives the labels the highest likelihood (a convex problem, `fit_weights`).
+    gives the labels the highest likelihood (a convex problem, `fit_weights`). The weights are shrunk towards those of
+    the candidates, so that a few hundred images are enough.
 
     Args:
-        classifier: Its sigma, method and network are calibrated; its levels are the candidates.
+        classifier: Its sigma, method and network are calibrated; its levels are the candidates, their weights the
+            ones that the fit starts from.
         images: Clean images, shape `(N, C, H, W)`, pixel units; the noise that the classifier expects is added here.
         labels: Their classes, shape `(N,)`.
         num_levels: How many levels to keep.
@@ -62,30 +67,40 @@ def calibrate_levels(
         raise ValueError(f"`quantile` is {quantile}; accepted is a share above 0 and up to 1, or None.")
     errors = []
     for group, part in enumerate(images.split(GROUP)):
-        noise_seed, *own_seeds = derive_seeds((seed, "calibrate", group), 1 + len(part))
-        eps = standard_normal(tuple(part.shape), noise_seed, part.dtype, part.device)
+        seeds = derive_seeds((seed, "calibrate", group), 2 * len(part))
+        smoothing_seeds, own_seeds = seeds[::2], seeds[1::2]
+        eps = standard_normal(tuple(part.shape[1:]), smoothing_seeds, part.dtype, part.device)
         with torch.no_grad():
             errors.append(classifier.squared_errors(part + classifier.sigma * eps, own_seeds).cpu())
         if on_images is not None:
             on_images(len(part))
     errors = torch.cat(errors).double().numpy()
-    chosen, weights = choose_levels(errors, labels, num_levels)
+    chosen, weights = choose_levels(errors, labels, np.array(classifier.levels.weights), num_levels)
     if not chosen:
         raise ValueError("At no level of `candidates` does the model tell the classes of these `labels` apart.")
     sigmas = [classifier.levels.sigmas[level] for level in chosen]
     thresholds = None if quantile is None else sift_thresholds(errors[:, chosen], weights, labels, quantile)
-    return NoiseLevels(sigmas, weights, thresholds)
+    return NoiseLevels(
+        sigmas,
+        weights,
+        thresholds,
+        relative=quantile is not None,
+        smoothing_sigma=classifier.sigma,
+        method=classifier.likelihood.name,
+    )
 
 
-def choose_levels(errors: np.ndarray, labels: np.ndarray, num_levels: int) -> tuple[list[int], np.ndarray]:
+def choose_levels(
+    errors: np.ndarray, labels: np.ndarray, prior: np.ndarray, num_levels: int
+) -> tuple[list[int], np.ndarray]:
     """Greedy choice of levels from errors of shape (images, levels, classes): their indices, and their weights.
 
-    Fewer than `num_levels` come back where no further level lowers the mean loss by at least `LEAST_GAIN`.
+    Fewer than `num_levels` come back where no further level lowers the objective by at least `LEAST_GAIN`.
     """
     chosen, weights, loss = [], np.empty(0), math.log(errors.shape[2])
     for _ in range(num_levels):
         left = [level for level in range(errors.shape[1]) if level not in chosen]
-        fits = {level: fit_weights(errors[:, [*chosen, level]], labels) for level in left}
+        fits = {level: fit_weights(errors[:, [*chosen, level]], labels, prior[[*chosen, level]]) for level in left}
         best = min(fits, key=lambda level: fits[level][1])
         if fits[best][1] > loss - LEAST_GAIN:
             break
@@ -94,29 +109,44 @@ def choose_levels(errors: np.ndarray, labels: np.ndarray, num_levels: int) -> tu
     return [level for level, keep in zip(chosen, kept, strict=True) if keep], weights[kept]
 
 
-def fit_weights(errors: np.ndarray, labels: np.ndarray) -> tuple[np.ndarray, float]:
-    """Non-negative weights of multinomial logistic regression on minus the errors, and their mean loss in nats."""
+def fit_weights(errors: np.ndarray, labels: np.ndarray, prior: np.ndarray) -> tuple[np.ndarray, float]:
+    """Non-negative weights of multinomial logistic regression on minus the errors, shrunk towards `prior`.
+
+    They minimise the mean loss in nats plus `RIDGE / images * sum((f / mean(f) - 1)^2)`, where `f` are the weights
+    divided by `prior`: only their ratios are shrunk, not their scale.
+
+    Returns:
+        The weights, and the minimum.
+    """
     rows = np.arange(len(labels))
     margins = errors - errors[rows, :, labels][:, :, None]  # of each class over the true one, 0 for the latter
-    scale = np.abs(margins).mean(axis=(0, 2))
-    scale[scale == 0] = 1.0
-    margins = margins / scale[:, None]
+    margins = margins * prior[:, None]
+    unit = np.abs(margins).mean() or 1.0
+    margins = margins / unit
 
-    def loss_and_gradient(weights):
-        logits = -np.einsum("ntk,t->nk", margins, weights)
+    def objective_and_gradient(factors):
+        logits = -np.einsum("ntk,t->nk", margins, factors)
         log_sum = special.logsumexp(logits, axis=1)
         gradient = -np.einsum("ntk,nk->t", margins, np.exp(logits - log_sum[:, None])) / len(labels)
-        return log_sum.mean(), gradient
+        mean = factors.mean()
+        spread = (factors**2).sum() / mean**2
+        ridge = RIDGE / len(labels)
+        slope = 2 * (factors / mean**2 - spread / (len(factors) * mean))
+        return log_sum.mean() + ridge * (spread - len(factors)), gradient + ridge * slope
 
-    start = np.full(errors.shape[1], 1 / errors.shape[1])
-    result = optimize.minimize(loss_and_gradient, start, jac=True, bounds=[(0, None)] * len(start), method="L-BFGS-B")
-    return result.x / scale, float(result.fun)
+    start = np.full(len(prior), 1 / len(prior))
+    bounds = [(0, None)] * len(prior)
+    bounds[0] = (1e-9, None)  # not all 0
+    result = optimize.minimize(objective_and_gradient, start, jac=True, bounds=bounds, method="L-BFGS-B")
+    return result.x * prior / unit, float(result.fun)
 
 
 def sift_thresholds(errors: np.ndarray, weights: np.ndarray, labels: np.ndarray, quantile: float) -> np.ndarray:
-    """For each level but the last: the gap to the best class's loss so far that the true class seldom exceeds."""
+    """For each level but the last: the gap to the best class's loss so far, as a share of that loss, that the true
+    class seldom exceeds."""
     losses = np.cumsum(errors * weights[:, None], axis=1)
-    gaps = losses[np.arange(len(labels)), :, labels] - losses.min(axis=2)
+    best = losses.min(axis=2)
+    gaps = (losses[np.arange(len(labels)), :, labels] - best) / np.maximum(best, np.finfo(float).tiny)
     return np.quantile(gaps[:, :-1], quantile, axis=0)
 
 

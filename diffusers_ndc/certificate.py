@@ -3,7 +3,7 @@
 import math
 from dataclasses import asdict, dataclass, field, fields
 
-from .bounds import BOUNDS, certified_radius, check_alpha
+from .bounds import ANYTIME, BOUNDS, CURTAILED, Tally, certified_radius, check_alpha
 
 
 @dataclass(frozen=True)
@@ -13,19 +13,24 @@ class Certificate:
     Guarantee (Cohen et al. 2019, arXiv:1902.02918, Theorem 1 and Algorithm CERTIFY): before the draws, the probability
     that CERTIFY returns a label that `g` does not keep on the whole open l2 ball of `radius` around the image is at
     most `alpha`. It speaks of this one image, as it stood after resizing to the network's size, and of `f` exactly as
-    it was run.
+    it was run. With soft votes (`empirical-bernstein`) `g(x)` is the class with the largest mean probability.
 
     Args:
         label: Class that is certified, or `None` for an abstention.
         radius: l2 radius in pixel units (images in [0, 1]); 0 for an abstention.
         sigma: Standard deviation of the smoothing noise, pixel units.
         alpha: Probability with which the certificate may be wrong.
-        n0: Number of draws that chose the candidate class.
-        n: Number of further draws that the bound rests on.
-        selection_counts: Votes of each class among the `n0` draws; classes without a vote are left out.
-        counts: Votes of each class among the `n` draws, likewise.
-        bound: Name of the bound on the candidate's probability: `clopper-pearson`, for an `n` fixed beforehand, or
-            `mixture`, for draws that were watched and stopped.
+        n0: Number of draws that choose the candidate class. Fewer are made where the others cannot change the choice.
+            0: the candidate is the leader of `counts`, and every class has a share `alpha / num_classes`.
+        n: Number of further draws that the bound rests on. With the Clopper-Pearson bounds, those that were not made,
+            since the outcome was settled, count as failures.
+        selection_counts: Votes of each class among the selection draws; classes without a vote are left out.
+        counts: Votes of each class among the further draws, likewise.
+        bound: Name of the bound on the candidate's probability, one of `bounds.BOUNDS`.
+        num_classes: Number of classes.
+        u: Uniform random number of the randomized bound, derived from the seed.
+        score_sum: Sum of the candidate's soft votes (`empirical-bernstein`).
+        score_squares: Sum of their squares.
         seed: Seed of all draws.
         image_hash: Content hash of the image, which enters the seeds of its draws.
         evaluations: Network evaluations spent.
@@ -41,6 +46,10 @@ class Certificate:
     selection_counts: dict[int, int]
     counts: dict[int, int]
     bound: str = "clopper-pearson"
+    num_classes: int | None = None
+    u: float | None = None
+    score_sum: float | None = None
+    score_squares: float | None = None
     seed: int | None = None
     image_hash: str | None = None
     evaluations: int | None = None
@@ -54,6 +63,8 @@ class Certificate:
         sigma: float,
         alpha: float,
         bound: str = "clopper-pearson",
+        n0: int | None = None,
+        n: int | None = None,
         **record,
     ) -> "Certificate":
         """The certificate that these votes give: candidate by plurality of the selection, radius by the bound.
@@ -63,15 +74,18 @@ class Certificate:
             counts: Votes of each class among the fresh estimation draws.
             sigma: Standard deviation of the smoothing noise, pixel units.
             alpha: Probability with which the certificate may be wrong.
-            bound: Name of the lower bound on the candidate's probability, one of `BOUNDS`.
-            **record: `seed`, `image_hash`, `evaluations`, `base_classifier`.
+            bound: Name of the lower bound on the candidate's probability, one of `bounds.BOUNDS`.
+            n0: Number of selection draws as fixed beforehand. Default: all that were made.
+            n: Number of further draws as fixed beforehand. Default: all that were made.
+            **record: Further fields, by name.
         """
-        sigma, alpha = float(sigma), float(alpha)
-        n0, n = sum(selection_counts.values()), sum(counts.values())
-        candidate = plurality(selection_counts)
-        radius = certified_radius(BOUNDS[bound](counts.get(candidate, 0), n, alpha), sigma)
-        label, radius = (None, 0.0) if radius is None else (candidate, radius)
-        return cls(label, radius, sigma, alpha, n0, n, selection_counts, counts, bound, **record)
+        n0 = sum(selection_counts.values()) if n0 is None else n0
+        n = sum(counts.values()) if n is None else n
+        votes = cls(None, 0.0, float(sigma), float(alpha), n0, n, selection_counts, counts, bound, **record)
+        radius = certified_radius(votes.p_lower, votes.sigma)
+        if radius is None:
+            return votes
+        return cls(**{**vars(votes), "label": votes.candidate, "radius": radius})
 
     @property
     def abstained(self) -> bool:
@@ -80,32 +94,68 @@ class Certificate:
 
     @property
     def candidate(self) -> int:
-        """The class that the selection draws chose (the smallest label among equals)."""
-        return plurality(self.selection_counts)
+        """The class that the selection draws chose, or the leader where there are none (the smallest among equals)."""
+        return plurality(self.selection_counts or self.counts)
+
+    @property
+    def alpha_of_candidate(self) -> float:
+        """`alpha`, or each class's share of it where the leader itself is the candidate."""
+        return self.alpha if self.selection_counts else self.alpha / self.num_classes
+
+    @property
+    def tally(self) -> Tally:
+        """What the bound rests on."""
+        candidate = self.candidate
+        return Tally(
+            self.counts.get(candidate, 0),
+            self.n,
+            max((votes for label, votes in self.counts.items() if label != candidate), default=0),
+            self.num_classes,
+            self.u,
+            self.score_sum,
+            self.score_squares,
+        )
 
     @property
     def p_lower(self) -> float:
         """Lower bound on the candidate's probability, recomputed from the counts."""
-        return BOUNDS[self.bound](self.counts.get(self.candidate, 0), self.n, self.alpha)
+        return BOUNDS[self.bound](self.tally, self.alpha_of_candidate)
 
     def verify(self) -> bool:
-        """Whether label and radius follow from the counts, and the counts are those of `n0` and `n` draws."""
+        """Whether label and radius follow from the votes, and these are no more than `n0` and `n` draws."""
         try:
             check_alpha(self.alpha)
-            votes = [*self.selection_counts.values(), *self.counts.values()]
+            made0, made = sum(self.selection_counts.values()), sum(self.counts.values())
+            whole = [*self.selection_counts.values(), *self.counts.values(), self.n0, self.n]
             if (
                 self.bound not in BOUNDS
                 or not 0 < self.sigma < math.inf
-                or any(type(value) is not int or value < 0 for value in [*votes, self.n0, self.n])
+                or any(type(value) is not int or value < 0 for value in whole)
                 or any(type(label) is not int or label < 0 for label in [*self.selection_counts, *self.counts])
-                or sum(self.selection_counts.values()) != self.n0
-                or sum(self.counts.values()) != self.n
+                or not _choice_is_settled(self.selection_counts, self.n0 - made0)
+                or not (made == self.n or (made < self.n and self.bound in CURTAILED))
+                or not self._has_what_the_bound_needs()
             ):
                 return False
-            expected = Certificate.from_counts(self.selection_counts, self.counts, self.sigma, self.alpha, self.bound)
-            return self.label == expected.label and math.isclose(self.radius, expected.radius, rel_tol=1e-9)
-        except (TypeError, ValueError, AttributeError):
+            radius = certified_radius(self.p_lower, self.sigma)
+            if radius is None:
+                return self.label is None and self.radius == 0
+            return self.label == self.candidate and math.isclose(self.radius, radius, rel_tol=1e-9)
+        except (TypeError, ValueError, AttributeError, ArithmeticError):
             return False
+
+    def _has_what_the_bound_needs(self) -> bool:
+        labels = [*self.selection_counts, *self.counts]
+        if (self.bound == "runner-up" or not self.n0) and not (
+            type(self.num_classes) is int and self.num_classes > max(1, *labels)
+        ):
+            return False
+        if self.bound == "randomized-clopper-pearson" and not 0 <= self.u <= 1:
+            return False
+        if self.bound == "empirical-bernstein":  # scores in [0, 1] have squares that are smaller, and a variance
+            total, squares = self.score_sum, self.score_squares
+            return self.n0 > 0 and 0 <= squares <= total <= self.n and total**2 <= squares * self.n * (1 + 1e-9)
+        return self.n0 > 0 or self.bound in ANYTIME | CURTAILED
 
     def to_dict(self) -> dict:
         """The record as plain values, for JSON."""
@@ -119,7 +169,7 @@ class Certificate:
             ValueError: A field is missing or unknown, or a count has no whole number for its label.
         """
         known = {f.name for f in fields(cls)}
-        required = known - {"bound", "seed", "image_hash", "evaluations", "base_classifier"}
+        required = {"label", "radius", "sigma", "alpha", "n0", "n", "selection_counts", "counts"}
         if not isinstance(data, dict) or not required <= set(data) <= known:
             given = sorted(data) if isinstance(data, dict) else type(data).__name__
             raise ValueError(f"`data` has {given}; accepted is a dictionary with {sorted(required)}, and of {known}.")
@@ -135,3 +185,14 @@ class Certificate:
 def plurality(counts: dict[int, int]) -> int:
     """The class with most votes, the smallest label among equals."""
     return min(counts, key=lambda label: (-counts[label], label))
+
+
+def draws_to_settle(counts: dict[int, int], left: int) -> int:
+    """Fewest of the draws left after which the leading class can be certain: 0 where the rest cannot change it."""
+    top, second = (sorted(counts.values(), reverse=True) + [0, 0])[:2]
+    lead = top - second
+    return 0 if left == 0 or lead > left else (left - lead) // 2 + 1
+
+
+def _choice_is_settled(selection_counts: dict[int, int], left: int) -> bool:
+    return left >= 0 and draws_to_settle(selection_counts, left) == 0

@@ -1,8 +1,8 @@
 """The noised diffusion classifier: K classes scored with shared noise, in full network batches."""
 
 import math
-from collections.abc import Sequence
-from typing import NamedTuple
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager
 
 import torch
 from torch import nn
@@ -11,6 +11,11 @@ from .denoiser import Denoiser
 from .likelihoods import get_likelihood
 from .noise import check_seed, check_sigma, derive_seeds, fresh_seed, standard_normal
 from .noise_levels import NoiseLevels
+from .pool import Copy, Decided, Pool, filling, handing_out
+
+
+POOL_BATCHES = 4
+"""Network batches that the triples under way should fill: with fewer, more copies are taken."""
 
 
 def model_images(images: torch.Tensor) -> torch.Tensor:
@@ -90,6 +95,11 @@ class NoisedDiffusionClassifier(nn.Module):
                 f"`levels` go from {lowest:.4g} to {highest:.4g} (model units); accepted are levels above {tau:.4g}, "
                 f"the noise that the image carries (2 * sigma), within the model's {low:.4g} to {high:.4g}."
             )
+        if (levels.smoothing_sigma, levels.method) not in ((None, None), (sigma, self.likelihood.name)):
+            raise ValueError(
+                f"`levels` were calibrated for sigma={levels.smoothing_sigma} and method={levels.method!r}, but "
+                f"`sigma` is {sigma} and `method` {self.likelihood.name!r}; accepted are levels for these."
+            )
         self.denoiser = denoiser
         self.sigma = sigma
         self.levels = levels
@@ -120,9 +130,13 @@ class NoisedDiffusionClassifier(nn.Module):
             "method": self.likelihood.name,
             "levels": self.levels.to_dict(),
             "null_source": self.denoiser.null_source if self.likelihood.uses_denoised else None,
-            "dtype": str(self.denoiser.unet.dtype).removeprefix("torch."),
+            "dtype": self.denoiser.dtype,
             "seed": self.seed,
         }
+
+    def inference(self) -> AbstractContextManager:
+        """Context for evaluations without gradients."""
+        return self.denoiser.inference()
 
     def forward(self, images: torch.Tensor, seeds: Sequence[int] | None = None) -> torch.Tensor:
         """Logits of a batch of images; differentiable where gradients are on.
@@ -140,90 +154,123 @@ class NoisedDiffusionClassifier(nn.Module):
             ValueError: The network cannot take images of this shape, or there are not N `seeds`.
             FloatingPointError: A loss is not finite (NaN in the images, or an overflow in half precision).
         """
-        batch = self._prepare(images, seeds)
-        if self.levels.thresholds is not None:
-            return -self._sifted_losses(batch)
-        return -torch.einsum("ntk,t->nk", self._all_errors(batch), batch.level_weights)
+        rows = {}
+        for decided in self.stream(handing_out(self._copies(images, seeds))):
+            rows.update(zip(decided.keys, decided.logits, strict=True))
+        return torch.stack([rows[index] for index in range(len(images))])
+
+    def stream(self, take: Callable[[int], Sequence[Copy]]) -> Iterator[Decided]:
+        """Classify copies as they come; all that are under way share full network batches.
+
+        They may stand at different levels, with different classes left, and belong to different images. Each leaves as
+        soon as it is decided, and so not in order: the easy ones are early. Who counts votes must wait for *all* draws
+        up to a number that was set beforehand; the first hundred to come back are not a fair sample.
+
+        Args:
+            take: Called with the most copies that are wanted. Returns a list of them, empty where none are at hand:
+                the stream asks again when copies have left, and ends when none are under way either.
+
+        Raises:
+            FloatingPointError: A loss is not finite.
+        """
+        null_evaluations = self.denoiser.null_evaluations if self.likelihood.uses_denoised else 0
+        wanted = max(1, self.batch_size // max(1, null_evaluations))  # a full batch for the unconditional denoiser
+        span = len(self.levels) if self.levels.thresholds is None else 1  # levels between two looks at the losses
+        pool = None
+        while True:
+            while pool is None or span * sum(pool.sizes) < POOL_BATCHES * self.batch_size:
+                copies = take(wanted)
+                if not copies:
+                    break
+                opened = self._open(copies)
+                pool = opened if pool is None else pool.joined(opened)
+            if pool is None or not pool.keys:
+                return
+            self._score(pool, filling([span * size for size in pool.sizes], self.batch_size), span)
+            pool, decided = pool.split(len(self.levels))
+            if decided.keys:
+                yield decided
 
     def squared_errors(self, images: torch.Tensor, seeds: Sequence[int] | None = None) -> torch.Tensor:
         """`||h(x_i, sigma_i, y) - target_i||^2`, shape (images, levels, classes): what the logits weigh and sum.
 
         Arguments and errors are those of `forward`. Every class is scored at every level.
         """
-        return self._all_errors(self._prepare(images, seeds))
+        pool = self._open(self._copies(images, seeds))
+        shape = (len(images), len(self.levels), self.num_classes)
+        return self._errors(pool, torch.arange(math.prod(shape))).view(shape)
 
-    def _prepare(self, images: torch.Tensor, seeds: Sequence[int] | None) -> "_Batch":
+    def _copies(self, images: torch.Tensor, seeds: Sequence[int] | None) -> list[Copy]:
         self.denoiser.check_images(images)
-        images = images.to(torch.promote_types(images.dtype, torch.float32))
         if seeds is None:
             seeds = derive_seeds((fresh_seed(),), len(images)) if self.randomized else [self.seed] * len(images)
         if len(seeds) != len(images):
             raise ValueError(f"`seeds` has {len(seeds)} values for {len(images)} images; accepted is one for each.")
-        x_tau, x0_hat = model_images(images), None
+        return [Copy(index, image, seed) for index, (image, seed) in enumerate(zip(images, seeds, strict=True))]
+
+    def _open(self, copies: Sequence[Copy]) -> Pool:
+        """Copies before their first level, with all classes in play."""
+        x_tau, x0_hat, spent = model_images(torch.stack([copy.image for copy in copies])), None, 0
+        x_tau = x_tau.to(torch.promote_types(x_tau.dtype, torch.float32))
         if self.likelihood.uses_denoised:
             parts = x_tau.split(self.batch_size)
             x0_hat = torch.cat([self.denoiser.denoise(part, model_sigma(self.sigma)) for part in parts])
-            self.evaluations += len(x_tau) * self.denoiser.null_evaluations
-        return _Batch(
-            x_tau,
-            x0_hat,
-            level_sigmas=x_tau.new_tensor(self.levels.sigmas),
-            level_weights=x_tau.new_tensor(self.levels.weights),
-            pair_seeds=[seed for image_seed in seeds for seed in derive_seeds((image_seed,), len(self.levels))],
+            spent = self.denoiser.null_evaluations
+            self.evaluations += len(copies) * spent
+        zeros = x_tau.new_zeros(len(copies), self.num_classes)
+        return Pool(
+            keys=[copy.key for copy in copies],
+            pair_seeds=[
+                derive_seeds((self.seed if copy.seed is None else copy.seed,), len(self.levels)) for copy in copies
+            ],
+            evaluations=[spent] * len(copies),
+            sizes=[self.num_classes] * len(copies),
+            x_tau=x_tau,
+            x0_hat=x0_hat,
+            level=zeros.new_zeros(len(copies), dtype=torch.long),
+            losses=zeros,
+            gaps=zeros,
+            alive=torch.ones_like(zeros, dtype=torch.bool),
         )
 
-    def _all_errors(self, batch: "_Batch") -> torch.Tensor:
-        shape = (len(batch.x_tau), len(self.levels), self.num_classes)
-        return self._errors(batch, range(math.prod(shape))).view(shape)
+    def _score(self, pool: Pool, rows: list[int], span: int) -> None:
+        """Take these rows of the pool through their next `span` levels: all classes in play, then the sifting."""
+        image, step, label = pool.alive[rows][:, None].expand(-1, span, -1).nonzero(as_tuple=True)
+        image = torch.tensor(rows, device=image.device)[image]
+        level = pool.level[image] + step
+        errors = self._errors(pool, ((image * len(self.levels) + level) * self.num_classes + label).cpu())
+        weights = errors.new_tensor(self.levels.weights)
+        losses = pool.losses.index_put((image, label), weights[level] * errors, accumulate=True)
+        for row in rows:
+            pool.evaluations[row] += span * pool.sizes[row]
+        thresholds = self.levels.thresholds or (math.inf,) * (len(self.levels) - 1)
+        thresholds = errors.new_tensor((*thresholds, math.inf))
+        pool.advance(rows, span, losses, thresholds, self.levels.relative, self.levels.max_classes)
 
-    def _sifted_losses(self, batch: "_Batch") -> torch.Tensor:
-        """Weighted losses, the classes dropped on the way by `levels.thresholds`; shape (images, classes).
+    def _errors(self, pool: Pool, triples: torch.Tensor) -> torch.Tensor:
+        """Squared errors of (row, level, class) triples, in network batches of which only the last is not full.
 
-        A dropped class keeps, behind the winner, the gap that it had when it was dropped. An image with one class left
-        is decided and costs no more evaluations.
+        Triples are numbered with the class running fastest, and come in ascending order. The noise of a (row, level)
+        pair comes from a seed of its own: all classes share it, and a pair that two batches share is drawn twice,
+        alike.
         """
-        num_levels, num_classes = len(self.levels), self.num_classes
-        losses = batch.x_tau.new_zeros(len(batch.x_tau), num_classes)
-        alive, gaps = torch.ones_like(losses, dtype=torch.bool), torch.zeros_like(losses)
-        for level in range(num_levels):
-            image, label = (alive & (alive.sum(1, keepdim=True) > 1)).nonzero(as_tuple=True)
-            if len(image) == 0:
-                break
-            errors = self._errors(batch, ((image * num_levels + level) * num_classes + label).cpu())
-            losses = losses.index_put((image, label), batch.level_weights[level] * errors, accumulate=True)
-            if level < num_levels - 1:
-                gap = losses - losses.masked_fill(~alive, math.inf).amin(1, keepdim=True)
-                kept = alive & (gap <= self.levels.thresholds[level])
-                if self.levels.max_classes is not None:
-                    rank = gap.masked_fill(~kept, math.inf).argsort(dim=1, stable=True).argsort(dim=1)
-                    kept &= rank < self.levels.max_classes
-                gaps, alive = torch.where(alive & ~kept, gap, gaps), kept
-        return torch.where(alive, losses, losses.masked_fill(~alive, math.inf).amin(1, keepdim=True) + gaps)
-
-    def _errors(self, batch: "_Batch", triples: range | torch.Tensor) -> torch.Tensor:
-        """Squared errors of (image, level, class) triples, in network batches of which only the last is not full.
-
-        Triples are numbered with the class running fastest, and come in ascending order. The noise of an (image,
-        level) pair comes from a seed of its own: all classes share it, and a pair that two batches share is drawn
-        twice, alike.
-        """
-        num_levels, num_classes, x_tau = len(self.levels), self.num_classes, batch.x_tau
+        num_levels, num_classes, x_tau = len(self.levels), self.num_classes, pool.x_tau
+        sigmas = x_tau.new_tensor(self.levels.sigmas)
         errors = []
-        for start in range(0, len(triples), self.batch_size):
-            numbers = torch.as_tensor(triples[start : start + self.batch_size])
+        for numbers in triples.split(self.batch_size):
             pairs, row = (numbers // num_classes).unique_consecutive(return_inverse=True)
-            noise = [standard_normal(x_tau.shape[1:], batch.pair_seeds[p], x_tau.dtype, x_tau.device) for p in pairs]
+            seeds = [pool.pair_seeds[pair // num_levels][pair % num_levels] for pair in pairs.tolist()]
             image, level, row, label = (
                 index.to(x_tau.device)
                 for index in (pairs // num_levels, pairs % num_levels, row, numbers % num_classes)
             )
-            sigma = batch.level_sigmas[level]
+            sigma = sigmas[level]
             x_i, target = self.likelihood.pair(
                 x_tau[image],
-                None if batch.x0_hat is None else batch.x0_hat[image],
+                None if pool.x0_hat is None else pool.x0_hat[image],
                 model_sigma(self.sigma),
                 sigma.view(-1, 1, 1, 1),
-                torch.stack(noise),
+                standard_normal(tuple(x_tau.shape[1:]), seeds, x_tau.dtype, x_tau.device),
             )
             x0 = self.denoiser.denoise(x_i[row], sigma[row], label)
             errors.append((x0 - target[row]).square().flatten(1).sum(1))
@@ -235,13 +282,3 @@ class NoisedDiffusionClassifier(nn.Module):
                 f"({self.denoiser.unet.dtype})."
             )
         return errors
-
-
-class _Batch(NamedTuple):
-    """Images in model units and all that their (image, level, class) triples are scored with."""
-
-    x_tau: torch.Tensor
-    x0_hat: torch.Tensor | None
-    level_sigmas: torch.Tensor
-    level_weights: torch.Tensor
-    pair_seeds: list[int]

@@ -4,6 +4,8 @@ Everything after this file is free of schedulers, prediction types and network l
 variance-exploding (`x_sigma = x + sigma * eps`) and units are the model's: images in [-1, 1], `sigma` on that scale.
 """
 
+from contextlib import AbstractContextManager
+
 import torch
 from torch import nn
 
@@ -139,6 +141,23 @@ class Denoiser(nn.Module):
         return self.num_classes if self.null_source == "class_mean" else 1
 
     @property
+    def dtype(self) -> str:
+        """What the network computes in: its own dtype, or that of autocast where it is on."""
+        kind = self.unet.device.type
+        if torch.is_autocast_enabled(kind):
+            return f"autocast {torch.get_autocast_dtype(kind)}".replace("torch.", "")
+        return str(self.unet.dtype).removeprefix("torch.")
+
+    def inference(self) -> AbstractContextManager:
+        """Context for evaluations without gradients: inference mode, the cheaper one, where weights stay in place.
+
+        Hooks of accelerate or diffusers that move weights, as offloading does, would leave weights that no gradient
+        can ever pass again; for them it is `no_grad`.
+        """
+        moved = any(hasattr(module, "_hf_hook") or hasattr(module, "_diffusers_hook") for module in self.modules())
+        return torch.no_grad() if moved else torch.inference_mode()
+
+    @property
     def sigma_range(self) -> tuple[float, float]:
         """Smallest and largest noise level (model units) that the network was trained for."""
         return self.parametrisation.sigma_min, self.parametrisation.sigma_max
@@ -213,7 +232,8 @@ class Denoiser(nn.Module):
 
     def _run(self, network, x_sigma, sigma, class_labels):
         per_image = sigma.view(-1, *[1] * (x_sigma.ndim - 1))
-        x_in = self.parametrisation.network_input(x_sigma, per_image).to(network.dtype)
+        dtype = next(network.parameters()).dtype  # `network.dtype` walks through all modules, in every batch
+        x_in = self.parametrisation.network_input(x_sigma, per_image).to(dtype)
         time = self.parametrisation.network_time(sigma)
         output = network(x_in, time, class_labels=class_labels, return_dict=False)[0]
         return self.parametrisation.denoised(x_sigma, per_image, output.to(x_sigma.dtype))

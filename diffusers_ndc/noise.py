@@ -3,6 +3,7 @@
 import hashlib
 import math
 import secrets
+from collections.abc import Sequence
 
 import numpy as np
 import torch
@@ -50,19 +51,36 @@ def resolve_seed(generator: torch.Generator | None, seed: int | None) -> int:
     return fresh_seed(generator) if seed is None else seed
 
 
+def content_hash(image: torch.Tensor) -> str:
+    """Hash of an image's values (as float32) and shape, the same on every device: 32 hexadecimal digits."""
+    values = image.detach().to("cpu", torch.float32).contiguous()
+    digest = hashlib.sha256(repr(tuple(values.shape)).encode())
+    digest.update(values.numpy().tobytes())
+    return digest.hexdigest()[:32]
+
+
 def derive_seeds(key: tuple[int | str, ...], count: int) -> list[int]:
     """`count` seeds of 63 bits from a key; fewer of them are a prefix of more, unequal keys give unrelated ones."""
     digest = hashlib.shake_256(repr(key).encode()).digest(8 * count)
     return [int.from_bytes(digest[i : i + 8], "little") >> 1 for i in range(0, len(digest), 8)]
 
 
-def standard_normal(shape: tuple[int, ...], seed: int, dtype: torch.dtype, device: torch.device) -> torch.Tensor:
-    """Standard normal noise from a 63-bit seed, made on the device that uses it.
+def standard_normal(
+    shape: tuple[int, ...], seeds: Sequence[int], dtype: torch.dtype, device: torch.device
+) -> torch.Tensor:
+    """Standard normal noise, one array of this shape for each 63-bit seed, made on the device that uses it.
 
     On the CPU it comes from numpy: torch's CPU generator keeps 32 bits of a seed, so that among the 10^5 streams
     behind one certificate two are likely to be equal, and the draws not independent.
     """
-    if device.type == "cpu":
-        kind = np.float64 if dtype == torch.float64 else np.float32
-        return torch.from_numpy(np.random.default_rng(seed).standard_normal(shape, dtype=kind)).to(dtype)
-    return torch.randn(shape, generator=torch.Generator(device).manual_seed(seed), dtype=dtype, device=device)
+    if device.type != "cpu":
+        noise = torch.empty((len(seeds), *shape), dtype=dtype, device=device)
+        generator = torch.Generator(device)
+        for array, seed in zip(noise, seeds, strict=True):
+            array.normal_(generator=generator.manual_seed(seed))
+        return noise
+    kind = np.float64 if dtype == torch.float64 else np.float32
+    noise = np.empty((len(seeds), *shape), dtype=kind)
+    for array, seed in zip(noise, seeds, strict=True):
+        np.random.default_rng(seed).standard_normal(dtype=kind, out=array)
+    return torch.from_numpy(noise).to(dtype)

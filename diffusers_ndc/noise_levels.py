@@ -45,7 +45,12 @@ class NoiseLevels:
         sigmas: Noise levels in model units, positive. A level that stands twice is drawn twice.
         weights: One weight for each level, not negative and not all zero.
         thresholds: One for each level but the last, at least 0, in the units of the weighted loss; or `None`.
+        relative: The thresholds are instead shares of the best loss so far. Copies that are hard to denoise have
+            larger losses, and larger gaps between equally likely classes.
         max_classes: With `thresholds`, how many classes go on at most, the best ones; `None`: as many as there are.
+        smoothing_sigma: The image noise, pixel units, that the levels were calibrated for; `None`: any that they are
+            above. Another one is refused.
+        method: The likelihood that they were calibrated for, likewise.
 
     Raises:
         ValueError: They differ in length, are empty, or hold a value that is not accepted.
@@ -54,7 +59,10 @@ class NoiseLevels:
     sigmas: tuple[float, ...]
     weights: tuple[float, ...]
     thresholds: tuple[float, ...] | None = None
+    relative: bool = False
     max_classes: int | None = None
+    smoothing_sigma: float | None = None
+    method: str | None = None
 
     def __post_init__(self):
         for name in ("sigmas", "weights", "thresholds"):
@@ -96,21 +104,24 @@ class NoiseLevels:
         """The levels that `to_dict` wrote."""
         return cls(**data)
 
-    def sifted(self, threshold: float, max_classes: int | None = None) -> "NoiseLevels":
+    def sifted(self, threshold: float, max_classes: int | None = None, relative: bool = False) -> "NoiseLevels":
         """The same levels with the sifting rule of Chen et al.: one fixed threshold and a cap on the survivors.
 
         Args:
             threshold: Largest gap to the best class's loss so far with which a class goes on, in that loss's units.
             max_classes: How many classes go on at most; `None`: as many as there are.
+            relative: Whether the threshold is a share of the best loss so far.
         """
-        return replace(self, thresholds=(threshold,) * (len(self) - 1), max_classes=max_classes)
+        thresholds = (threshold,) * (len(self) - 1)
+        return replace(self, thresholds=thresholds, relative=relative, max_classes=max_classes)
 
     def repeat(self, times: int) -> "NoiseLevels":
         """Each level `times` times with fresh noise, at the same total weight: less variance for more evaluations.
 
         All classes are then scored at all levels, also where the original sifts them.
         """
-        return NoiseLevels(self.sigmas * times, tuple(weight / times for weight in self.weights) * times)
+        weights = tuple(weight / times for weight in self.weights) * times
+        return replace(self, sigmas=self.sigmas * times, weights=weights, thresholds=None, max_classes=None)
 
     @classmethod
     def log_grid(

@@ -16,9 +16,10 @@ from .classifier import NoisedDiffusionClassifier, default_levels
 from .denoiser import Denoiser
 from .images import to_pixel_batch
 from .likelihoods import get_likelihood
-from .noise import check_noisy_range, check_seed, check_sigma, derive_seeds, resolve_seed
+from .noise import check_noisy_range, check_seed, check_sigma, content_hash, derive_seeds, resolve_seed
 from .noise_levels import NoiseLevels
-from .smoothing import Prediction, SmoothedClassifier, content_hash
+from .pool import Copy, handing_out
+from .smoothing import Prediction, SmoothedClassifier
 
 
 # Saved beside the weights: where `DiffusionPipeline.from_pretrained(..., trust_remote_code=True)` finds the class.
@@ -129,10 +130,10 @@ class NoisedDiffusionClassifierPipeline(DiffusionPipeline):
         images,
         labels: Sequence[int],
         sigma: float = 0.25,
-        num_levels: int = 10,
+        num_levels: int = 12,
         method: str | None = None,
         candidates: NoiseLevels | None = None,
-        quantile: float | None = 0.995,
+        quantile: float | None = 0.998,
         batch_size: int = 64,
         seed: int = 0,
     ) -> NoiseLevels:
@@ -150,7 +151,8 @@ class NoisedDiffusionClassifierPipeline(DiffusionPipeline):
             num_levels: How many levels to keep at most. Where classes are sifted, few copies reach the later ones, so
                 that more levels cost little.
             method: Method that the levels are for. Default: `dc` for clean images, else `apndc`.
-            candidates: Levels to choose from; their weights are not used. Default: `default_levels`.
+            candidates: Levels to choose from, and the weights that theirs are shrunk towards. Default:
+                `default_levels`.
             quantile: Classes are sifted from level to level: after each one those are dropped whose loss exceeds the
                 best one's by more than the true class's does in this share of the noisy copies. `None`: no sifting.
             batch_size: (image, class, level) triples per network evaluation.
@@ -205,16 +207,15 @@ class NoisedDiffusionClassifierPipeline(DiffusionPipeline):
         seed = resolve_seed(generator, seed)
         batch, _ = self._preprocess(images, classifier)
         check_noisy_range(batch, sigma)
-        seeds = [derive_seeds((seed, content_hash(image), "classify"), 1)[0] for image in batch]
-        images_per_step = -(-4 * batch_size // classifier.evaluations_per_image)
-        logits = []
-        with self.progress_bar(total=len(batch)) as bar:
-            for start in range(0, len(batch), images_per_step):
-                part = batch[start : start + images_per_step]
-                logits.append(classifier(part, seeds=seeds[start : start + images_per_step]))
-                bar.update(len(part))
+        seeds = (derive_seeds((seed, content_hash(image), "classify"), 1)[0] for image in batch)
+        copies = (Copy(index, image, own) for index, (image, own) in enumerate(zip(batch, seeds, strict=True)))
+        rows = {}
+        with self.progress_bar(total=len(batch)) as bar, classifier.inference():
+            for decided in classifier.stream(handing_out(copies)):
+                rows.update(zip(decided.keys, decided.logits, strict=True))
+                bar.update(len(decided.keys))
         self.maybe_free_model_hooks()
-        logits = torch.cat(logits).float().cpu()
+        logits = torch.stack([rows[index] for index in range(len(batch))]).float().cpu()
         output = ClassifierOutput(logits.argmax(dim=1).tolist(), logits.softmax(dim=1), logits)
         return output if return_dict else output.to_tuple()
 
@@ -251,7 +252,7 @@ class NoisedDiffusionClassifierPipeline(DiffusionPipeline):
         self,
         images,
         sigma: float = 0.25,
-        n0: int = 100,
+        n0: int | None = None,
         n: int = 10_000,
         alpha: float = 0.001,
         method: str | None = None,
@@ -260,6 +261,8 @@ class NoisedDiffusionClassifierPipeline(DiffusionPipeline):
         generator: torch.Generator | None = None,
         seed: int | None = None,
         radii: Sequence[float] | None = None,
+        resolution: float | None = None,
+        bound: str | None = None,
     ) -> Certificate | list[Certificate]:
         """Class and proved l2 radius of the smoothed classifier at clean images: CERTIFY of Cohen et al. 2019.
 
@@ -270,12 +273,18 @@ class NoisedDiffusionClassifierPipeline(DiffusionPipeline):
         Args:
             images: Clean images, as for a call of the pipeline.
             sigma: Standard deviation of the smoothing noise, pixel units, above 0.
-            n0: Number of noisy copies that choose the candidate class.
-            n: Number of further noisy copies that bound its probability; with `radii`, the most that are spent.
+            n0: Number of noisy copies that choose the candidate class, or fewer if they settle it; 0: the leader is
+                certified, at an `alpha` split over the classes. Default: 100, or 10 with `radii` or `resolution`.
+            n: Number of further noisy copies that bound its probability; with `radii` or `resolution`, the most that
+                are spent.
             alpha: Probability with which a certificate may be wrong.
             method: As for a call of the pipeline, and so the others.
-            radii: If given, an image is done as soon as each of these radii (pixel units; 0 for the label alone) is
-                proved or ruled out, by a bound that allows for it. `n0` of 10 to 20 is then enough.
+            radii: If given, an image is done as soon as each of these radii (pixel units, ascending; 0 for the label
+                alone) is proved or given up, by a bound that allows for it.
+            resolution: If given instead, an image is done when further copies would hardly raise its radius by more
+                than this (pixel units).
+            bound: Name of the bound, one of `diffusers_ndc.bounds.BOUNDS`; what each one guarantees stands there and
+                in `SmoothedClassifier.certify`. Default: `clopper-pearson`, or `mixture` with `radii` or `resolution`.
 
         Returns:
             One `Certificate` for a single image, else a list of them.
@@ -283,7 +292,7 @@ class NoisedDiffusionClassifierPipeline(DiffusionPipeline):
         Raises:
             TypeError, ValueError: An argument is not as described, or beyond what the model was trained for.
         """
-        settings = {"n0": n0, "n": n, "alpha": alpha, "radii": radii}
+        settings = {"n0": n0, "n": n, "alpha": alpha, "radii": radii, "resolution": resolution, "bound": bound}
         return self._smooth("certify", images, sigma, method, levels, batch_size, generator, seed, **settings)
 
     def certify_iter(
@@ -323,9 +332,9 @@ class NoisedDiffusionClassifierPipeline(DiffusionPipeline):
         smoothed = SmoothedClassifier(classifier, sigma)
         seed = resolve_seed(generator, seed)
         batch, single = self._preprocess(images, classifier)
-        smoothed.check_inputs(batch, seed=seed, **settings)
-        draws = len(batch) * (settings.get("n0", 0) + settings["n"])
-        with self.progress_bar(total=draws) as bar:
+        draws = {name: settings[name] for name in ("n0", "n") if settings.get(name) is not None}
+        smoothed.check_inputs(batch, settings["alpha"], seed, **draws)
+        with self.progress_bar(total=len(batch) * sum(draws.values())) as bar:
             results = getattr(smoothed, algorithm)(batch, seed=seed, on_draws=bar.update, **settings)
         self.maybe_free_model_hooks()
         return results[0] if single else results

@@ -1,24 +1,15 @@
 """Randomized smoothing (Cohen et al. 2019, arXiv:1902.02918) of any classifier of images."""
 
-import hashlib
-import math
-from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterator, Sequence
 from dataclasses import dataclass, replace
-from functools import partial
 
 import torch
 
-from .bounds import certified_radius, check_alpha, majority_pvalue, mixture_lower
+from .bounds import ANYTIME, BOUNDS, CURTAILED, check_alpha, majority_pvalue
 from .certificate import Certificate, plurality
-from .noise import check_noisy_range, check_seed, check_sigma, derive_seeds, fresh_seed, standard_normal
-
-
-BLOCK_SIZE = 100
-"""Draws that share one seed. Part of what a seed means: another value gives other draws."""
-
-STEP = 20
-"""Draws between two looks at the votes where they are watched: how often one looks, not what is seen."""
+from .draws import Draws, Votes, run, select
+from .noise import check_noisy_range, check_seed, check_sigma, content_hash, derive_seeds, fresh_seed
+from .stopping import STEP, StoppingRule, check_stopping, largest_provable
 
 
 @dataclass(frozen=True)
@@ -41,16 +32,18 @@ class Prediction:
 class SmoothedClassifier:
     """The classifier `g(x) = argmax_c P[f(x + sigma * eps) = c]`, estimated by votes of a base classifier `f`.
 
-    Every draw is independent: its smoothing noise, and the noise of a base classifier that draws its own, come from
-    streams of the key (seed, image, purpose, block of `BLOCK_SIZE` draws), and the draws that select the candidate are
-    not used again. So counts depend neither on batch sizes nor on which images are certified together, and `f` is one
-    and the same function for all images, as the proof asks.
+    Every draw is independent: its smoothing noise, and the noise of a base classifier that draws its own, come from a
+    stream of the key (seed, image, purpose, number of the draw), and the draws that select the candidate are not used
+    again. So counts depend neither on batch sizes nor on which images are certified together, and `f` is one and the
+    same function for all images, as the proof asks. Votes are looked at when all draws up to a number have been
+    counted, never when the quick ones have.
 
     Args:
         base_classifier: Any callable from images `(N, C, H, W)` to logits `(N, K)`. It meets `x + sigma * eps` as it
             is: not clipped, not rounded. One with a true attribute `randomized` is called with `seeds=`, one whole
             number per image, on which all its randomness must depend. It must treat the images of a batch
-            independently, as a network in evaluation mode does.
+            independently, as a network in evaluation mode does. One with a method `stream`, as
+            `NoisedDiffusionClassifier` has it, is fed the draws of several images together.
         sigma: Standard deviation of the smoothing noise, pixel units, above 0.
 
     Raises:
@@ -66,7 +59,6 @@ class SmoothedClassifier:
             raise ValueError("`sigma` is 0; accepted for smoothing is a noise level above 0 (pixel units).")
         self.base_classifier = base_classifier
         self.sigma = sigma
-        self._draws = 0
 
     def predict(
         self,
@@ -86,29 +78,32 @@ class SmoothedClassifier:
             n: Number of draws.
             alpha: Error probability.
             seed: Seed of all draws. Default: from the operating system's entropy.
-            on_draws: Called with the number of draws after each block of them.
+            on_draws: Called with a number of draws whenever so many more are done.
 
         Raises:
             TypeError, ValueError: An argument is not as described.
         """
         self.check_inputs(images, alpha, seed, n=n)
         seed = fresh_seed() if seed is None else seed
-        predictions = []
-        for image in images:
-            counts = self._count(image, (seed, content_hash(image), "predict"), n, on_draws)
-            top, runner_up = (sorted(counts.values(), reverse=True) + [0])[:2]
-            label = plurality(counts) if majority_pvalue(top, runner_up) <= alpha else None
-            predictions.append(Prediction(label, counts, alpha, seed))
-        return predictions
+
+        def predict_one(image_hash):
+            votes = yield Draws("predict", 0, n)
+            top, runner_up = (sorted(votes.counts.values(), reverse=True) + [0])[:2]
+            label = plurality(votes.counts) if majority_pvalue(top, runner_up) <= alpha else None
+            return Prediction(label, votes.counts, alpha, seed)
+
+        return self._run(images, seed, predict_one, on_draws)
 
     def certify(
         self,
         images: torch.Tensor,
-        n0: int = 100,
+        n0: int | None = None,
         n: int = 10_000,
         alpha: float = 0.001,
         seed: int | None = None,
         radii: Sequence[float] | None = None,
+        resolution: float | None = None,
+        bound: str | None = None,
         on_draws: Callable[[int], object] | None = None,
     ) -> list[Certificate]:
         """Algorithm CERTIFY: a class and an l2 radius within which the smoothed classifier keeps it, or an abstention.
@@ -116,26 +111,50 @@ class SmoothedClassifier:
         For each image, with probability at least `1 - alpha` over the draws, the certificate is true (Cohen et al.
         2019, Proposition 2). `alpha` covers one image: of m certificates about `alpha * m` may be wrong.
 
-        With `radii`, the draws stop as soon as each of these radii is proved or ruled out. The bound is then one that
-        holds at all numbers of draws at once (`bounds.mixture_lower`), so that looking at the votes and stopping by
-        them leaves the guarantee as it is; a single look at a fixed `n` is a little tighter.
+        Without `radii` and `resolution` all `n` draws are made and looked at once. With one of them an image is done
+        as soon as nothing is left to be found out, under one of two bounds:
+
+        - `mixture` (default) holds at all numbers of draws at once (`bounds.mixture_lower`), so that looking at the
+          votes and stopping by them leaves the guarantee as it is. A radius is settled when it is proved, or when the
+          draws speak against it (`GIVE_UP`: stopping too early costs a certificate, never makes a false one).
+        - `clopper-pearson` (also `randomized-`) is that of `n` draws, curtailed: the run ends when the draws left can
+          no longer change which radii are proved. Those not made count as failures, so that the bound is a lower one
+          on what the whole run would have given.
 
         Args:
             images: Shape `(N, C, H, W)`, values in [0, 1].
-            n0: Number of draws that choose the candidate class.
-            n: Number of fresh draws that bound its probability; with `radii`, the most that are spent.
+            n0: Number of draws that choose the candidate class; they end when the choice is settled. 0: there is no
+                selection, the certificate is for the class that leads at the end, and each class has a share
+                `alpha / K` (union bound). Default: 100, or 10 with `radii` or `resolution`, where more would cost more
+                than the proof: a wrong candidate only abstains.
+            n: Number of fresh draws that bound its probability; with `radii` or `resolution` the most that are made.
             alpha: Error probability.
             seed: Seed of all draws. Default: from the operating system's entropy.
-            radii: Radii of interest, pixel units; 0 asks for the label alone. Default: none, `n` draws in any case.
-            on_draws: Called with the number of draws after each block of them.
+            radii: Radii of interest, pixel units, ascending; 0 asks for the label alone.
+            resolution: The image is done when further draws would not, or hardly, raise its radius by more than this
+                (pixel units).
+            bound: One of `bounds.BOUNDS`, whose functions state their guarantees; `empirical-bernstein` counts soft
+                votes, the softmax of the logits, and certifies the class with the largest mean. Default:
+                `clopper-pearson`, or `mixture` with `radii` or `resolution`.
+            on_draws: Called with a number of draws whenever so many more are done.
 
         Raises:
-            TypeError, ValueError: An argument is not as described.
+            TypeError, ValueError: An argument is not as described, or a radius is beyond what `n` draws can prove.
         """
-        self.check_inputs(images, alpha, seed, radii, n0=n0, n=n)
+        stops = radii is not None or resolution is not None
+        n0 = (10 if stops else 100) if n0 is None else n0
+        bound = ("mixture" if stops else "clopper-pearson") if bound is None else bound
+        self.check_inputs(images, alpha, seed, n0=n0, n=n)
+        self._check_bound(bound, n0, n, alpha, radii, resolution)
         seed = fresh_seed() if seed is None else seed
-        certify = self._certify_fixed if radii is None else partial(self._certify_radii, radii)
-        return [certify(image, n0, n, alpha, seed, on_draws) for image in images]
+
+        def certify_one(image_hash):
+            record = self._record(seed, image_hash, bound)
+            if stops:
+                return self._certify_watched(n0, n, alpha, record, radii, resolution)
+            return self._certify_fixed(n0, n, alpha, record)
+
+        return self._run(images, seed, certify_one, on_draws)
 
     def certify_iter(
         self,
@@ -153,11 +172,12 @@ class SmoothedClassifier:
 
         Args:
             image: Shape `(C, H, W)`, values in [0, 1].
-            n0: Number of draws that choose the candidate class. A few do, since a wrong one only abstains.
+            n0: Number of draws that choose the candidate class. A few do, since a wrong one only abstains. 0: the
+                leader at each time, as for `certify`.
             n: Number of further draws at most.
             alpha: Error probability.
             seed: Seed of all draws. Default: from the operating system's entropy.
-            on_draws: Called with the number of draws after each step of them.
+            on_draws: Called with a number of draws whenever so many more are done.
 
         Raises:
             TypeError, ValueError: An argument is not as described.
@@ -165,52 +185,71 @@ class SmoothedClassifier:
         self.check_inputs(image[None], alpha, seed, n0=n0, n=n)
         return self._watch(image, n0, n, alpha, fresh_seed() if seed is None else seed, on_draws)
 
-    def _certify_fixed(self, image, n0, n, alpha, seed, on_draws) -> Certificate:
-        image_hash, spent = content_hash(image), self._evaluations()
-        selection = self._count(image, (seed, image_hash, "select"), n0, on_draws)
-        counts = self._count(image, (seed, image_hash, "estimate"), n, on_draws)
-        return self._certificate(selection, counts, alpha, "clopper-pearson", seed, image_hash, spent)
+    def _watch(self, image, n0, n, alpha, seed, on_draws) -> Iterator[Certificate]:
+        record = self._record(seed, content_hash(image), "mixture")
 
-    def _certify_radii(self, radii, image, n0, n, alpha, seed, on_draws) -> Certificate:
-        """The largest of the certificates that were seen until every radius was proved or ruled out."""
-        best = None
-        for latest in self._watch(image, n0, n, alpha, seed, on_draws):
+        def votes_of(steps):
+            return self._run(image[None], seed, lambda image_hash: steps, on_draws)[0]
+
+        def ask(start):
+            return (yield Draws("estimate", start, min(STEP, n - start)))
+
+        selection, votes = votes_of(select(n0)), Votes()
+        for start in range(0, n, STEP):
+            votes = votes + votes_of(ask(start))
+            yield self._certificate(selection, votes, n0, votes.n, alpha, record)
+
+    def _certify_fixed(self, n0, n, alpha, record) -> Generator[Draws, Votes, Certificate]:
+        selection = yield from select(n0)
+        scored = plurality(selection.counts) if record["bound"] == "empirical-bernstein" else None
+        votes = yield Draws("estimate", 0, n, scored)
+        return self._certificate(selection, votes, n0, n, alpha, record)
+
+    def _certify_watched(self, n0, n, alpha, record, radii, resolution) -> Generator[Draws, Votes, Certificate]:
+        """The largest of the certificates that were seen until nothing was left to be found out."""
+        bound, best, votes = record["bound"], None, Votes()
+        selection = yield from select(n0)
+        more = min(n, STEP)
+        while more:
+            votes = votes + (yield Draws("estimate", votes.n, more))
+            latest = self._certificate(selection, votes, n0, votes.n if bound in ANYTIME else n, alpha, record)
             best = latest if best is None or latest.radius > best.radius else best
-            others = latest.n - latest.counts.get(latest.candidate, 0)
-            largest = certified_radius(1 - mixture_lower(others, latest.n, alpha), self.sigma)
-            proved = -1.0 if best.abstained else best.radius
-            if largest is None or all(radius <= proved or radius > largest for radius in radii):
-                break
+            rule = StoppingRule(self.sigma, latest.alpha_of_candidate, bound, n, radii, resolution)
+            more = rule.more(latest.tally, votes.n, -1.0 if best.abstained else best.radius)
         return replace(best, evaluations=latest.evaluations)
 
-    def _watch(self, image, n0, n, alpha, seed, on_draws) -> Iterator[Certificate]:
-        image_hash, spent = content_hash(image), self._evaluations()
-        selection = self._count(image, (seed, image_hash, "select"), n0, on_draws)
-        counts = Counter()
-        for votes in self._draw(image, (seed, image_hash, "estimate"), n, STEP, on_draws):
-            counts.update(votes)
-            so_far = dict(sorted(counts.items()))
-            yield self._certificate(selection, so_far, alpha, "mixture", seed, image_hash, spent)
+    def _run(self, images, seed, algorithm, on_draws) -> list:
+        return run(self.base_classifier, self.sigma, images, seed, algorithm, on_draws)
 
-    def _certificate(self, selection, counts, alpha, bound, seed, image_hash, spent) -> Certificate:
+    def _record(self, seed: int, image_hash: str, bound: str) -> dict:
+        """What a certificate says besides votes and radius."""
+        uniform = derive_seeds((seed, image_hash, "u"), 1)[0] / 2**63
+        return {
+            "bound": bound,
+            "u": uniform if bound == "randomized-clopper-pearson" else None,
+            "seed": seed,
+            "image_hash": image_hash,
+            "base_classifier": getattr(self.base_classifier, "settings", {}),
+        }
+
+    def _certificate(self, selection: Votes, votes: Votes, n0, n, alpha, record) -> Certificate:
+        soft = record["bound"] == "empirical-bernstein"
         return Certificate.from_counts(
-            selection,
-            counts,
+            selection.counts,
+            votes.counts,
             self.sigma,
             alpha,
-            bound,
-            seed=seed,
-            image_hash=image_hash,
-            evaluations=self._evaluations() - spent,
-            base_classifier=getattr(self.base_classifier, "settings", {}),
+            n0=n0,
+            n=n,
+            num_classes=votes.num_classes,
+            score_sum=votes.score_sum if soft else None,
+            score_squares=votes.score_squares if soft else None,
+            evaluations=selection.evaluations + votes.evaluations,
+            **record,
         )
 
-    def _evaluations(self) -> int:
-        """Network evaluations so far, by the base classifier's own count, or one a draw where it keeps none."""
-        return getattr(self.base_classifier, "evaluations", self._draws)
-
-    def check_inputs(self, images, alpha, seed, radii=None, **draws: int) -> None:
-        """Refuse arguments of `predict` (draws: `n`) or `certify` (`n0` and `n`) that are not as described there."""
+    def check_inputs(self, images, alpha, seed, **draws: int) -> None:
+        """Refuse images, `alpha`, `seed` or numbers of draws (`n0`, `n`) that are not as described above."""
         if not isinstance(images, torch.Tensor) or not images.is_floating_point():
             given = images.dtype if isinstance(images, torch.Tensor) else type(images).__name__
             raise TypeError(f"`images` is {given}; accepted is a floating-point tensor.")
@@ -220,40 +259,17 @@ class SmoothedClassifier:
         check_alpha(alpha)
         check_seed(seed)
         for name, value in draws.items():
-            if type(value) is not int or value < 1:
-                raise ValueError(f"`{name}` is {value!r}; accepted is a whole number of draws, at least 1.")
-        if radii is not None and (not len(radii) or not all(0 <= radius < math.inf for radius in radii)):
-            raise ValueError(f"`radii` is {radii!r}; accepted are one or more radii, 0 or above (pixel units).")
+            if type(value) is not int or value < (name == "n"):
+                raise ValueError(f"`{name}` is {value!r}; accepted is a whole number of draws, at least 1 (n0: 0).")
 
-    def _count(self, image, key, n, on_draws) -> dict[int, int]:
-        """Votes of n draws, counted by class."""
-        counts = Counter()
-        for votes in self._draw(image, key, n, BLOCK_SIZE, on_draws):
-            counts.update(votes)
-        return dict(sorted(counts.items()))
-
-    @torch.no_grad()
-    def _draw(self, image, key: tuple[int | str, ...], n: int, step: int, on_draws) -> Iterator[list[int]]:
-        """The votes of n draws, `step` at a time; the draws themselves depend on the key alone."""
-        for block, done in enumerate(range(0, n, BLOCK_SIZE)):
-            size = min(BLOCK_SIZE, n - done)
-            noise_seed, *own_seeds = derive_seeds((*key, block), 1 + size)
-            noisy = image + self.sigma * standard_normal((size, *image.shape), noise_seed, image.dtype, image.device)
-            for start in range(0, size, step):
-                part, seeds = noisy[start : start + step], own_seeds[start : start + step]
-                randomized = getattr(self.base_classifier, "randomized", False)
-                logits = self.base_classifier(part, **({"seeds": seeds} if randomized else {}))
-                if not logits.isfinite().all():
-                    raise FloatingPointError("The base classifier gave a logit that is not finite; it has no vote.")
-                self._draws += len(part)
-                if on_draws is not None:
-                    on_draws(len(part))
-                yield logits.argmax(dim=1).tolist()
-
-
-def content_hash(image: torch.Tensor) -> str:
-    """Hash of an image's values (as float32) and shape, the same on every device: 32 hexadecimal digits."""
-    values = image.detach().to("cpu", torch.float32).contiguous()
-    digest = hashlib.sha256(repr(tuple(values.shape)).encode())
-    digest.update(values.numpy().tobytes())
-    return digest.hexdigest()[:32]
+    def _check_bound(self, bound, n0, n, alpha, radii, resolution) -> None:
+        stops = radii is not None or resolution is not None
+        accepted = set(BOUNDS) if n0 and not stops else ANYTIME | CURTAILED
+        if bound not in accepted:
+            raise ValueError(
+                f"`bound` is {bound!r}; accepted with n0={n0}, radii={radii!r} and resolution={resolution!r} are "
+                f"{sorted(accepted)}."
+            )
+        if stops:
+            share = alpha if n0 else alpha / getattr(self.base_classifier, "num_classes", 1)
+            check_stopping(radii, resolution, largest_provable(self.sigma, share, bound, n))

@@ -1,13 +1,18 @@
+import bisect
+
 import numpy as np
 import pytest
 from scipy import stats
 
 from diffusers_ndc.bounds import (
+    LEAST_U,
     certified_radius,
     clopper_pearson_lower,
+    empirical_bernstein_lower,
     majority_pvalue,
     mixture_log_evidence,
     mixture_lower,
+    runner_up_lower,
 )
 
 
@@ -45,15 +50,80 @@ def test_mixture_evidence_is_a_martingale(p0, n):
     assert (stats.binom.pmf(np.arange(n + 1), n, 0.9 * p0) * evidence).sum() < 1
 
 
-def test_mixture_bounds_hold_at_all_times_at_once():
-    """Of simulated runs that are watched all the way, at most alpha ever show a bound above the true probability."""
-    p, n, alpha, runs = 0.9, 300, 0.05, 4_000
-    counts = (np.random.default_rng(0).random((runs, n)) < p).cumsum(axis=1)
-    wrong = np.zeros(runs, dtype=bool)
-    for draws in range(1, n + 1):
-        too_high = [mixture_log_evidence(count, draws, p) >= np.log(1 / alpha) for count in range(draws + 1)]
-        wrong |= np.array(too_high)[counts[:, draws - 1]]
-    assert 0 < wrong.mean() <= alpha
+def fewest_successes(bound, n, alpha, p0):
+    """The smallest count of n with which the bound exceeds p0, n + 1 without one."""
+    return bisect.bisect(range(n + 1), p0, key=lambda count: bound(count, n, alpha))
+
+
+def share_of_false_claims(bound, p, p0, alpha=0.05, draws=400, runs=10_000):
+    """How often a run that is looked at after every draw ever claims p > p0."""
+    counts = (np.random.default_rng(0).random((runs, draws)) < p).cumsum(axis=1)
+    needed = np.array([fewest_successes(bound, n, alpha, p0) for n in range(1, draws + 1)])
+    return (counts >= needed).any(axis=1).mean()
+
+
+@pytest.mark.parametrize("p0", [0.5, stats.norm.cdf(1), stats.norm.cdf(2)])
+@pytest.mark.parametrize("below", [0.0, 0.01, 0.2])
+def test_mixture_claims_are_false_at_most_at_their_rate_with_a_look_after_every_draw(p0, below):
+    """10,000 runs with the true probability on the threshold, just below and far below it."""
+    share = share_of_false_claims(mixture_lower, p0 - below, p0)
+    assert share <= 0.05
+    assert share > 0 or below == 0.2, "on the threshold, alpha = 0.05 should show some error"
+
+
+def test_a_fixed_n_bound_that_is_peeked_at_is_false_more_often():
+    """The negative control of the test above: the same runs and looks with the Clopper-Pearson bound."""
+    assert share_of_false_claims(clopper_pearson_lower, 0.5, 0.5) > 0.15
+    assert share_of_false_claims(clopper_pearson_lower, stats.norm.cdf(1), stats.norm.cdf(1)) > 0.15
+
+
+@pytest.mark.parametrize("p", [0.5, 0.9, 0.99])
+def test_the_randomized_bound_is_wrong_at_its_rate_exactly(p):
+    n, alpha, runs = 60, 0.05, 10_000
+    rng = np.random.default_rng(0)
+    counts, uniforms = rng.binomial(n, p, size=runs), rng.random(runs)
+    bounds = np.array([clopper_pearson_lower(int(c), n, alpha, u) for c, u in zip(counts, uniforms, strict=True)])
+    wrong, plain = (bounds > p).mean(), np.array([clopper_pearson_lower(int(c), n, alpha) > p for c in counts]).mean()
+    assert plain <= alpha
+    assert wrong == pytest.approx(alpha, abs=4 * np.sqrt(alpha * (1 - alpha) / runs) + alpha * LEAST_U)
+    assert all(bound >= clopper_pearson_lower(int(c), n, alpha) for bound, c in zip(bounds, counts, strict=True))
+    assert clopper_pearson_lower(n, n, 0.001, 1e-12) < 1
+
+
+@pytest.mark.parametrize("probabilities", [[0.5, 0.5, 0.0], [0.4, 0.3, 0.3], [0.7, 0.1, 0.1, 0.1]])
+def test_the_runner_up_bound_covers_at_its_rate(probabilities):
+    """The claimed margin between the winner and the best of the others is too large at most at the rate alpha."""
+    n, alpha, runs, k = 80, 0.1, 10_000, len(probabilities)
+    counts = np.random.default_rng(0).multinomial(n, probabilities, size=runs)
+    truth = (stats.norm.ppf(probabilities[0]) - stats.norm.ppf(max(probabilities[1:]))) / 2
+    seen = {}
+    for count, rival in zip(counts[:, 0].tolist(), counts[:, 1:].max(axis=1).tolist(), strict=True):
+        if (count, rival) not in seen:
+            seen[count, rival] = stats.norm.ppf(runner_up_lower(count, rival, n, alpha, k)) > truth
+    wrong = np.mean([seen[key] for key in zip(counts[:, 0].tolist(), counts[:, 1:].max(axis=1).tolist(), strict=True)])
+    assert wrong <= alpha
+
+
+def test_the_runner_up_bound_pays_where_the_other_votes_are_spread():
+    assert runner_up_lower(600, 50, 1_000, 0.001, 10) > clopper_pearson_lower(600, 1_000, 0.001)
+    assert runner_up_lower(600, 400, 1_000, 0.001, 10) < clopper_pearson_lower(600, 1_000, 0.001)
+
+
+@pytest.mark.parametrize("a, b", [(0.5, 0.5), (5.0, 0.05), (0.05, 0.05), (300.0, 3.0)])
+def test_empirical_bernstein_covers_at_its_rate(a, b):
+    n, alpha, runs = 200, 0.05, 10_000
+    scores = np.random.default_rng(0).beta(a, b, size=(runs, n))
+    sums, squares = scores.sum(axis=1), (scores**2).sum(axis=1)
+    bounds = [empirical_bernstein_lower(s, q, n, alpha) for s, q in zip(sums, squares, strict=True)]
+    assert (np.array(bounds) > a / (a + b)).mean() <= alpha
+
+
+def test_empirical_bernstein_is_close_where_scores_vary_little():
+    n = 100_000
+    assert 0.9 - empirical_bernstein_lower(0.9 * n, 0.81 * n, n, 0.001) == pytest.approx(
+        7 * np.log(2_000) / (3 * n), rel=0.01
+    )
+    assert empirical_bernstein_lower(1.0, 1.0, 1, 0.001) == 0
 
 
 def test_mixture_lower_is_where_the_evidence_crosses():
@@ -85,9 +155,11 @@ def test_mixture_bound_is_stable_for_large_counts():
 
 
 def test_mixture_bound_needs_few_draws_far_from_the_threshold():
-    """Without a failure, and at alpha 0.001, Phi(1) is proved within 60 draws, Phi(3) in about 6,750."""
-    assert mixture_lower(60, 60, 0.001) > stats.norm.cdf(1)
-    assert mixture_lower(6_750, 6_750, 0.001) > stats.norm.cdf(3) > mixture_lower(6_700, 6_700, 0.001)
+    """Without a failure, and at alpha 0.001, Phi(1) is proved in 44 draws and Phi(2) in 327; at fixed n 40 and 301."""
+    for radius, anytime, fixed in [(1, 44, 40), (2, 327, 301)]:
+        p0 = stats.norm.cdf(radius)
+        assert mixture_lower(anytime, anytime, 0.001) > p0 > mixture_lower(anytime - 1, anytime - 1, 0.001)
+        assert clopper_pearson_lower(fixed, fixed, 0.001) > p0 > clopper_pearson_lower(fixed - 1, fixed - 1, 0.001)
 
 
 @pytest.mark.parametrize("count, n, alpha", [(-1, 10, 0.1), (11, 10, 0.1), (0, 0, 0.1), (5, 10, 0), (5, 10, 1)])

@@ -6,7 +6,7 @@ from diffusers import DDPMScheduler
 from scipy import optimize
 
 from diffusers_ndc import NoisedDiffusionClassifierPipeline, NoiseLevels
-from diffusers_ndc.calibration import choose_levels, fit_weights, sift_thresholds
+from diffusers_ndc.calibration import RIDGE, choose_levels, fit_weights, sift_thresholds
 
 
 def synthetic_errors(signal, num_images=2_000, num_classes=4, seed=0):
@@ -26,23 +26,33 @@ def test_weights_are_those_of_the_exact_likelihood():
     """For Gaussian errors of unit variance the posterior is softmax(-signal * error): the fit finds the signals."""
     signal = [0.3, 1.0, 2.0]
     errors, labels = synthetic_errors(signal, num_images=40_000)
-    weights, loss = fit_weights(errors, labels)
-    np.testing.assert_allclose(weights, signal, atol=0.06)
-    logits = -np.einsum("ntk,t->nk", errors, weights)
-    expected = torch.nn.functional.cross_entropy(torch.from_numpy(logits), torch.from_numpy(labels))
-    assert loss == pytest.approx(expected.item(), rel=1e-6)
+    for prior in (np.array(signal), np.ones(3)):
+        weights, objective = fit_weights(errors, labels, prior)
+        np.testing.assert_allclose(weights, signal, atol=0.06)
+        loss = fit_loss(errors, labels, weights)
+        assert loss <= objective <= loss + 3 * RIDGE / 40_000
+
+
+def test_few_images_leave_the_weights_near_the_prior():
+    """Where the fit without the ridge runs away, it stays with the prior, and generalises better for it."""
+    signal = np.full(12, 0.6)
+    errors, labels = synthetic_errors(signal, num_images=25)
+    fresh = synthetic_errors(signal, num_images=4_000, seed=1)
+    weights, _ = fit_weights(errors, labels, signal)
+    assert (0.1 < weights).all() and (weights < 2).all()
+    assert accuracy(*fresh, range(12), weights) > 0.9 * accuracy(*fresh, range(12), signal)
 
 
 def test_a_level_that_misleads_gets_no_weight():
     errors, labels = synthetic_errors([1.0, -1.0])
-    weights, _ = fit_weights(errors, labels)
-    assert weights[0] > 0.5 and weights[1] == 0
-    assert choose_levels(errors, labels, 2)[0] == [0]
+    weights, _ = fit_weights(errors, labels, np.ones(2))
+    assert weights[0] > 0.5 and weights[1] < 0.01
+    assert choose_levels(errors, labels, np.ones(2), 2)[0] == [0]
 
 
 def test_the_most_telling_levels_come_first():
     errors, labels = synthetic_errors([0.1, 1.5, 0.0, 0.8, 0.2])
-    chosen, weights = choose_levels(errors, labels, 2)
+    chosen, weights = choose_levels(errors, labels, np.ones(5), 2)
     assert chosen == [1, 3]
     fresh = synthetic_errors([0.1, 1.5, 0.0, 0.8, 0.2], seed=1)
     assert accuracy(*fresh, chosen, weights) > accuracy(*fresh, range(5), np.ones(5)) + 0.02
@@ -50,11 +60,13 @@ def test_the_most_telling_levels_come_first():
 
 def test_scale_of_the_errors_does_not_matter():
     errors, labels = synthetic_errors([0.5, 1.0])
-    weights, loss = fit_weights(errors, labels)
-    scaled, same_loss = fit_weights(errors * np.array([1e4, 1e-3])[:, None], labels)
+    weights, loss = fit_weights(errors, labels, np.ones(2))
+    scaled, same_loss = fit_weights(errors * np.array([1e4, 1e-3])[:, None], labels, np.array([1e-4, 1e3]))
     np.testing.assert_allclose(scaled * [1e4, 1e-3], weights, rtol=1e-2)
     assert same_loss == pytest.approx(loss, rel=1e-6)
-    assert optimize.approx_fprime(weights, lambda w: fit_loss(errors, labels, w)) == pytest.approx(0, abs=1e-4)
+    assert optimize.approx_fprime(weights, lambda w: fit_loss(errors, labels, w)) == pytest.approx(
+        0, abs=2 * RIDGE / len(labels)
+    )
 
 
 def fit_loss(errors, labels, weights):
@@ -82,7 +94,7 @@ def test_thresholds_keep_the_true_class_and_follow_the_gaps():
     thresholds = sift_thresholds(errors, weights, labels, 0.9)
     assert len(thresholds) == 2
     losses = np.cumsum(errors * weights[:, None], axis=1)
-    gaps = losses[np.arange(len(labels)), :, labels] - losses.min(2)
+    gaps = losses[np.arange(len(labels)), :, labels] / losses.min(2) - 1
     np.testing.assert_allclose((gaps[:, :2] <= thresholds).mean(0), 0.9, atol=1e-3)
     assert (sift_thresholds(errors, weights, labels, 1.0) >= gaps[:, :2].max(0) - 1e-9).all()
 
@@ -101,7 +113,8 @@ def test_calibrated_levels_become_the_model_s_own(shades, tmp_path, sigma, metho
     before = pipe.classifier(sigma, method).levels
     chosen = pipe.calibrate(images, labels, sigma, num_levels=2, method=method, candidates=candidates)
     assert chosen == pipe.calibrate(images, labels, sigma, 2, method, candidates, batch_size=7)
-    assert len(chosen.thresholds) == len(chosen) - 1
+    assert len(chosen.thresholds) == len(chosen) - 1 and chosen.relative
+    assert (chosen.smoothing_sigma, chosen.method) == (sigma, method)
     assert 1 <= len(chosen) <= 2 and set(chosen.sigmas) <= set(candidates.sigmas)
     assert pipe.classifier(sigma, method).levels == chosen != before
     for other_sigma, other_method in ((0.25, "apndc"), (0.5, "epndc")):

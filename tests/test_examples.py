@@ -102,3 +102,22 @@ def test_the_digits_beside_the_model_are_the_split_that_is_written_down(tmp_path
     assert np.bincount(train["label"]).tolist() == [400] * 10
     digits = {np.asarray(image).tobytes() for image in train["image"]}
     assert not any(np.asarray(image).tobytes() in digits for image in committed["image"])
+
+
+def test_benchmark_compares_and_reports(folders, tmp_path):
+    model, data = folders
+    output = run(
+        "benchmark.py", "--quick", "--model", model, "--dataset", data, "--n", 400, "--output", tmp_path / "out"
+    )
+    report = (tmp_path / "out" / "benchmark.md").read_text()
+    assert report.strip() == output.strip() and (tmp_path / "out" / "frontier.png").stat().st_size > 0
+    for part in (
+        "Cost of a decision",
+        "same draws budget",
+        "One noisy copy",
+        "same decisions",
+        "full radius",
+        "network",
+    ):
+        assert part in report
+    assert "by formula" in report and f"{400 * (3 * 124 + 1):,}" in report

@@ -57,29 +57,33 @@ def test_certify_and_predict_one_image_or_many(pipe, images):
 def test_noise_is_in_pixel_units_and_the_network_is_told_twice_as_much(pipe, images, monkeypatch):
     """The copies carry the sigma that was asked for, and are denoised at that noise in model units."""
     noisy, levels_told = [], []
-    forward, denoise = NoisedDiffusionClassifier.forward, Denoiser.denoise
+    open_copies, denoise = NoisedDiffusionClassifier._open, Denoiser.denoise
 
-    def watched_forward(self, x, seeds=None):
-        noisy.append(x)
-        return forward(self, x, seeds)
+    def watched_open(self, copies):
+        noisy.extend(copy.image for copy in copies)
+        return open_copies(self, copies)
 
     def watched_denoise(self, x, sigma, class_labels=None):
         if class_labels is None:
             levels_told.append(sigma)
         return denoise(self, x, sigma, class_labels)
 
-    monkeypatch.setattr(NoisedDiffusionClassifier, "forward", watched_forward)
+    monkeypatch.setattr(NoisedDiffusionClassifier, "_open", watched_open)
     monkeypatch.setattr(Denoiser, "denoise", watched_denoise)
     pipe.certify(images[0], sigma=0.3, n0=50, n=150, levels=NoiseLevels((2.0,), (1.0,)), seed=0)
-    noise = torch.cat(noisy) - images[0]
+    noise = torch.stack(noisy) - images[0]
     assert noise.std().item() == pytest.approx(0.3, rel=0.03) and noise.mean().item() == pytest.approx(0, abs=0.01)
     assert set(levels_told) == {0.6}
 
 
 def test_certificates_that_stop_or_grow(pipe, images):
     settings = {"n0": 5, "n": 60, "levels": NoiseLevels.log_grid(0.8, 9.0, 2), "seed": 1}
-    stopped = pipe.certify(images[0], radii=(10.0,), **settings)
+    stopped = pipe.certify(images[0], radii=(0.25,), **settings)
     assert stopped.verify() and stopped.bound == "mixture" and stopped.n <= 60
+    sharp = pipe.certify(images[0], resolution=0.01, **settings)
+    assert sharp.verify() and sharp.bound == "mixture" and sharp.n <= 60
+    curtailed = pipe.certify(images[0], radii=(0.25,), bound="clopper-pearson", **settings)
+    assert curtailed.verify() and curtailed.n == 60 and sum(curtailed.counts.values()) <= 60
     grown = list(pipe.certify_iter(images[0], **settings))
     assert [certificate.n for certificate in grown] == [20, 40, 60]
     assert all(certificate.verify() for certificate in grown)
@@ -224,6 +228,9 @@ def test_refuses_a_folder_without_classes(tmp_path):
         NoisedDiffusionClassifierPipeline.from_pretrained(tmp_path)
 
 
+CALIBRATED_FOR_HALF = NoiseLevels((2.0,), (1.0,), smoothing_sigma=0.5, method="apndc")
+
+
 @pytest.mark.parametrize(
     "call, error, match",
     [
@@ -243,7 +250,11 @@ def test_refuses_a_folder_without_classes(tmp_path):
         (lambda p, x: p.certify(x, sigma=0.25, method="dc"), ValueError, "`sigma`"),
         (lambda p, x: p.certify(x + 1), ValueError, "accepted are values in"),
         (lambda p, x: p.certify(x, alpha=1.5), ValueError, "`alpha`"),
-        (lambda p, x: p.certify(x, n0=0), ValueError, "`n0`"),
+        (lambda p, x: p.certify(x, n0=-1), ValueError, "`n0`"),
+        (lambda p, x: p.certify(x, bound="guess"), ValueError, "`bound`"),
+        (lambda p, x: p.certify(x, resolution=0.0), ValueError, "`resolution`"),
+        (lambda p, x: p.certify(x, radii=(0.25, 1.0), n=10_000), ValueError, "0.7936 is the largest"),
+        (lambda p, x: p.certify(x, levels=CALIBRATED_FOR_HALF), ValueError, "sigma=0.5.*`sigma` is 0.25"),
         (lambda p, x: p.certify(x, n=-5), ValueError, "`n`"),
         (lambda p, x: p.certify(x, batch_size=0), ValueError, "`batch_size`"),
         (lambda p, x: p.certify(x, radii=(-0.5,)), ValueError, "`radii`"),

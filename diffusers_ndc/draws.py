@@ -1,0 +1,190 @@
+"""Votes of a base classifier on noisy copies: those of several images, drawn and classified together.
+
+An algorithm for one image is a generator that asks for `Draws` and is sent their `Votes`; `run` serves many of them at
+once, an image that is done making room for the next. Votes are handed over when *all* the draws that were asked for
+have been classified: copies come back as they are decided, the easy ones early, and a look at those that are back
+would be a look at a biased sample.
+"""
+
+from collections import Counter, deque
+from collections.abc import Callable, Generator, Iterable, Iterator
+from dataclasses import dataclass, field
+from functools import partial
+from typing import NamedTuple, TypeVar
+
+import torch
+
+from .certificate import draws_to_settle
+from .noise import content_hash, derive_seeds, standard_normal
+from .pool import Copy, Decided
+
+
+CALL_SIZE = 100
+"""Copies in one call of a classifier that has no `stream`."""
+
+Result = TypeVar("Result")
+
+
+class Draws(NamedTuple):
+    """Draws of one image that are asked for.
+
+    Args:
+        purpose: What they are for; draws for two purposes are independent.
+        start: Number of the first one; a draw is the same however it is asked for.
+        count: How many.
+        scored: Class whose softmax probability is summed as a soft vote, or `None`.
+    """
+
+    purpose: str
+    start: int
+    count: int
+    scored: int | None = None
+
+
+@dataclass
+class Votes:
+    """Votes of some draws.
+
+    Args:
+        counts: Votes of each class; classes without a vote are left out.
+        evaluations: Network evaluations that they took.
+        num_classes: Number of classes of the classifier, `None` before the first vote.
+        score_sum: Sum of the soft votes of the class that was to be scored.
+        score_squares: Sum of their squares.
+    """
+
+    counts: dict[int, int] = field(default_factory=dict)
+    evaluations: int = 0
+    num_classes: int | None = None
+    score_sum: float = 0.0
+    score_squares: float = 0.0
+
+    @property
+    def n(self) -> int:
+        """Number of draws."""
+        return sum(self.counts.values())
+
+    def __add__(self, other: "Votes") -> "Votes":
+        return Votes(
+            dict(sorted((Counter(self.counts) + Counter(other.counts)).items())),
+            self.evaluations + other.evaluations,
+            other.num_classes or self.num_classes,
+            self.score_sum + other.score_sum,
+            self.score_squares + other.score_squares,
+        )
+
+
+def select(n0: int) -> Generator[Draws, Votes, Votes]:
+    """Votes of `n0` draws for the choice of the candidate, or of as many as settle it."""
+    votes = Votes()
+    while more := draws_to_settle(votes.counts, n0 - votes.n):
+        votes = votes + (yield Draws("select", votes.n, more))
+    return votes
+
+
+def run(
+    classifier,
+    sigma: float,
+    images: Iterable[torch.Tensor],
+    seed: int,
+    algorithm: Callable[[str], Generator[Draws, Votes, Result]],
+    on_draws: Callable[[int], object] | None = None,
+) -> list[Result]:
+    """What the algorithm returns for each image, all images sharing the classifier's batches.
+
+    An image is opened when the ones before it have no draws to offer, so that the number of open ones depends on the
+    classifier's batch, not on the number of images.
+
+    Args:
+        classifier: From images to logits; or with `stream`, and `inference`, as `NoisedDiffusionClassifier` has them.
+        sigma: Smoothing noise, pixel units.
+        images: Clean images of shape `(C, H, W)`, pixel units.
+        seed: Seed of all draws.
+        algorithm: Called with an image's content hash; a generator that yields `Draws` and is sent `Votes`.
+        on_draws: Called with a number of draws whenever so many more are done.
+
+    Raises:
+        FloatingPointError: A logit is not finite; it has no vote.
+    """
+    waiting = enumerate(images)
+    results: dict[int, Result] = {}
+    ready: deque[_Open] = deque()
+
+    def proceed(image: _Open, votes: Votes | None) -> None:
+        try:
+            image.ask(image.steps.send(votes))
+            ready.appendleft(image)  # the oldest first, so that few are open
+        except StopIteration as stop:
+            results[image.index] = stop.value
+
+    def take(count: int) -> list[Copy]:
+        copies = []
+        while len(copies) < count:
+            if ready:
+                copies += ready[0].copies(count - len(copies))
+                if not ready[0].left:
+                    ready.popleft()
+            elif (following := next(waiting, None)) is not None:
+                proceed(_Open(*following, algorithm, seed, sigma, classifier), None)
+            else:
+                break
+        return copies
+
+    stream = classifier.stream if hasattr(classifier, "stream") else partial(_called, classifier)
+    with getattr(classifier, "inference", torch.no_grad)():
+        for keys, logits, evaluations in stream(take):
+            if not logits.isfinite().all():
+                raise FloatingPointError("The base classifier gave a logit that is not finite; it has no vote.")
+            for image, row, label, spent in zip(keys, logits, logits.argmax(dim=1).tolist(), evaluations, strict=True):
+                if image.count(label, row, spent):
+                    proceed(image, image.votes)
+            if on_draws is not None:
+                on_draws(len(keys))
+    return [results[index] for index in range(len(results))]
+
+
+class _Open:
+    """An image under way, the draws that its algorithm waits for, and their votes so far."""
+
+    def __init__(self, index, image, algorithm, seed, sigma, classifier):
+        self.index, self.image, self.seed, self.sigma = index, image, seed, sigma
+        self.randomized = getattr(classifier, "randomized", False)
+        self.image_hash = content_hash(image)
+        self.steps = algorithm(self.image_hash)
+
+    def ask(self, draws: Draws) -> None:
+        self.draws, self.votes = draws, Votes()
+        self.left = self.missing = draws.count
+
+    def copies(self, most: int) -> Iterator[Copy]:
+        """The next copies, `most` at most."""
+        for _ in range(min(most, self.left)):
+            number = self.draws.start + self.draws.count - self.left
+            smoothing, own = derive_seeds((self.seed, self.image_hash, self.draws.purpose, number), 2)
+            (eps,) = standard_normal(tuple(self.image.shape), [smoothing], self.image.dtype, self.image.device)
+            self.left -= 1
+            yield Copy(self, self.image + self.sigma * eps, own if self.randomized else None)
+
+    def count(self, label: int, logits: torch.Tensor, evaluations: int) -> bool:
+        """Count a vote; whether it was the last one that the algorithm is waiting for."""
+        votes, scored = self.votes, self.draws.scored
+        votes.counts[label] = votes.counts.get(label, 0) + 1
+        votes.evaluations += evaluations
+        votes.num_classes = len(logits)
+        if scored is not None:
+            score = logits.double().softmax(dim=0)[scored].item()
+            votes.score_sum += score
+            votes.score_squares += score**2
+        self.missing -= 1
+        if not self.missing:
+            votes.counts = dict(sorted(votes.counts.items()))
+        return not self.missing
+
+
+def _called(classifier, take) -> Iterator[Decided]:
+    """The stream of a classifier that has none: batch by batch, one evaluation a copy."""
+    while copies := take(CALL_SIZE):
+        seeds = [copy.seed for copy in copies]
+        own = {} if seeds[0] is None else {"seeds": seeds}
+        logits = classifier(torch.stack([copy.image for copy in copies]), **own)
+        yield Decided([copy.key for copy in copies], logits, [1] * len(copies))
