@@ -80,7 +80,7 @@ def read_image(pipe, image) -> torch.Tensor:
 
 
 def evaluate_image(pipe, image: torch.Tensor, label: int, args) -> dict:
-    """The record of one image; `correct` is what accuracy counts."""
+    """The record of one image, but for its index and time."""
     settings = {"method": args.method, "batch_size": args.batch_size, "seed": args.seed}
     if args.task == "classify":
         predicted = pipe([image], **settings).labels[0]
