@@ -3,24 +3,39 @@
     python examples/evaluate.py --model examples/mnist --dataset examples/mnist/data --task classify
     python examples/evaluate.py --model examples/mnist --dataset examples/mnist/data --task certify --limit 50
 
-Under `accelerate launch` (or torchrun) the images are shared between the processes. With `--output FILE` each finished
-image is one JSON line there, in a file for each process.
+Under `accelerate launch` (or torchrun) the images are shared between the processes. With `--output DIR` each finished
+image is one JSON line there, in a file for each process, beside the settings (`run.json`); a certification gets its
+report (`report.md`, `report.json`, `certified_accuracy.png`), which can be made again from the records alone:
+
+    python -m diffusers_ndc.evaluation.report DIR
 """
 
 import argparse
-import json
-import os
+import platform
+import time
+from contextlib import nullcontext
+from importlib.metadata import version
 from pathlib import Path
 
+import PIL.Image
 import torch
 from accelerate import Accelerator
 from accelerate.utils import gather_object
 from labelled_images import load_labelled_images
 from tqdm.auto import tqdm
 
+import diffusers_ndc
 from diffusers_ndc import NoisedDiffusionClassifierPipeline
 from diffusers_ndc.certificate import plurality
+from diffusers_ndc.evaluation.records import RecordWriter, read_records, write_run
+from diffusers_ndc.evaluation.report import write_report
+from diffusers_ndc.images import to_pixel_batch
+from diffusers_ndc.noise import check_noisy_range
 from diffusers_ndc.stopping import largest_provable
+
+
+# What reading an image raises when its own data are at fault: PIL has no common class for that.
+FAULTS = (OSError, ValueError, TypeError, SyntaxError, PIL.Image.DecompressionBombError)
 
 
 def parse_args():
@@ -40,12 +55,32 @@ def parse_args():
     add("--stop-early", action="store_true", help="stop each image once its --radii are proved or given up (certify)")
     add("--batch-size", type=int, default=64, help="network batch of one process")
     add("--seed", type=int, default=0)
-    add("--output", type=Path, help="JSON lines, one per image")
-    return parser.parse_args()
+    add("--output", type=Path, help="new folder for the settings, the records of all images, and the report")
+    args = parser.parse_args()
+    args.method = args.method or ("dc" if args.task == "classify" else "apndc")
+    return args
 
 
-def evaluate_image(pipe, image, label: int, args) -> dict:
-    """The record of one image; `correct` is what accuracy counts."""
+def write_settings(pipe, args) -> None:
+    """All that the results depend on, into the run's folder."""
+    settings = {name: value for name, value in vars(args).items() if name != "output"}
+    libraries = ("accelerate", "datasets", "diffusers", "numpy", "pillow", "scipy", "torch", "transformers")
+    versions = {"python": platform.python_version(), "diffusers-ndc": diffusers_ndc.__version__}
+    versions |= {library: version(library) for library in libraries}
+    id2label = pipe.config.id2label
+    write_run(args.output, {**settings, "id2label": id2label and dict(id2label), "versions": versions})
+
+
+def read_image(pipe, image) -> torch.Tensor:
+    """One image of the data set as the network takes it, shape `(C, H, W)`; raises one of `FAULTS`."""
+    batch, _ = to_pixel_batch(image, pipe.unet.config.in_channels, pipe.denoiser.image_size)
+    pipe.denoiser.check_images(batch)
+    check_noisy_range(batch, sigma=0)
+    return batch[0]
+
+
+def evaluate_image(pipe, image: torch.Tensor, label: int, args) -> dict:
+    """The record of one image, but for its index and time."""
     settings = {"method": args.method, "batch_size": args.batch_size, "seed": args.seed}
     if args.task == "classify":
         predicted = pipe([image], **settings).labels[0]
@@ -63,15 +98,23 @@ def evaluate_image(pipe, image, label: int, args) -> dict:
     provable = largest_provable(args.sigma, args.alpha, "mixture", args.n)  # others are reported, not pursued
     radii = [radius for radius in sorted(set(args.radii)) if radius <= provable] if args.stop_early else None
     certificate = pipe.certify(image, n0=args.n0, radii=radii, **settings)
-    return {"label": label, "correct": certificate.label == label, "certificate": certificate.to_dict()}
+    return {"image_hash": certificate.image_hash, "label": label, "certificate": certificate.to_dict()}
 
 
 def report(records: list[dict], args) -> None:
-    """Accuracy over all images, an abstention counting as wrong; certified accuracy at each radius."""
+    """Accuracy over the images that could be read, an abstention counting as wrong; certified at each radius."""
+    failed = [record for record in records if "failed" in record]
+    for record in failed:
+        print(f"image {record['index']} failed: {record['failed']}")
+    records = [record for record in records if "failed" not in record]
+    if not records:
+        raise SystemExit("no image could be read")
 
     def share(right):
         return f"{sum(right) / len(records):.1%} of {len(records)}"
 
+    if args.task == "certify":
+        records = [{**record, "correct": record["certificate"]["label"] == record["label"]} for record in records]
     print(f"accuracy {share([record['correct'] for record in records])}")
     if args.task == "predict":
         print(f"accuracy of the plain majority {share([record['majority_correct'] for record in records])}")
@@ -87,21 +130,36 @@ def report(records: list[dict], args) -> None:
 def main():
     args = parse_args()
     accelerator = Accelerator(cpu=not torch.accelerator.is_available())
+    if args.output:
+        args.output.mkdir(parents=True, exist_ok=True)
+        if held := len(read_records(args.output)):
+            raise SystemExit(f"--output {args.output} already holds {held} records; accepted is a new folder.")
+        accelerator.wait_for_everyone()  # nobody writes before all have looked
     dataset, image_column, label_column = load_labelled_images(args.dataset, args.split)
     pipe = NoisedDiffusionClassifierPipeline.from_pretrained(args.model).to(accelerator.device)
     pipe.set_progress_bar_config(disable=True)
+    if args.output and accelerator.is_main_process:
+        write_settings(pipe, args)
 
     indices = range(len(dataset))[: args.limit][accelerator.process_index :: accelerator.num_processes]
-    # "x": records that are there already are never written over
-    file = open(f"{args.output}.{accelerator.process_index}", "x") if args.output else open(os.devnull, "w")
     records = []
-    with file:
+    with RecordWriter(args.output, accelerator.process_index) if args.output else nullcontext() as writer:
         for index in tqdm(indices, disable=not accelerator.is_main_process):
-            record = evaluate_image(pipe, dataset[index][image_column], dataset[index][label_column], args)
-            records.append({"index": index, **record})
-            print(json.dumps(records[-1]), file=file, flush=True)
-    records = gather_object(records)
+            start = time.perf_counter()
+            try:
+                row = dataset[index]
+                image, label = read_image(pipe, row[image_column]), row[label_column]
+            except FAULTS as error:
+                record = {"failed": f"{type(error).__name__}: {error}"}
+            else:
+                record = evaluate_image(pipe, image, label, args)
+            records.append({"index": index, **record, "seconds": time.perf_counter() - start})
+            if writer:
+                writer.write(records[-1])
+    records = sorted(gather_object(records), key=lambda record: record["index"])
     if accelerator.is_main_process:
+        if args.output and args.task == "certify":
+            write_report([args.output], args.output)
         report(records, args)
     accelerator.end_training()
 

@@ -1,0 +1,1 @@
+"""Certification of whole data sets: the records of a run, and the report that is made from them alone."""

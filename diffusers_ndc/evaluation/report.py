@@ -1,0 +1,343 @@
+"""What a run says as a whole, from its records alone: certified accuracy, average radius, cost, and a picture.
+
+    python -m diffusers_ndc.evaluation.report runs/sigma-0.25 runs/sigma-0.5 --output compared
+
+Every certificate is recomputed from its votes; one that does not follow from them is listed, and counts nowhere.
+"""
+
+import argparse
+import json
+import os
+import re
+import sys
+from bisect import bisect_left
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from statistics import fmean, median
+from typing import NamedTuple
+
+from matplotlib.figure import Figure
+
+from ..bounds import clopper_pearson_lower
+from ..certificate import Certificate
+from .records import read_records, read_run
+
+
+PUBLISHED = {0.25: 0.80, 0.5: 0.707}
+"""Certified accuracy of APNDC on CIFAR-10 at l2 radii in pixel units (Chen et al., arXiv:2402.02316)."""
+
+PUBLISHED_NAME = "published for CIFAR-10, APNDC (arXiv:2402.02316): over 80% at 0.25, 70.7% at 0.5"
+
+# Okabe and Ito's colours, told apart by colour-blind readers too, and line styles for print in grey.
+COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
+STYLES = ("-", "--", "-.", ":")
+
+
+@dataclass(frozen=True)
+class Share:
+    """So many of so many images.
+
+    Args:
+        count: Images that have the property.
+        total: Images that were looked at.
+    """
+
+    count: int
+    total: int
+
+    @property
+    def value(self) -> float:
+        """The share itself, 0 of no images."""
+        return self.count / self.total if self.total else 0.0
+
+    @property
+    def interval(self) -> tuple[float, float]:
+        """Two-sided 95% Clopper-Pearson interval of the share among all images that could have been drawn.
+
+        It covers that share with probability at least 0.95 over a random sample of images; the error probability
+        `alpha` of each certificate is another matter.
+        """
+        if not self.total:
+            return 0.0, 1.0
+        low = clopper_pearson_lower(self.count, self.total, 0.025)
+        return low, 1 - clopper_pearson_lower(self.total - self.count, self.total, 0.025)
+
+    def to_dict(self) -> dict:
+        """Plain values, for JSON."""
+        low, high = self.interval
+        return {"share": self.value, "count": self.count, "total": self.total, "low": low, "high": high}
+
+
+class Outcome(NamedTuple):
+    """A certificate that verifies, the true label of its image, and the seconds that it took."""
+
+    label: int
+    certificate: Certificate
+    seconds: float | None
+
+    @property
+    def proved(self) -> float:
+        """Certified radius, pixel units; -1 where the label is wrong or the certificate abstains."""
+        return self.certificate.radius if self.certificate.label == self.label else -1.0
+
+
+@dataclass(frozen=True)
+class Report:
+    """One run: its settings, its certificates that verify, and what is left out of every share and average.
+
+    Args:
+        name: Name of the run.
+        run: Its settings, as `read_run` has them; `sigma` and `radii` in pixel units.
+        outcomes: Certificates that verify and are this run's, with the true labels.
+        failed: Reason by index of images that could not be read or certified.
+        rejected: Reason by index of certificates that do not verify, or have another run's sigma or alpha.
+    """
+
+    name: str
+    run: dict
+    outcomes: list[Outcome]
+    failed: dict[int, str]
+    rejected: dict[int, str]
+
+    @classmethod
+    def from_folder(cls, folder: str | Path, name: str | None = None) -> "Report":
+        """Read a run's folder and verify every certificate in it.
+
+        Args:
+            folder: The run's folder.
+            name: Name of the run. Default: that of the folder.
+
+        Raises:
+            FileNotFoundError: The folder, or `run.json` in it, does not exist.
+            ValueError: `run.json` lacks a setting, or there are no records.
+        """
+        run, records = read_run(folder), read_records(folder)
+        lacking = [setting for setting in ("sigma", "alpha", "n", "radii") if run.get(setting) is None]
+        if lacking:
+            raise ValueError(f"run.json in {folder} lacks {lacking}; accepted are the settings of a certification.")
+        if not records:
+            raise ValueError(f"{folder} holds no records.")
+        outcomes, failed, rejected = [], {}, {}
+        for index, record in records.items():
+            if "failed" in record:
+                failed[index] = str(record["failed"])
+                continue
+            try:
+                outcomes.append(_verified(record, run))
+            except ValueError as error:
+                rejected[index] = str(error)
+        return cls(name or Path(folder).resolve().name, run, outcomes, failed, rejected)
+
+    @property
+    def radii(self) -> list[float]:
+        """The run's radii in ascending order, pixel units; 0 is always among them."""
+        return sorted({0.0, *self.run["radii"]})
+
+    def at(self, radius: float) -> Share:
+        """Certified accuracy: right, and proved at this radius (pixel units); at 0, clean accuracy."""
+        return Share(sum(outcome.proved >= radius for outcome in self.outcomes), len(self.outcomes))
+
+    @property
+    def average_radius(self) -> float:
+        """Average certified radius (ACR), pixel units; wrong or abstained counts as 0."""
+        return fmean([max(outcome.proved, 0.0) for outcome in self.outcomes] or [0.0])
+
+    @property
+    def abstentions(self) -> Share:
+        """Images without a certified class."""
+        return Share(sum(outcome.certificate.abstained for outcome in self.outcomes), len(self.outcomes))
+
+    @property
+    def classes(self) -> dict[int, "Report"]:
+        """The same of each class that has certificates; its name, or number where it has none, is the report's."""
+        names = self.run.get("id2label") or {}
+        labels = sorted({outcome.label for outcome in self.outcomes})
+        of_class = {label: [outcome for outcome in self.outcomes if outcome.label == label] for label in labels}
+        return {
+            label: Report(names.get(str(label), str(label)), self.run, outcomes, {}, {})
+            for label, outcomes in of_class.items()
+        }
+
+    @property
+    def meaning_of_alpha(self) -> str:
+        """What `alpha` says of all certificates together; those that abstain were in the draw too, and count."""
+        alpha, m = self.run["alpha"], len(self.outcomes)
+        return (
+            f"alpha = {alpha:g} is the error probability of each certificate by itself, not of the whole set: of "
+            f"these m = {m:,} certificates about alpha * m = {alpha * m:.3g} may be wrong (at most, in expectation)."
+        )
+
+    @property
+    def cost(self) -> dict[str, tuple[float, float] | None]:
+        """Mean and median of network evaluations and of seconds for each image, `None` where no record has them."""
+        columns = {
+            "network evaluations": [outcome.certificate.evaluations for outcome in self.outcomes],
+            "seconds": [outcome.seconds for outcome in self.outcomes],
+        }
+        known = {name: [value for value in values if value is not None] for name, values in columns.items()}
+        return {name: (fmean(values), median(values)) if values else None for name, values in known.items()}
+
+    def to_dict(self) -> dict:
+        """All of it as plain values, for JSON."""
+        return {
+            "name": self.name,
+            "run": self.run,
+            "certificates": len(self.outcomes),
+            "clean_accuracy": self.at(0).to_dict(),
+            "certified_accuracy": self._at_all_radii(),
+            "average_certified_radius": self.average_radius,
+            "abstentions": self.abstentions.to_dict(),
+            "failed": self.failed,
+            "rejected": self.rejected,
+            "by_class": [
+                {"label": label, "name": only.name, "certified_accuracy": only._at_all_radii()}
+                for label, only in self.classes.items()
+            ],
+            "per_image": {name: both and {"mean": both[0], "median": both[1]} for name, both in self.cost.items()},
+            "meaning_of_alpha": self.meaning_of_alpha,
+        }
+
+    def _at_all_radii(self) -> list[dict]:
+        return [{"radius": radius, **self.at(radius).to_dict()} for radius in self.radii]
+
+    def to_markdown(self) -> str:
+        """All of it for people."""
+        run, heads = self.run, [f"radius {radius:g}" for radius in self.radii]
+        shown = ("model", "dataset", "split", "method", "sigma", "n0", "n", "alpha", "seed")
+        lines = [f"## {self.name}", "", ", ".join(f"{name} {run[name]}" for name in shown if name in run) + "."]
+        lines += [
+            "",
+            "| of the images that have a certificate | share | | 95% interval |",
+            "| --- | --- | --- | --- |",
+        ]
+        for radius in self.radii:
+            what = f"right, and certified at radius {radius:g}" if radius else "right at radius 0 (clean accuracy)"
+            lines.append(f"| {what} | {_row(self.at(radius))} |")
+        lines += [f"| abstained | {_row(self.abstentions)} |", ""]
+        lines += [f"Average certified radius, wrong or abstained counting as 0: {self.average_radius:.3f}.", ""]
+        lines += [self.meaning_of_alpha, "", "| for each image | mean | median |", "| --- | --- | --- |"]
+        for name, both in self.cost.items():
+            cells = [f"{value:,.2f}" for value in both] if both else ["-", "-"]
+            lines.append(" | ".join([f"| {name}", *cells]) + " |")
+        lines += ["", " | ".join(["| class", "images", *heads]) + " |", "| --- " * (2 + len(heads)) + "|"]
+        for only in self.classes.values():
+            shares = [f"{only.at(radius).value:.1%}" for radius in self.radii]
+            lines.append(" | ".join([f"| {only.name}", f"{len(only.outcomes):,}", *shares]) + " |")
+        for title, reasons in (("Failed images", self.failed), ("Certificates that do not verify", self.rejected)):
+            lines += ["", f"{title}, in none of these figures: {len(reasons)}"]
+            lines += [f"- image {index}: {' '.join(reason.split())}" for index, reason in reasons.items()]
+        return "\n".join(lines) + "\n"
+
+
+def _verified(record: dict, run: dict) -> Outcome:
+    """The outcome of a record, or a `ValueError` with what is wrong with it."""
+    certificate = Certificate.from_dict(record.get("certificate"))
+    if not certificate.verify():
+        raise ValueError("label and radius do not follow from the votes.")
+    if (certificate.sigma, certificate.alpha) != (run["sigma"], run["alpha"]):
+        raise ValueError(
+            f"sigma {certificate.sigma} and alpha {certificate.alpha}; those of the run are {run['sigma']} and "
+            f"{run['alpha']}."
+        )
+    if record.get("image_hash") != certificate.image_hash:
+        raise ValueError("the certificate is that of another image.")
+    if type(record.get("label")) is not int:
+        raise ValueError(f"the true label is {record.get('label')!r}; accepted is a class index.")
+    return Outcome(record["label"], certificate, record.get("seconds"))
+
+
+def _row(share: Share) -> str:
+    low, high = share.interval
+    return f"{share.value:.1%} | {share.count:,} of {share.total:,} | {low:.1%} to {high:.1%}"
+
+
+def plot(reports: Sequence[Report], path: str | Path) -> None:
+    """Certified accuracy against radius with 95% bands, all runs in one picture.
+
+    The curve of a run that stopped early shows what it set out to prove and no more. Runs on CIFAR-10 get the
+    published figures as a reference.
+
+    Args:
+        reports: The runs.
+        path: PNG file.
+    """
+    figure = Figure(figsize=(8, 5), dpi=150, layout="constrained")
+    axis = figure.add_subplot()
+    proved = [sorted(outcome.proved for outcome in report.outcomes) for report in reports]
+    cifar10 = any(
+        re.search(r"cifar[-_]?10(?!\d)", str(report.run.get("dataset")), re.IGNORECASE) for report in reports
+    )
+    end = 1.05 * max([0.1, *(radii[-1] for radii in proved if radii), *(PUBLISHED if cifar10 else ())])
+    for number, (report, radii) in enumerate(zip(reports, proved, strict=True)):
+        colour, style = COLOURS[number % len(COLOURS)], STYLES[number % len(STYLES)]
+        # the share at a radius holds back to the next smaller one; beyond the largest nothing is certified
+        x = [*sorted({0.0, *(radius for radius in radii if radius > 0)}), end]
+        shares = [Share(len(radii) - bisect_left(radii, radius), len(radii)) for radius in x]
+        low, high = zip(*(share.interval for share in shares), strict=True)
+        name = f"{report.name}: sigma = {report.run['sigma']:g}, n = {report.run['n']:,}, {len(radii):,} images"
+        axis.step(x, [share.value for share in shares], style, where="pre", color=colour, label=name)
+        axis.fill_between(x, low, high, step="pre", color=colour, alpha=0.15, linewidth=0)
+    if cifar10:
+        axis.plot(*zip(*PUBLISHED.items(), strict=True), "k*", markersize=10, label=PUBLISHED_NAME)
+    axis.set(xlim=(0, end), ylim=(0, 1.02))
+    axis.set_xlabel("l2 radius (pixel units, images in [0, 1])")
+    axis.set_ylabel("certified accuracy (share of images)\nband: 95% interval")
+    axis.grid(alpha=0.3)
+    figure.legend(loc="outside upper center", fontsize="small")
+    figure.savefig(path)
+
+
+def write_report(folders: Iterable[str | Path], output: str | Path) -> tuple[str, list[Report]]:
+    """Write `report.json`, `report.md` and `certified_accuracy.png` of one or several runs.
+
+    Args:
+        folders: Folders of the runs.
+        output: Folder to write to; it is made where it is missing.
+
+    Returns:
+        The text of `report.md`, and the reports.
+
+    Raises:
+        FileNotFoundError: A folder, or `run.json` in it, does not exist.
+        ValueError: A `run.json` lacks a setting, or a folder holds no records.
+    """
+    folders = [Path(folder).resolve() for folder in folders]
+    above = os.path.commonpath([folder.parent for folder in folders])
+    reports = [Report.from_folder(folder, folder.relative_to(above).as_posix()) for folder in folders]
+    output = Path(output)
+    output.mkdir(parents=True, exist_ok=True)
+    text = "# Certified accuracy\n\n![Certified accuracy against l2 radius](certified_accuracy.png)\n\n"
+    text += "Radii and sigma are in pixel units (images in [0, 1]); intervals are Clopper-Pearson's.\n\n"
+    text += "\n".join(report.to_markdown() for report in reports)
+    (output / "report.md").write_text(text, encoding="utf-8")
+    runs = {"runs": [report.to_dict() for report in reports]}
+    (output / "report.json").write_text(json.dumps(runs, indent=2) + "\n", encoding="utf-8")
+    plot(reports, output / "certified_accuracy.png")
+    return text, reports
+
+
+def main():
+    parser = argparse.ArgumentParser(
+        prog="python -m diffusers_ndc.evaluation.report",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("folders", type=Path, nargs="+", metavar="DIR", help="folder of a run")
+    parser.add_argument(
+        "--output", type=Path, help="folder for the report (default: the run's; of several runs: the current folder)"
+    )
+    args = parser.parse_args()
+    output = args.output or (args.folders[0] if len(args.folders) == 1 else Path())
+    try:
+        text, reports = write_report(args.folders, output)
+    except (OSError, ValueError) as error:
+        sys.exit(f"error: {error}")
+    print(text, end="")
+    rejected = [f"{report.name}: {sorted(report.rejected)}" for report in reports if report.rejected]
+    if rejected:
+        sys.exit(f"error: certificates of these images do not verify: {'; '.join(rejected)}")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,236 @@
+"""Reports of small runs whose figures can be worked out by hand."""
+
+import json
+import subprocess
+import sys
+
+import numpy as np
+import PIL.Image
+import pytest
+from scipy import stats
+
+from diffusers_ndc import Certificate
+from diffusers_ndc.evaluation.records import RecordWriter, write_run
+from diffusers_ndc.evaluation.report import Report, Share, write_report
+
+
+RUN = {
+    "model": "M",
+    "dataset": "digits",
+    "sigma": 0.5,
+    "n": 100,
+    "alpha": 0.001,
+    "radii": [0.25, 0.5],
+    "id2label": {0: "zero", 1: "one", 2: "two"},
+}
+
+# True label, candidate, its votes of 100, evaluations, seconds. RADII has those of the rightly certified ones.
+IMAGES = [
+    (0, 0, 100, 100, 1.0),
+    (0, 0, 92, 200, 2.0),
+    (1, 1, 70, 300, 3.0),
+    (1, 2, 100, 400, 4.0),  # wrong
+    (1, 1, 50, 1000, 10.0),  # abstains
+    (7, 7, 100, 100, 1.0),  # a class without a name
+]
+RADII = [0.5 * stats.norm.ppf(stats.beta.ppf(0.001, votes, 101 - votes)) for votes in (100, 92, 70)]
+
+
+def record_of(index, label, candidate, votes, evaluations, seconds, /, **changes):
+    counts = {candidate: votes, candidate + 1: 100 - votes} if votes < 100 else {candidate: votes}
+    certificate = Certificate.from_counts(
+        {candidate: 10}, counts, 0.5, 0.001, evaluations=evaluations, image_hash=f"{index:032x}"
+    )
+    certificate = {**certificate.to_dict(), **changes}
+    hashed = f"{index:032x}"
+    return {"index": index, "image_hash": hashed, "label": label, "seconds": seconds, "certificate": certificate}
+
+
+def make_run(folder, images=IMAGES, extra=(), **settings):
+    write_run(folder, {**RUN, **settings})
+    with RecordWriter(folder) as writer:
+        for index, image in enumerate(images):
+            writer.write(record_of(index, *image))
+        for record in extra:
+            writer.write(record)
+    return folder
+
+
+@pytest.fixture
+def folder(tmp_path):
+    return make_run(tmp_path / "run", extra=[{"index": 6, "failed": "OSError: truncated"}])
+
+
+def command(*options, cwd=None):
+    line = [sys.executable, "-m", "diffusers_ndc.evaluation.report", *map(str, options)]
+    return subprocess.run(line, capture_output=True, text=True, timeout=120, cwd=cwd)
+
+
+def test_figures_by_hand(folder):
+    report = Report.from_folder(folder)
+    assert len(report.outcomes) == 6 and report.failed == {6: "OSError: truncated"} and report.rejected == {}
+    assert report.radii == [0.0, 0.25, 0.5]
+    assert [report.at(radius) for radius in report.radii] == [Share(4, 6), Share(3, 6), Share(2, 6)]
+    exact = report.outcomes[1].certificate.radius
+    assert exact == pytest.approx(RADII[1]) and report.at(exact).count == 3 and report.at(exact + 1e-9).count == 2
+    assert report.average_radius == pytest.approx((2 * RADII[0] + RADII[1] + RADII[2]) / 6)
+    assert report.abstentions == Share(1, 6)
+    assert report.cost == {"network evaluations": (350.0, 250.0), "seconds": (3.5, 2.5)}
+    assert (
+        "0.001" in report.meaning_of_alpha and "m = 6 certificates about alpha * m = 0.006" in report.meaning_of_alpha
+    )
+
+
+def test_accuracy_by_class(folder):
+    classes = Report.from_folder(folder).classes
+    found = {only.name: [only.at(radius) for radius in (0, 0.25, 0.5)] for only in classes.values()}
+    assert found == {
+        "zero": [Share(2, 2), Share(2, 2), Share(1, 2)],
+        "one": [Share(1, 3), Share(0, 3), Share(0, 3)],
+        "7": [Share(1, 1), Share(1, 1), Share(1, 1)],
+    }
+
+
+def test_classes_of_one_name_stay_apart(tmp_path):
+    report = Report.from_folder(make_run(tmp_path, id2label={0: "crane", 1: "crane"}))
+    assert [(label, only.name, len(only.outcomes)) for label, only in report.classes.items()] == [
+        (0, "crane", 2),
+        (1, "crane", 3),
+        (7, "7", 1),
+    ]
+
+
+@pytest.mark.parametrize(("count", "total"), [(0, 1), (0, 40), (17, 40), (40, 40), (707, 1000)])
+def test_intervals_are_the_exact_binomial_ones(count, total):
+    exact = stats.binomtest(count, total).proportion_ci(0.95, "exact")
+    assert Share(count, total).interval == pytest.approx((exact.low, exact.high), abs=1e-9)
+    assert Share(count, total).value == count / total
+
+
+def test_the_interval_covers_at_its_rate():
+    p, n = 0.93, 50
+    chance = stats.binom.pmf(range(n + 1), n, p)
+    covered = sum(c for k, c in enumerate(chance) if Share(k, n).interval[0] <= p <= Share(k, n).interval[1])
+    missed = max(
+        sum(c for k, c in enumerate(chance) if Share(k, n).interval[i] * s > p * s) for i, s in ((0, 1), (1, -1))
+    )
+    assert covered >= 0.95 and missed <= 0.025
+
+
+@pytest.mark.parametrize(
+    ("changes", "reason"),
+    [
+        ({"radius": 0.9}, "do not follow"),
+        ({"label": 1}, "do not follow"),
+        ({"counts": {"0": 101}}, "do not follow"),
+        ({"sigma": 0.25}, "do not follow"),
+        ({"image_hash": "f" * 32}, "another image"),
+        ({"guess": 1}, "guess"),
+        (Certificate.from_counts({0: 10}, {0: 100}, 0.25, 0.001).to_dict(), "sigma 0.25"),
+        (Certificate.from_counts({0: 10}, {0: 100}, 0.5, 0.01).to_dict(), "alpha 0.01"),
+    ],
+)
+def test_a_certificate_that_does_not_verify_counts_nowhere(tmp_path, changes, reason):
+    tampered = record_of(6, 0, 0, 100, 10**6, 10**6, **changes)
+    report = Report.from_folder(make_run(tmp_path / "tampered", extra=[tampered]))
+    assert list(report.rejected) == [6] and reason in report.rejected[6]
+    honest = Report.from_folder(make_run(tmp_path / "honest"))
+    assert report.outcomes == honest.outcomes and report.at(0.25) == honest.at(0.25)
+    assert report.average_radius == honest.average_radius and report.cost == honest.cost
+
+
+@pytest.mark.parametrize("record", [{"index": 6}, {**record_of(6, 0, 0, 100, 1, 1.0), "label": None}])
+def test_a_record_without_certificate_or_label_is_listed(tmp_path, record):
+    assert list(Report.from_folder(make_run(tmp_path, extra=[record])).rejected) == [6]
+
+
+def test_a_run_of_failures_alone_has_a_report(tmp_path):
+    make_run(tmp_path, images=[], extra=[{"index": 0, "failed": "OSError: truncated"}])
+    text, (report,) = write_report([tmp_path], tmp_path)
+    assert report.at(0) == Share(0, 0) and report.at(0).interval == (0.0, 1.0) and report.average_radius == 0
+    assert "image 0: OSError: truncated" in text
+
+
+def test_json_and_markdown_say_the_same(folder, tmp_path):
+    text, _ = write_report([folder], tmp_path / "out")
+    assert (tmp_path / "out" / "report.md").read_text() == text
+    (run,) = json.loads((tmp_path / "out" / "report.json").read_text())["runs"]
+    assert run["name"] == "run" and run["run"]["sigma"] == 0.5 and run["certificates"] == 6
+    assert {"radius": 0.0, **run["clean_accuracy"]} == run["certified_accuracy"][0]
+    shares = {row["radius"]: (row["count"], row["total"], row["share"]) for row in run["certified_accuracy"]}
+    assert shares == {0.0: (4, 6, 4 / 6), 0.25: (3, 6, 0.5), 0.5: (2, 6, 2 / 6)}
+    assert run["per_image"]["seconds"] == {"mean": 3.5, "median": 2.5}
+    assert run["failed"] == {"6": "OSError: truncated"} and run["meaning_of_alpha"] in text
+    assert [only["name"] for only in run["by_class"]] == ["zero", "one", "7"]
+    low, high = stats.binomtest(3, 6).proportion_ci(0.95, "exact")
+    assert f"| right, and certified at radius 0.25 | 50.0% | 3 of 6 | {low:.1%} to {high:.1%} |" in text
+    assert "| one | 3 | 33.3% | 0.0% | 0.0% |" in text
+    assert "| network evaluations | 350.00 | 250.00 |" in text
+    assert "- image 6: OSError: truncated" in text
+
+
+def pixels(folder):
+    image = PIL.Image.open(folder / "certified_accuracy.png").convert("RGB")
+    return np.asarray(image).astype(int)
+
+
+def has_colour(folder, colour):
+    wanted = [int(colour[i : i + 2], 16) for i in (1, 3, 5)]
+    return (np.abs(pixels(folder) - wanted).max(axis=2) < 8).any()
+
+
+def test_picture_shows_each_run_and_the_published_figures_where_they_belong(folder, tmp_path):
+    """The second run has the second colour; the reference is there for CIFAR-10, not for CIFAR-100."""
+    second = make_run(tmp_path / "second", images=IMAGES[:3])
+    write_report([folder], tmp_path / "one")
+    write_report([folder, second], tmp_path / "two")
+    assert pixels(tmp_path / "one").shape[1] >= 800
+    assert has_colour(tmp_path / "one", "#0072B2") and not has_colour(tmp_path / "one", "#D55E00")
+    assert has_colour(tmp_path / "two", "#0072B2") and has_colour(tmp_path / "two", "#D55E00")
+
+    plain = pixels(tmp_path / "one")
+    for dataset, referenced in (("uoft-cs/cifar10", True), ("data/CIFAR-10", True), ("cifar100", False)):
+        write_report([make_run(tmp_path / dataset / "run", dataset=dataset)], tmp_path / dataset)
+        drawn = pixels(tmp_path / dataset)
+        assert (drawn.shape != plain.shape or (drawn != plain).any()) == referenced
+
+
+def test_command_makes_the_report_again_from_the_records_alone(folder):
+    done = command(folder)
+    assert done.returncode == 0, done.stderr
+    text = (folder / "report.md").read_text()
+    assert done.stdout == text and "## run" in text and done.stderr == ""
+    assert (folder / "report.json").stat().st_size > 0 and (folder / "certified_accuracy.png").stat().st_size > 0
+
+
+def test_command_compares_runs(tmp_path):
+    folders = [make_run(tmp_path / name / "run") for name in "ab"]
+    done = command(*folders, "--output", tmp_path / "both")
+    assert done.returncode == 0, done.stderr
+    assert "## a/run" in done.stdout and "## b/run" in done.stdout
+    assert len(json.loads((tmp_path / "both" / "report.json").read_text())["runs"]) == 2
+    assert all(not (folder / "report.md").exists() for folder in folders)
+
+
+def test_command_names_what_is_missing(folder, tmp_path):
+    empty = tmp_path / "empty"
+    write_run(empty, RUN)
+    bare = tmp_path / "bare"
+    bare.mkdir()
+    for folders, message in (
+        ([folder, tmp_path / "none"], "none is no folder"),
+        ([bare], "bare has no run.json"),
+        ([empty], "empty holds no records"),
+    ):
+        done = command(*folders, cwd=tmp_path)
+        assert done.returncode == 1 and message in done.stderr and "Traceback" not in done.stderr
+        assert not list(tmp_path.glob("**/report.md"))
+
+
+def test_command_fails_on_a_tampered_certificate_and_still_reports(tmp_path):
+    make_run(tmp_path, extra=[record_of(6, 0, 0, 100, 100, 1.0, radius=0.9)])
+    done = command(tmp_path)
+    assert done.returncode == 1 and "do not verify" in done.stderr and "[6]" in done.stderr
+    text = (tmp_path / "report.md").read_text()
+    assert done.stdout == text and "Certificates that do not verify, in none of these figures: 1" in text
+    assert "- image 6: label and radius do not follow from the votes" in text
