@@ -17,6 +17,9 @@ from .pool import Copy, Decided, Pool, filling, handing_out
 POOL_BATCHES = 4
 """Network batches that the triples under way should fill: with fewer, more copies are taken."""
 
+OPENED_BATCHES = 16
+"""Network batches that the triples of the copies taken at a time may fill, unless it is one copy."""
+
 
 def model_images(images: torch.Tensor) -> torch.Tensor:
     """Images from pixel units, [0, 1], to the diffusion model's, [-1, 1]."""
@@ -174,8 +177,10 @@ class NoisedDiffusionClassifier(nn.Module):
             FloatingPointError: A loss is not finite.
         """
         null_evaluations = self.denoiser.null_evaluations if self.likelihood.uses_denoised else 0
-        wanted = max(1, self.batch_size // max(1, null_evaluations))  # a full batch for the unconditional denoiser
         span = len(self.levels) if self.levels.thresholds is None else 1  # levels between two looks at the losses
+        # a full batch for the unconditional denoiser, but no heap of triples where each copy has many
+        most = OPENED_BATCHES * self.batch_size // (span * self.num_classes)
+        wanted = max(1, min(most, self.batch_size // max(1, null_evaluations)))
         pool = None
         while True:
             while pool is None or span * sum(pool.sizes) < POOL_BATCHES * self.batch_size:

@@ -48,7 +48,7 @@ def parse_args():
     add("--task", choices=("classify", "predict", "certify"), default="certify")
     add("--sigma", type=float, default=0.25, help="smoothing noise, pixel units (predict, certify)")
     add("--method", choices=("dc", "epndc", "apndc", "apndc-clean"), help="default: dc for classify, else apndc")
-    add("--n0", type=int, default=100, help="selection draws (certify)")
+    add("--n0", type=int, help="selection draws (certify; default: 100, or 10 with --stop-early)")
     add("--n", type=int, default=10_000, help="draws (predict, certify)")
     add("--alpha", type=float, default=0.001, help="error probability of one image's result (predict, certify)")
     add("--radii", type=float, nargs="+", default=[0.0, 0.25, 0.5, 0.75, 1.0], help="pixel units (certify)")
