@@ -91,6 +91,8 @@ def test_dict_round_trip_and_repeat():
     assert NoiseLevels.from_dict(levels.to_dict()) == levels
     sifted = levels.sifted(3.0, max_classes=5)
     assert sifted == NoiseLevels((1.0, 2.0), (0.5, 0.25), (3.0,), max_classes=5)
+    assert sifted.loosened(2) == NoiseLevels((1.0, 2.0), (0.5, 0.25), (6.0,), max_classes=5)
+    assert NoiseLevels((1.0,), (1.0,)).loosened(2).thresholds is None
     assert NoiseLevels.from_dict(json.loads(json.dumps(sifted.to_dict()))) == sifted
     assert levels.repeat(2) == NoiseLevels((1.0, 2.0, 1.0, 2.0), (0.25, 0.125, 0.25, 0.125))
 
