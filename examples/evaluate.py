@@ -58,6 +58,8 @@ def parse_args():
     add("--output", type=Path, help="new folder for the settings, the records of all images, and the report")
     args = parser.parse_args()
     args.method = args.method or ("dc" if args.task == "classify" else "apndc")
+    if args.n0 is None:
+        args.n0 = 10 if args.stop_early else 100
     return args
 
 
