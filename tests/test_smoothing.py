@@ -37,15 +37,16 @@ def test_radius_approaches_the_true_distance_and_never_exceeds_it_unduly():
     assert share == pytest.approx(stats.norm.cdf(0.3 / SIGMA), abs=0.01)
 
 
-def test_certificates_are_wrong_at_most_at_their_rate():
-    """Coverage by simulation: radius above the true distance, or a wrong label, in at most alpha of the runs."""
-    smoothed, alpha, runs = SmoothedClassifier(halfspace, SIGMA), 0.1, 600
-    wrong = 0
+@pytest.mark.parametrize("distance, n0, alpha, runs", [(0.2, 5, 0.1, 600), (0.05, 0, 0.2, 300)])
+def test_certificates_are_wrong_at_most_at_their_rate(distance, n0, alpha, runs):
+    """Coverage by simulation, with a selection and following the leader: radius above the true distance, or a wrong
+    label, in at most alpha of the runs."""
+    smoothed, wrong = SmoothedClassifier(halfspace, SIGMA), 0
     for seed in range(runs):
-        (certificate,) = smoothed.certify(halfspace_image(0.2), n0=5, n=60, alpha=alpha, seed=seed)
-        wrong += certificate.label == 0 or certificate.radius > 0.2
+        (certificate,) = smoothed.certify(halfspace_image(distance), n0=n0, n=60, alpha=alpha, seed=seed)
+        wrong += certificate.label == 0 or certificate.radius > distance
     assert wrong <= stats.binom.ppf(1 - 1e-4, runs, alpha)
-    assert wrong > 0, "alpha = 0.1 should show some error"
+    assert wrong > 0, "such an alpha should show some error"
 
 
 def test_watched_certificates_are_all_true_at_once():
@@ -120,15 +121,6 @@ def test_following_the_leader_needs_no_selection_and_splits_alpha():
     assert early.verify() and early.n == early.evaluations == 44
     grown = list(smoothed.certify_iter(halfspace_image(0.3)[0], n0=0, n=100, seed=0))
     assert all(each.verify() for each in grown) and grown[-1].label == 1
-
-
-def test_following_the_leader_is_wrong_at_most_at_its_rate():
-    smoothed, alpha, runs = SmoothedClassifier(halfspace, SIGMA), 0.2, 300
-    wrong = 0
-    for seed in range(runs):
-        (certificate,) = smoothed.certify(halfspace_image(0.05), n0=0, n=60, alpha=alpha, seed=seed)
-        wrong += certificate.label == 0 or certificate.radius > 0.05
-    assert 0 < wrong <= stats.binom.ppf(1 - 1e-4, runs, alpha)
 
 
 def test_a_curtailed_run_proves_what_the_whole_run_would_have_proved():
