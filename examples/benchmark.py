@@ -79,6 +79,12 @@ class Benchmark:
             self.say("| " + " | ".join(f"{v:,.4g}" if isinstance(v, float) else f"{v}" for v in row.values()) + " |")
         self.say()
 
+    def batch(self, count: int) -> torch.Tensor:
+        """The first images, pixel units, on the model's device."""
+        pipe = self.pipe
+        images, _ = to_pixel_batch(list(self.images[:count]), pipe.unet.config.in_channels, pipe.denoiser.image_size)
+        return images.to(pipe.device)
+
     def certify(self, count: int, **settings) -> tuple[list[Certificate], np.ndarray]:
         """Certificates of the first images, eight at a time, and the seconds of each; none is made twice."""
         settings = {"n0": self.args.n0, "n": self.args.n, "batch_size": self.args.batch_size, **settings}
@@ -201,11 +207,9 @@ def reference(bench: Benchmark) -> None:
     """The reference as it runs, ours with everything but the loop alike, and ours: the same images and copies."""
     args, n0, (digits, n) = bench.args, 1, (1, 44) if bench.args.quick else (2, 100)
     bench.say(f"## The same draws budget, run: {digits} digits, n0 {n0}, n {n} for all three\n")
-    images, _ = to_pixel_batch(
-        list(bench.images[:digits]), bench.pipe.unet.config.in_channels, bench.pipe.denoiser.image_size
-    )
+    images = bench.batch(digits)
     generator, found, seconds = torch.Generator().manual_seed(args.seed), [], []
-    for image in images.to(bench.pipe.device):
+    for image in images:
         start = time.perf_counter()
         votes = reference_votes(bench, image, n0 + n, generator)
         seconds.append(time.perf_counter() - start)
@@ -243,10 +247,7 @@ def single_copies(bench: Benchmark) -> None:
     """Accuracy on single noisy copies: the calibrated classifier and the reference's on the same copies."""
     args, copies = bench.args, min(20 if bench.args.quick else 500, len(bench.labels))
     bench.say(f"## One noisy copy of each of {copies} digits, the same copies for both\n")
-    images, _ = to_pixel_batch(
-        list(bench.images[:copies]), bench.pipe.unet.config.in_channels, bench.pipe.denoiser.image_size
-    )
-    images = images.to(bench.pipe.device)
+    images = bench.batch(copies)
     noise = torch.randn(images.shape, generator=torch.Generator().manual_seed(args.seed)).to(images)
     noisy = images + args.sigma * noise
     classifiers = {
