@@ -256,13 +256,13 @@ class NoisedDiffusionClassifier(nn.Module):
         """Squared errors of (row, level, class) triples, in network batches of which only the last is not full.
 
         Triples are numbered with the class running fastest, and come in ascending order. The noise of a (row, level)
-        pair comes from a seed of its own: all classes share it, and a pair that two batches share is drawn twice,
-        alike.
+        pair comes from a seed of its own, and all classes share it. It is made for a few batches at a time, which is
+        quicker than in between them.
         """
         num_levels, num_classes, x_tau = len(self.levels), self.num_classes, pool.x_tau
         sigmas = x_tau.new_tensor(self.levels.sigmas)
         errors = []
-        for numbers in triples.split(self.batch_size):
+        for numbers in triples.split(POOL_BATCHES * self.batch_size):
             pairs, row = (numbers // num_classes).unique_consecutive(return_inverse=True)
             seeds = [pool.pair_seeds[pair // num_levels][pair % num_levels] for pair in pairs.tolist()]
             image, level, row, label = (
@@ -277,8 +277,9 @@ class NoisedDiffusionClassifier(nn.Module):
                 sigma.view(-1, 1, 1, 1),
                 standard_normal(tuple(x_tau.shape[1:]), seeds, x_tau.dtype, x_tau.device),
             )
-            x0 = self.denoiser.denoise(x_i[row], sigma[row], label)
-            errors.append((x0 - target[row]).square().flatten(1).sum(1))
+            for part, labels in zip(row.split(self.batch_size), label.split(self.batch_size), strict=True):
+                x0 = self.denoiser.denoise(x_i[part], sigma[part], labels)
+                errors.append((x0 - target[part]).square().flatten(1).sum(1))
         self.evaluations += len(triples)
         errors = torch.cat(errors)
         if not errors.isfinite().all():

@@ -156,14 +156,16 @@ class _Open:
         self.draws, self.votes = draws, Votes()
         self.left = self.missing = draws.count
 
-    def copies(self, most: int) -> Iterator[Copy]:
+    def copies(self, most: int) -> list[Copy]:
         """The next copies, `most` at most."""
-        for _ in range(min(most, self.left)):
-            number = self.draws.start + self.draws.count - self.left
-            smoothing, own = derive_seeds((self.seed, self.image_hash, self.draws.purpose, number), 2)
-            (eps,) = standard_normal(tuple(self.image.shape), [smoothing], self.image.dtype, self.image.device)
-            self.left -= 1
-            yield Copy(self, self.image + self.sigma * eps, own if self.randomized else None)
+        start = self.draws.start + self.draws.count - self.left
+        numbers = range(start, start + min(most, self.left))
+        seeds = [derive_seeds((self.seed, self.image_hash, self.draws.purpose, number), 2) for number in numbers]
+        smoothing, own = zip(*seeds, strict=True)
+        noise = standard_normal(tuple(self.image.shape), smoothing, self.image.dtype, self.image.device)
+        own = own if self.randomized else [None] * len(own)
+        self.left -= len(seeds)
+        return [Copy(self, *both) for both in zip(self.image + self.sigma * noise, own, strict=True)]
 
     def count(self, label: int, logits: torch.Tensor, evaluations: int) -> bool:
         """Count a vote; whether it was the last one that the algorithm is waiting for."""

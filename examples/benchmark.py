@@ -13,6 +13,7 @@ import argparse
 import time
 from collections import Counter
 from contextlib import nullcontext
+from itertools import product
 from pathlib import Path
 
 import matplotlib
@@ -153,7 +154,7 @@ def cost(bench: Benchmark) -> None:
     rows, lever_rows = [], []
     figure, axis = plt.subplots(figsize=(6.5, 4), layout="constrained")
     for radii, style in zip(bench.radii, ("-", "--"), strict=True):
-        certificates, seconds = bench.certify(digits, radii=radii)
+        certificates, seconds = bench.certify(digits, radii=radii, bound="mixture")
         bench.each(certificates, seconds, radii)
         spent = np.array([certificate.evaluations for certificate in certificates])
         made = np.array([copies(certificate) for certificate in certificates])
@@ -286,22 +287,26 @@ def unsifted(bench: Benchmark):
 def decisions(bench: Benchmark) -> None:
     """Whether stopping early decides as a fixed number of copies does."""
     digits, n = (4, 200) if bench.args.quick else (50, 1_000)
-    bench.say(
-        f"## The same decisions: {digits} digits, fixed n = {n:,}, or stopped early (at most {bench.args.n:,})\n"
-    )
+    bench.say(f"## The same decisions: {digits} digits, fixed n = {n:,}, or stopped early\n")
     fixed, _ = bench.certify(digits, n=n)
+    early = {f"mixture, n at most {bench.args.n:,}": {}, f"clopper-pearson, curtailed, n = {n:,}": {"n": n}}
     rows = []
-    for radii in bench.radii:
-        early, _ = bench.certify(digits, radii=radii)
+    for radii, (bound, settings) in product(bench.radii, early.items()):
+        stopped, _ = bench.certify(digits, radii=radii, bound=bound.partition(",")[0], **settings)
         for radius in radii:
             rows.append(
                 {
                     "asked for": radii,
+                    "stopped by": bound,
                     "radius": radius,
                     f"certified, n = {n:,}": bench.certified(fixed, radius),
-                    "certified, stopping early": bench.certified(early, radius),
+                    "certified, stopped": bench.certified(stopped, radius),
+                    "both": sum(
+                        bench.right(a, index, radius) and bench.right(b, index, radius)
+                        for index, (a, b) in enumerate(zip(fixed, stopped, strict=True))
+                    ),
                     "evaluations, fixed": float(np.mean([c.evaluations for c in fixed])),
-                    "stopping early": float(np.mean([c.evaluations for c in early])),
+                    "stopped": float(np.mean([c.evaluations for c in stopped])),
                 }
             )
     bench.table(rows)
