@@ -1,15 +1,16 @@
 """The noised diffusion classifier: K classes scored with shared noise, in full network batches."""
 
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager
+from typing import NamedTuple
 
 import torch
 from torch import nn
 
 from .denoiser import Denoiser
 from .likelihoods import get_likelihood
-from .noise import check_seed, check_sigma, derive_seeds, fresh_seed, standard_normal
+from .noise import check_seed, check_sigma, content_hash, derive_seeds, fresh_seed, standard_normal
 from .noise_levels import NoiseLevels
 from .pool import Copy, Decided, Pool, filling, handing_out
 
@@ -19,6 +20,20 @@ POOL_BATCHES = 4
 
 OPENED_BATCHES = 16
 """Network batches that the triples of the copies taken at a time may fill, unless it is one copy."""
+
+
+class Classified(NamedTuple):
+    """What `classify_each` finds out about an image.
+
+    Args:
+        image_hash: Its content hash.
+        logits: Shape `(K,)`.
+        evaluations: Network evaluations that it took.
+    """
+
+    image_hash: str
+    logits: torch.Tensor
+    evaluations: int
 
 
 def model_images(images: torch.Tensor) -> torch.Tensor:
@@ -195,6 +210,31 @@ class NoisedDiffusionClassifier(nn.Module):
             pool, decided = pool.split(len(self.levels))
             if decided.keys:
                 yield decided
+
+    def classify_each(self, images: Iterable[torch.Tensor], seed: int) -> Iterator[tuple[int, Classified]]:
+        """Classify images as they come, each as soon as it is decided; without gradients.
+
+        Args:
+            images: Images of shape `(C, H, W)`, pixel units, carrying noise `sigma`.
+            seed: Seed of the noise. That of an image depends on this and on the image, not on its place or company.
+
+        Yields:
+            The image's place among the images, and its result.
+
+        Raises:
+            FloatingPointError: A loss is not finite.
+        """
+
+        def copies():
+            for place, image in enumerate(images):
+                image_hash = content_hash(image)
+                (own,) = derive_seeds((seed, image_hash, "classify"), 1)
+                yield Copy((place, image_hash), image, own)
+
+        # as a decorator, the context is left whenever the caller has the word
+        for decided in self.inference()(self.stream)(handing_out(copies())):
+            for (place, image_hash), logits, spent in zip(*decided, strict=True):
+                yield place, Classified(image_hash, logits, spent)
 
     def squared_errors(self, images: torch.Tensor, seeds: Sequence[int] | None = None) -> torch.Tensor:
         """`||h(x_i, sigma_i, y) - target_i||^2`, shape (images, levels, classes): what the logits weigh and sum.

@@ -89,8 +89,8 @@ def run(
     seed: int,
     algorithm: Callable[[str], Generator[Draws, Votes, Result]],
     on_draws: Callable[[int], object] | None = None,
-) -> list[Result]:
-    """What the algorithm returns for each image, all images sharing the classifier's batches.
+) -> Iterator[tuple[int, Result]]:
+    """What the algorithm returns for each image, as it returns; all images share the classifier's batches.
 
     An image is opened when the ones before it have no draws to offer, so that the number of open ones depends on the
     classifier's batch, not on the number of images.
@@ -103,11 +103,20 @@ def run(
         algorithm: Called with an image's content hash; a generator that yields `Draws` and is sent `Votes`.
         on_draws: Called with a number of draws whenever so many more are done.
 
+    Yields:
+        The image's place among the images, and the result.
+
     Raises:
         FloatingPointError: A logit is not finite; it has no vote.
     """
+    # as a decorator, the context is left whenever the caller has the word
+    serving = getattr(classifier, "inference", torch.no_grad)()(_serve)
+    return serving(classifier, sigma, images, seed, algorithm, on_draws)
+
+
+def _serve(classifier, sigma, images, seed, algorithm, on_draws):
     waiting = enumerate(images)
-    results: dict[int, Result] = {}
+    finished: list[tuple[int, Result]] = []
     ready: deque[_Open] = deque()
 
     def proceed(image: _Open, votes: Votes | None) -> None:
@@ -115,7 +124,7 @@ def run(
             image.ask(image.steps.send(votes))
             ready.appendleft(image)  # the oldest first, so that few are open
         except StopIteration as stop:
-            results[image.index] = stop.value
+            finished.append((image.index, stop.value))
 
     def take(count: int) -> list[Copy]:
         copies = []
@@ -131,16 +140,17 @@ def run(
         return copies
 
     stream = classifier.stream if hasattr(classifier, "stream") else partial(_called, classifier)
-    with getattr(classifier, "inference", torch.no_grad)():
-        for keys, logits, evaluations in stream(take):
-            if not logits.isfinite().all():
-                raise FloatingPointError("The base classifier gave a logit that is not finite; it has no vote.")
-            for image, row, label, spent in zip(keys, logits, logits.argmax(dim=1).tolist(), evaluations, strict=True):
-                if image.count(label, row, spent):
-                    proceed(image, image.votes)
-            if on_draws is not None:
-                on_draws(len(keys))
-    return [results[index] for index in range(len(results))]
+    for keys, logits, evaluations in stream(take):
+        if not logits.isfinite().all():
+            raise FloatingPointError("The base classifier gave a logit that is not finite; it has no vote.")
+        for image, row, label, spent in zip(keys, logits, logits.argmax(dim=1).tolist(), evaluations, strict=True):
+            if image.count(label, row, spent):
+                proceed(image, image.votes)
+        if on_draws is not None:
+            on_draws(len(keys))
+        yield from finished
+        finished.clear()
+    yield from finished  # of images that asked for no draws
 
 
 class _Open:

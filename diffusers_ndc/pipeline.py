@@ -16,9 +16,8 @@ from .classifier import NoisedDiffusionClassifier, default_levels
 from .denoiser import Denoiser
 from .images import to_pixel_batch
 from .likelihoods import get_likelihood
-from .noise import check_noisy_range, check_seed, check_sigma, content_hash, derive_seeds, resolve_seed
+from .noise import check_noisy_range, check_seed, check_sigma, resolve_seed
 from .noise_levels import NoiseLevels
-from .pool import Copy, handing_out
 from .smoothing import Prediction, SmoothedClassifier
 
 
@@ -207,13 +206,11 @@ class NoisedDiffusionClassifierPipeline(DiffusionPipeline):
         seed = resolve_seed(generator, seed)
         batch, _ = self._preprocess(images, classifier)
         check_noisy_range(batch, sigma)
-        seeds = (derive_seeds((seed, content_hash(image), "classify"), 1)[0] for image in batch)
-        copies = (Copy(index, image, own) for index, (image, own) in enumerate(zip(batch, seeds, strict=True)))
         rows = {}
-        with self.progress_bar(total=len(batch)) as bar, classifier.inference():
-            for decided in classifier.stream(handing_out(copies)):
-                rows.update(zip(decided.keys, decided.logits, strict=True))
-                bar.update(len(decided.keys))
+        with self.progress_bar(total=len(batch)) as bar:
+            for place, result in classifier.classify_each(batch, seed):
+                rows[place] = result.logits
+                bar.update()
         self.maybe_free_model_hooks()
         logits = torch.stack([rows[index] for index in range(len(batch))]).float().cpu()
         output = ClassifierOutput(logits.argmax(dim=1).tolist(), logits.softmax(dim=1), logits)
@@ -333,7 +330,8 @@ class NoisedDiffusionClassifierPipeline(DiffusionPipeline):
         seed = resolve_seed(generator, seed)
         batch, single = self._preprocess(images, classifier)
         draws = {name: settings[name] for name in ("n0", "n") if settings.get(name) is not None}
-        smoothed.check_inputs(batch, settings["alpha"], seed, **draws)
+        smoothed.check_images(batch)
+        smoothed.check_settings(settings["alpha"], seed, **draws)
         with self.progress_bar(total=len(batch) * sum(draws.values())) as bar:
             results = getattr(smoothed, algorithm)(batch, seed=seed, on_draws=bar.update, **settings)
         self.maybe_free_model_hooks()

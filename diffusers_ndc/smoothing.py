@@ -1,6 +1,6 @@
 """Randomized smoothing (Cohen et al. 2019, arXiv:1902.02918) of any classifier of images."""
 
-from collections.abc import Callable, Generator, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 
 import torch
@@ -83,7 +83,8 @@ class SmoothedClassifier:
         Raises:
             TypeError, ValueError: An argument is not as described.
         """
-        self.check_inputs(images, alpha, seed, n=n)
+        self.check_images(images)
+        self.check_settings(alpha, seed, n=n)
         seed = fresh_seed() if seed is None else seed
 
         def predict_one(image_hash):
@@ -92,7 +93,8 @@ class SmoothedClassifier:
             label = plurality(votes.counts) if majority_pvalue(top, runner_up) <= alpha else None
             return Prediction(label, votes.counts, alpha, seed)
 
-        return self._run(images, seed, predict_one, on_draws)
+        found = dict(self._run(images, seed, predict_one, on_draws))
+        return [found[index] for index in range(len(images))]
 
     def certify(
         self,
@@ -141,10 +143,40 @@ class SmoothedClassifier:
         Raises:
             TypeError, ValueError: An argument is not as described, or a radius is beyond what `n` draws can prove.
         """
+        self.check_images(images)
+        found = dict(self.certify_each(images, n0, n, alpha, seed, radii, resolution, bound, on_draws))
+        return [found[index] for index in range(len(images))]
+
+    def certify_each(
+        self,
+        images: Iterable[torch.Tensor],
+        n0: int | None = None,
+        n: int = 10_000,
+        alpha: float = 0.001,
+        seed: int | None = None,
+        radii: Sequence[float] | None = None,
+        resolution: float | None = None,
+        bound: str | None = None,
+        on_draws: Callable[[int], object] | None = None,
+    ) -> Iterator[tuple[int, Certificate]]:
+        """`certify` for images that come one by one: each certificate as soon as it is there.
+
+        An image is asked for when those under way have no draws left to fill the batches with.
+
+        Args:
+            images: Images of shape `(C, H, W)`, values in [0, 1].
+            n0: As for `certify`, and so the others.
+
+        Yields:
+            An image's place among the images, and its certificate.
+
+        Raises:
+            TypeError, ValueError: An argument is not as described, at once; an image, when it comes.
+        """
         stops = radii is not None or resolution is not None
         n0 = (10 if stops else 100) if n0 is None else n0
         bound = ("mixture" if stops else "clopper-pearson") if bound is None else bound
-        self.check_inputs(images, alpha, seed, n0=n0, n=n)
+        self.check_settings(alpha, seed, n0=n0, n=n)
         self._check_bound(bound, n0, n, alpha, radii, resolution)
         seed = fresh_seed() if seed is None else seed
 
@@ -154,7 +186,12 @@ class SmoothedClassifier:
                 return self._certify_watched(n0, n, alpha, record, radii, resolution)
             return self._certify_fixed(n0, n, alpha, record)
 
-        return self._run(images, seed, certify_one, on_draws)
+        def checked():
+            for image in images:
+                self.check_images(image[None])
+                yield image
+
+        return self._run(checked(), seed, certify_one, on_draws)
 
     def certify_iter(
         self,
@@ -182,14 +219,16 @@ class SmoothedClassifier:
         Raises:
             TypeError, ValueError: An argument is not as described.
         """
-        self.check_inputs(image[None], alpha, seed, n0=n0, n=n)
+        self.check_images(image[None])
+        self.check_settings(alpha, seed, n0=n0, n=n)
         return self._watch(image, n0, n, alpha, fresh_seed() if seed is None else seed, on_draws)
 
     def _watch(self, image, n0, n, alpha, seed, on_draws) -> Iterator[Certificate]:
         record = self._record(seed, content_hash(image), "mixture")
 
         def votes_of(steps):
-            return self._run(image[None], seed, lambda image_hash: steps, on_draws)[0]
+            ((_, votes),) = self._run(image[None], seed, lambda image_hash: steps, on_draws)
+            return votes
 
         def ask(start):
             return (yield Draws("estimate", start, min(STEP, n - start)))
@@ -218,7 +257,7 @@ class SmoothedClassifier:
             more = rule.more(latest.tally, votes.n, -1.0 if best.abstained else best.radius)
         return replace(best, evaluations=latest.evaluations)
 
-    def _run(self, images, seed, algorithm, on_draws) -> list:
+    def _run(self, images, seed, algorithm, on_draws) -> Iterator[tuple]:
         return run(self.base_classifier, self.sigma, images, seed, algorithm, on_draws)
 
     def _record(self, seed: int, image_hash: str, bound: str) -> dict:
@@ -248,14 +287,17 @@ class SmoothedClassifier:
             **record,
         )
 
-    def check_inputs(self, images, alpha, seed, **draws: int) -> None:
-        """Refuse images, `alpha`, `seed` or numbers of draws (`n0`, `n`) that are not as described above."""
+    def check_images(self, images) -> None:
+        """Refuse what is no batch of images in [0, 1]."""
         if not isinstance(images, torch.Tensor) or not images.is_floating_point():
             given = images.dtype if isinstance(images, torch.Tensor) else type(images).__name__
             raise TypeError(f"`images` is {given}; accepted is a floating-point tensor.")
         if images.ndim != 4:
             raise ValueError(f"`images` has the shape {tuple(images.shape)}; accepted is (N, C, H, W).")
         check_noisy_range(images, sigma=0)
+
+    def check_settings(self, alpha, seed, **draws: int) -> None:
+        """Refuse an `alpha`, a `seed` or numbers of draws (`n0`, `n`) that are not as described above."""
         check_alpha(alpha)
         check_seed(seed)
         for name, value in draws.items():

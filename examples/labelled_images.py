@@ -1,6 +1,8 @@
-"""The image and the label column of any data set that `datasets` loads, for the programs beside this file."""
+"""A data set with images and labels as `datasets` loads it, for the programs beside this file."""
 
-from datasets import ClassLabel, Dataset, Image, load_dataset
+from datasets import Dataset, load_dataset
+
+from diffusers_ndc.evaluation.data import find_columns
 
 
 def load_labelled_images(
@@ -8,14 +10,4 @@ def load_labelled_images(
 ) -> tuple[Dataset, str, str]:
     """A data set and the names of its image and label columns; by default the first column of each kind."""
     loaded = load_dataset(dataset, split=split)
-    image_column = _column(loaded.features, image_column, Image, "--image-column")
-    return loaded, image_column, _column(loaded.features, label_column, ClassLabel, "--label-column")
-
-
-def _column(features, wanted: str | None, kind: type, option: str) -> str:
-    found = [name for name, feature in features.items() if isinstance(feature, kind)]
-    if wanted is None and found:
-        return found[0]
-    if wanted in found:
-        return wanted
-    raise ValueError(f"{option} is {wanted!r}; the data set has these {kind.__name__} columns: {found}.")
+    return loaded, *find_columns(loaded.features, image_column, label_column)

@@ -1,3 +1,5 @@
+import numpy as np
+import PIL.Image
 import pytest
 import torch
 from diffusers import DDPMScheduler, UNet2DModel
@@ -40,3 +42,27 @@ def pipe(unet):
 def images():
     """Four clean 8 x 8 grey images in [0, 1]."""
     return torch.rand(4, 1, 8, 8, generator=torch.Generator().manual_seed(1))
+
+
+def pytest_addoption(parser):
+    parser.addoption("--rounds", type=int, default=2, help="runs to kill and resume in test_resume.py (default: 2)")
+
+
+@pytest.fixture(scope="session")
+def small_model():
+    """Makes, in a folder, a model of the classes a, b and c and a folder of images of them; returns both."""
+
+    def make(folder, images_per_class=4):
+        pipe = NoisedDiffusionClassifierPipeline(
+            tiny_unet(), DDPMScheduler(), id2label={0: "a", 1: "b", 2: "c"}, null_class=3
+        )
+        pipe.save_pretrained(folder / "model")
+        rng = np.random.default_rng(0)
+        for name in "abc":
+            (folder / "data" / "test" / name).mkdir(parents=True)
+            for number in range(images_per_class):
+                pixels = rng.integers(0, 256, (8, 8), dtype=np.uint8)
+                PIL.Image.fromarray(pixels).save(folder / "data" / "test" / name / f"{number}.png")
+        return folder / "model", folder / "data"
+
+    return make

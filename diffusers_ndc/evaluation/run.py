@@ -1,0 +1,332 @@
+"""A run of the evaluation: the images of a data set, shared by all processes, each certified once and recorded."""
+
+import hashlib
+import json
+import platform
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack
+from dataclasses import asdict
+from datetime import timedelta
+from importlib.metadata import version
+from pathlib import Path
+
+import datasets
+import diffusers
+import torch
+import torch.distributed as dist
+from accelerate import Accelerator
+from accelerate.utils import InitProcessGroupKwargs, gather_object
+from filelock import FileLock, Timeout
+from torch import nn
+from tqdm.auto import tqdm
+
+from .. import __version__
+from ..denoised_smoothing import DenoisedClassifier
+from ..images import to_pixel_batch
+from ..noise import check_noisy_range
+from ..pipeline import NoisedDiffusionClassifierPipeline
+from ..smoothing import SmoothedClassifier
+from ..stopping import largest_provable
+from .claims import Claims
+from .data import FAULTS, LabelledImages, load_labelled_images
+from .model_card import push, write_card
+from .records import RUN_FILE, RecordWriter, differences, read_records, read_run, write_run
+from .report import Report, write_report
+from .settings import Settings
+
+
+LOCK_FILE = "run.lock"
+
+OUTSIDE = ("output", "overwrite", "patience", "report_to", "push_to_hub")
+"""Settings that no record depends on."""
+
+
+def evaluate(settings: Settings) -> Report | None:
+    """Do what is left of a run, with as many processes as there are, and write its report.
+
+    Each process claims images one by one and writes its own records; the main process waits for all of them. A run
+    that ended early, in whatever way, is continued by the same call with any number of processes.
+
+    Args:
+        settings: What to do.
+
+    Returns:
+        The report, on the main process; `None` on the others.
+
+    Raises:
+        TypeError, ValueError: A setting is not as described; the model, the data set and the settings do not go
+            together; or the folder holds another run.
+        OSError: The folder cannot be written, or another run is at work in it; or the disk is full.
+        RuntimeError: Another process of the run is gone.
+    """
+    settings.check()
+    patience = InitProcessGroupKwargs(timeout=timedelta(seconds=settings.patience))
+    accelerator = Accelerator(
+        cpu=not torch.accelerator.is_available(),
+        mixed_precision=settings.mixed_precision,
+        log_with=settings.report_to,
+        project_dir=settings.output,
+        kwargs_handlers=[patience],
+    )
+    if not accelerator.is_local_main_process:  # one set of bars on each screen
+        datasets.disable_progress_bars()
+        diffusers.utils.logging.disable_progress_bar()
+    try:
+        with ExitStack() as stack:
+            return _Run(settings, accelerator, stack).finish()
+    except dist.DistError as error:
+        raise RuntimeError(
+            f"another process of the run is gone ({str(error).splitlines()[0]}). What is finished is kept: run the "
+            "same command again."
+        ) from error
+
+
+class _Run:
+    """One process's part of a run; made on all processes at the same time, all or none of which go on."""
+
+    def __init__(self, settings: Settings, accelerator: Accelerator, stack: ExitStack):
+        self.settings, self.accelerator, self.folder = settings, accelerator, Path(settings.output)
+        self._together(lambda: self._lock(stack))
+        self._together(self._load)
+        self._together(self._open_folder)
+        done = self._together(self._done)
+        known = {index: record for part in done for index, record in part.items()}
+        self.todo = [number for number, index in enumerate(self.data.indices) if index not in known]
+        self.claims = Claims(len(self.todo), settings.patience)
+        self.known = [record for index, record in known.items() if index in set(self.data.indices)]
+
+    def _together(self, step: Callable[[], object]) -> list:
+        """What the step returns on all processes; an error on one of them ends all, and the main one says it."""
+        result = problem = None
+        try:
+            result = step()
+        except (OSError, TypeError, ValueError) as error:
+            problem = error
+        results, problems = zip(*gather_object([(result, problem and str(problem))]), strict=True)
+        if any(problems):
+            if not self.accelerator.is_main_process:
+                sys.exit(1)
+            raise problem or ValueError(next(filter(None, problems)))
+        return list(results)
+
+    def _lock(self, stack: ExitStack) -> None:
+        """Refuse a folder in which another run is at work; the lock goes with this process, however it ends."""
+        if not self.accelerator.is_main_process:
+            return
+        self.folder.mkdir(parents=True, exist_ok=True)
+        try:
+            stack.enter_context(FileLock(self.folder / LOCK_FILE, timeout=0))
+        except Timeout:
+            raise OSError(f"--output {self.folder}: another run is at work in this folder.") from None
+
+    def _load(self) -> None:
+        settings, device = self.settings, self.accelerator.device
+        self.data = load_labelled_images(settings)
+        self.pipe = NoisedDiffusionClassifierPipeline.from_pretrained(settings.model).to(device)
+        if settings.method == "dds":
+            self.base = DenoisedClassifier.from_pretrained(
+                self.pipe.denoiser, settings.classifier, settings.sigma, batch_size=settings.batch_size
+            ).to(device)
+            id2label = self.base.id2label
+        else:
+            self.base = self.pipe.classifier(settings.sigma, settings.method, batch_size=settings.batch_size)
+            id2label = self.pipe.config.id2label
+        self.labels = self.data.labels(self.base.num_classes, id2label)
+        self.radii = None
+        if settings.stop_early:  # larger radii than can be proved are reported, not pursued
+            share = settings.alpha if settings.n0 else settings.alpha / self.base.num_classes
+            provable = largest_provable(settings.sigma, share, "mixture", settings.n)
+            self.radii = [radius for radius in settings.radii if radius <= provable]
+            if not self.radii:
+                raise ValueError(
+                    f"--radii are {settings.radii}; accepted with --n {settings.n} are some <= {provable:.4g}."
+                )
+        with self.accelerator.autocast():
+            base_settings = self.base.settings
+        self.described = {
+            **{name: value for name, value in asdict(settings).items() if name not in OUTSIDE},
+            "mixed_precision": self.accelerator.mixed_precision,
+            "id2label": id2label and dict(id2label),
+            "base_classifier": base_settings,
+            "images": len(self.data),
+            "weight_hash": weight_hash(self.base),
+            "data_hash": self.data.content_hash(),
+            "versions": _versions(),
+        }
+        self.id = hashlib.sha256(json.dumps(self.described, sort_keys=True).encode()).hexdigest()[:16]
+
+    def _open_folder(self) -> None:
+        """The folder of each machine, or the one that they share, says which run it holds."""
+        if not self.accelerator.is_local_main_process:
+            return
+        self.folder.mkdir(parents=True, exist_ok=True)
+        if self.settings.overwrite:
+            for path in (*self.folder.glob("*.jsonl"), self.folder / RUN_FILE):
+                path.unlink(missing_ok=True)
+        if not (self.folder / RUN_FILE).exists():
+            write_run(self.folder, {"id": self.id, **self.described})
+        elif differing := differences(read_run(self.folder), {"id": self.id, **self.described}):
+            del differing["id"]
+            listed = "".join(f"\n  {name}: {old!r} there, {new!r} now" for name, (old, new) in differing.items())
+            raise ValueError(
+                f"--output {self.folder} holds a run with other settings; accepted are the same ones, another folder, "
+                f"or --overwrite, which deletes that run.{listed}"
+            )
+
+    def _done(self) -> dict[int, dict]:
+        """What counts of the images that are finished; those that failed are tried again."""
+        if not self.accelerator.is_local_main_process:
+            return {}
+        records = read_records(self.folder)
+        strange = [index for index, record in records.items() if record.get("run") != self.id]
+        if strange:
+            raise ValueError(
+                f"--output {self.folder} holds records of another run, of the images {strange[:5]}; accepted are "
+                "those of the run that its run.json describes."
+            )
+        return {index: self._counts(record) for index, record in records.items() if "failed" not in record}
+
+    def _counts(self, record: dict) -> dict[str, int]:
+        """What a record adds to the counters that all processes see."""
+        if "failed" in record:
+            return {"failed": 1}
+        result = record.get("certificate", record)
+        right = result.get("label" if "certificate" in record else "predicted") == record["label"]
+        return {f"{radius:g}": int(right and result.get("radius", 0.0) >= radius) for radius in self._watched}
+
+    @property
+    def _watched(self) -> list[float]:
+        return sorted({0.0, *self.settings.radii})
+
+    def finish(self) -> Report | None:
+        """The images that are left, and the report where this is the main process."""
+        accelerator, settings = self.accelerator, self.settings
+        if settings.report_to:
+            shown = {name: str(value) for name, value in asdict(settings).items()}
+            accelerator.init_trackers("diffusers-ndc", config=shown)
+        total, main = len(self.data), accelerator.is_main_process
+        with (
+            tqdm(total=total, initial=len(self.known), unit="image", disable=not main) as self.bar,
+            RecordWriter(self.folder, accelerator.process_index) as self.writer,
+            accelerator.autocast(),
+        ):
+            self.started = time.perf_counter()
+            for record in self._certified() if settings.certifies else self._classified():
+                self._keep(record)
+            if main:
+                self.claims.wait(self._look)
+        accelerator.end_training()
+        return self._report() if main else None
+
+    def _images(self, opened: list[tuple[int, int]]) -> Iterator[torch.Tensor]:
+        """Images as they are claimed, and of each one its index and label, added to `opened`."""
+        for claimed in self.claims:
+            number = self.todo[claimed]
+            index, label = self.data.indices[number], self.labels[number]
+            try:
+                if label is None:
+                    raise ValueError("it has no label.")
+                image = self._read(self.data, number)
+            except FAULTS as error:
+                self._keep({"index": index, "failed": f"{type(error).__name__}: {error}"})
+                continue
+            opened.append((index, label))
+            yield image.to(self.accelerator.device)
+
+    def _read(self, data: LabelledImages, number: int) -> torch.Tensor:
+        """An image as the network takes it, shape `(C, H, W)`; raises one of `FAULTS`."""
+        unet, denoiser = self.pipe.unet, self.pipe.denoiser
+        batch, _ = to_pixel_batch(data.image(number), unet.config.in_channels, denoiser.image_size)
+        denoiser.check_images(batch)
+        check_noisy_range(batch, sigma=0)
+        return batch[0]
+
+    def _certified(self) -> Iterator[dict]:
+        settings, opened = self.settings, []
+        certificates = SmoothedClassifier(self.base, settings.sigma).certify_each(
+            self._images(opened),
+            settings.n0,
+            settings.n,
+            settings.alpha,
+            settings.seed,
+            radii=self.radii,
+            on_draws=lambda _: self._beat(),
+        )
+        for place, certificate in certificates:
+            index, label = opened[place]
+            yield {
+                "index": index,
+                "image_hash": certificate.image_hash,
+                "label": label,
+                "certificate": certificate.to_dict(),
+                "seconds": self._seconds(certificate.evaluations),
+            }
+
+    def _classified(self) -> Iterator[dict]:
+        opened = []
+        for place, result in self.base.classify_each(self._images(opened), self.settings.seed):
+            index, label = opened[place]
+            self._beat()
+            yield {
+                "index": index,
+                "image_hash": result.image_hash,
+                "label": label,
+                "predicted": result.logits.argmax().item(),
+                "evaluations": result.evaluations,
+                "seconds": self._seconds(result.evaluations),
+            }
+
+    def _seconds(self, evaluations: int) -> float:
+        """An image's share of this process's time, by network evaluations: batches are shared."""
+        return (time.perf_counter() - self.started) * evaluations / self.base.evaluations
+
+    def _keep(self, record: dict) -> None:
+        self.writer.write({**record, "run": self.id})
+        self.claims.finish(self._counts(record))
+        self._look()
+
+    def _beat(self) -> None:
+        self.claims.beat()
+        self._look()
+
+    def _look(self) -> None:
+        """The one progress bar, and the trackers, from the counters of all processes."""
+        if not self.accelerator.is_main_process:
+            return
+        finished = len(self.known) + self.claims.finished
+        if finished > self.bar.n:
+            counts = {
+                f"{radius:g}": sum(known[f"{radius:g}"] for known in self.known) + self.claims.count(f"{radius:g}")
+                for radius in self._watched
+            }
+            failed = self.claims.count("failed")
+            shares = {radius: count / max(1, finished - failed) for radius, count in counts.items()}
+            self.bar.set_postfix({f"at {radius}": f"{share:.1%}" for radius, share in shares.items()}, refresh=False)
+            if self.settings.report_to:
+                values = {f"certified_accuracy/{radius}": share for radius, share in shares.items()}
+                self.accelerator.log({**values, "failed": failed}, step=finished)
+        self.bar.update(finished - self.bar.n)
+
+    def _report(self) -> Report:
+        _, (report,) = write_report([self.folder], self.folder)
+        write_card([report], self.folder / "README.md")
+        if self.settings.push_to_hub:
+            push([self.folder], self.settings.push_to_hub)
+        return report
+
+
+def weight_hash(module: nn.Module) -> str:
+    """Hash of a module's weights and buffers: their names, types and values."""
+    digest = hashlib.sha256()
+    for name, tensor in module.state_dict().items():
+        digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
+        digest.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes())
+    return digest.hexdigest()[:32]
+
+
+def _versions() -> dict[str, str]:
+    libraries = ("accelerate", "datasets", "diffusers", "numpy", "pillow", "scipy", "torch", "transformers")
+    versions = {library: version(library) for library in libraries}
+    return {"python": platform.python_version(), "diffusers-ndc": __version__, **versions}

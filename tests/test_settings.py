@@ -1,0 +1,89 @@
+"""The command line of the evaluation and its YAML file."""
+
+import pytest
+import yaml
+
+from diffusers_ndc.evaluation.settings import Settings, parse
+
+
+LINE = ["--model", "m", "--dataset", "d", "--output", "o"]
+
+
+def test_the_command_line_wins_over_the_file(tmp_path):
+    file = tmp_path / "run.yaml"
+    settings = {"model": "m", "dataset": "d", "output": "o", "radii": [0.5, 0.25], "stop-early": True, "limit": 5}
+    file.write_text(yaml.safe_dump({**settings, "label_column": None, "skip": 2}))
+    parsed = parse(["--limit", "7", "--config", str(file)])
+    assert parsed == parse([*LINE, "--radii", "0.25", "0.5", "--stop-early", "--skip", "2", "--limit", "7"])
+    assert (parsed.radii, parsed.stop_early, parsed.limit) == ([0.25, 0.5], True, 7)
+    assert parse(["--config", str(file), "--radii", "1", "--stop_early", "false"]).radii == [1.0]
+
+
+def test_selection_draws_depend_on_stopping():
+    assert (parse(LINE).n0, parse([*LINE, "--stop-early"]).n0) == (100, 10)
+    assert parse([*LINE, "--n0", "0"]).n0 == 0
+
+
+def test_clean_classification_has_no_settings_of_a_certificate():
+    parsed = parse([*LINE, "--method", "dc", "--sigma", "0.5", "--stop-early"])
+    assert (parsed.sigma, parsed.radii, parsed.n0, parsed.n, parsed.alpha) == (0.0, [0.0], None, None, None)
+    assert not parsed.certifies
+    parsed.check()
+
+
+@pytest.mark.parametrize(
+    "text, said",
+    [
+        ("modell: m", "modell"),
+        ("- model", "list"),
+        ("limit: many", "many"),
+        ("{", "cannot be read"),
+        ("method: fgsm", "fgsm"),
+    ],
+)
+def test_a_file_that_is_none_is_refused(tmp_path, capsys, text, said):
+    file = tmp_path / "run.yaml"
+    file.write_text(text)
+    with pytest.raises(SystemExit):
+        parse([*LINE, "--config", str(file)])
+    assert said in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("line", [LINE[:4], [*LINE, "--bogus", "1"], [*LINE, "--config", "nowhere.yaml"]])
+def test_a_line_that_is_not_understood_is_refused(capsys, line):
+    with pytest.raises(SystemExit):
+        parse(line)
+    error = capsys.readouterr().err
+    assert any(word in error for word in ("--output", "--bogus", "nowhere.yaml"))
+
+
+def test_help_tells_units_and_defaults(capsys):
+    with pytest.raises(SystemExit):
+        parse(["--help"], "What it does.")
+    printed = " ".join(capsys.readouterr().out.split())
+    for phrase in ("What it does.", "pixel units", "Default: 0.25 0.5 0.75 1.0.", "--config FILE"):
+        assert phrase in printed
+    assert "None" not in printed
+
+
+@pytest.mark.parametrize(
+    "changes, named",
+    [
+        ({"limit": 0}, "--limit is 0"),
+        ({"skip": 0}, "--skip is 0"),
+        ({"batch_size": 0}, "--batch-size is 0"),
+        ({"n": 0}, "--n is 0"),
+        ({"n0": -1}, "--n0 is -1"),
+        ({"sigma": 0.0}, "--sigma is 0"),
+        ({"sigma": -1.0}, "`sigma` is -1.0"),
+        ({"alpha": 2.0}, "alpha"),
+        ({"seed": -1}, "`seed` is -1"),
+        ({"radii": [-0.5]}, "--radii"),
+        ({"patience": 0.0}, "--patience is 0"),
+        ({"method": "dds"}, "--classifier is None"),
+        ({"classifier": "c"}, "--classifier is c"),
+    ],
+)
+def test_what_is_out_of_range_is_refused(changes, named):
+    with pytest.raises(ValueError, match=named):
+        Settings("m", "d", "o", **changes).check()
