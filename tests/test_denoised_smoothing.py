@@ -77,6 +77,8 @@ def test_logits_are_those_of_the_denoised_image_worked_out_by_hand(denoiser, fol
     assert (x0_hat.abs() > 1).any(), "the clamp should have work to do"
     expected = tiny_vit().eval()((pixels - 0.4) / 0.3).logits
     assert torch.allclose(base(noisy), expected, atol=1e-5)
+    unresized = DenoisedClassifier(denoiser, tiny_vit(), processor(do_resize=False), SIGMA)
+    assert torch.allclose(unresized(noisy), expected, atol=1e-5)
     assert expected.std(dim=0).min() > 1e-3, "the images should differ"
     assert base.num_classes == 3 and base.evaluations == 4 and not base.randomized
     assert not any(module.training for module in base.modules())
