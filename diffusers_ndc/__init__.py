@@ -2,6 +2,7 @@
 
 from .certificate import Certificate
 from .classifier import NoisedDiffusionClassifier
+from .denoised_smoothing import DenoisedClassifier
 from .denoiser import Denoiser
 from .noise_levels import NoiseLevels
 from .pipeline import ClassifierOutput, NoisedDiffusionClassifierPipeline
@@ -13,6 +14,7 @@ __version__ = "0.1.0"
 __all__ = [
     "Certificate",
     "ClassifierOutput",
+    "DenoisedClassifier",
     "Denoiser",
     "NoiseLevels",
     "NoisedDiffusionClassifier",

@@ -41,9 +41,30 @@ def model_images(images: torch.Tensor) -> torch.Tensor:
     return 2 * images - 1
 
 
+def pixel_images(images: torch.Tensor) -> torch.Tensor:
+    """Images from the diffusion model's units, [-1, 1], to pixel units, [0, 1]."""
+    return (images + 1) / 2
+
+
 def model_sigma(sigma: float) -> float:
     """A noise level from pixel units to the diffusion model's, where images have twice the range."""
     return 2 * sigma
+
+
+def check_trained_sigma(sigma: float, denoiser: Denoiser) -> None:
+    """Refuse noise of images (pixel units) that is outside of what the model was trained for, or its largest."""
+    low, high = denoiser.sigma_range
+    if not low <= model_sigma(sigma) < high:
+        raise ValueError(
+            f"`sigma` is {sigma} (pixel units); accepted for this model is {low / 2:.4g} to {high / 2:.4g}, the "
+            "noise that it was trained with."
+        )
+
+
+def check_batch_size(batch_size: int) -> None:
+    """Refuse a batch size that is no whole number of at least 1."""
+    if type(batch_size) is not int or batch_size < 1:
+        raise ValueError(f"`batch_size` is {batch_size!r}; accepted is a whole number of at least 1.")
 
 
 def default_levels(sigma: float, denoiser: Denoiser) -> NoiseLevels:
@@ -94,16 +115,12 @@ class NoisedDiffusionClassifier(nn.Module):
         super().__init__()
         check_sigma(sigma)
         self.likelihood = get_likelihood(method, sigma)
-        if type(batch_size) is not int or batch_size < 1:
-            raise ValueError(f"`batch_size` is {batch_size!r}; accepted is a whole number of at least 1.")
+        check_batch_size(batch_size)
         check_seed(seed)
+        if sigma > 0:
+            check_trained_sigma(sigma, denoiser)
         tau = model_sigma(sigma)
         low, high = denoiser.sigma_range
-        if sigma > 0 and not low <= tau < high:
-            raise ValueError(
-                f"`sigma` is {sigma} (pixel units); accepted for this model is {low / 2:.4g} to {high / 2:.4g}, the "
-                "noise that it was trained with."
-            )
         levels = default_levels(sigma, denoiser) if levels is None else levels
         if not isinstance(levels, NoiseLevels):
             raise TypeError(f"`levels` is a {type(levels).__name__}; accepted is NoiseLevels or None.")

@@ -143,19 +143,11 @@ class Denoiser(nn.Module):
     @property
     def dtype(self) -> str:
         """What the network computes in: its own dtype, or that of autocast where it is on."""
-        kind = self.unet.device.type
-        if torch.is_autocast_enabled(kind):
-            return f"autocast {torch.get_autocast_dtype(kind)}".replace("torch.", "")
-        return str(self.unet.dtype).removeprefix("torch.")
+        return computing_dtype(self.unet)
 
     def inference(self) -> AbstractContextManager:
-        """Context for evaluations without gradients: inference mode, the cheaper one, where weights stay in place.
-
-        Hooks of accelerate or diffusers that move weights, as offloading does, would leave weights that no gradient
-        can ever pass again; for them it is `no_grad`.
-        """
-        moved = any(hasattr(module, "_hf_hook") or hasattr(module, "_diffusers_hook") for module in self.modules())
-        return torch.no_grad() if moved else torch.inference_mode()
+        """Context for evaluations without gradients."""
+        return inference(self)
 
     @property
     def sigma_range(self) -> tuple[float, float]:
@@ -237,6 +229,24 @@ class Denoiser(nn.Module):
         time = self.parametrisation.network_time(sigma)
         output = network(x_in, time, class_labels=class_labels, return_dict=False)[0]
         return self.parametrisation.denoised(x_sigma, per_image, output.to(x_sigma.dtype))
+
+
+def computing_dtype(network: nn.Module) -> str:
+    """What a network of diffusers or transformers computes in: its own dtype, or that of autocast where it is on."""
+    kind = network.device.type
+    if torch.is_autocast_enabled(kind):
+        return f"autocast {torch.get_autocast_dtype(kind)}".replace("torch.", "")
+    return str(network.dtype).removeprefix("torch.")
+
+
+def inference(module: nn.Module) -> AbstractContextManager:
+    """Context for evaluations without gradients: inference mode, the cheaper one, where weights stay in place.
+
+    Hooks of accelerate or diffusers that move weights, as offloading does, would leave weights that no gradient can
+    ever pass again; for them it is `no_grad`.
+    """
+    moved = any(hasattr(part, "_hf_hook") or hasattr(part, "_diffusers_hook") for part in module.modules())
+    return torch.no_grad() if moved else torch.inference_mode()
 
 
 def check_network(name: str, network: nn.Module) -> None:

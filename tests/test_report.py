@@ -68,10 +68,11 @@ def command(*options, cwd=None):
 
 def test_figures_by_hand(folder):
     report = Report.from_folder(folder)
-    assert len(report.outcomes) == 6 and report.failed == {6: "OSError: truncated"} and report.rejected == {}
+    assert report.certified and len(report.outcomes) == 6
+    assert report.failed == {6: "OSError: truncated"} and report.rejected == {}
     assert report.radii == [0.0, 0.25, 0.5]
     assert [report.at(radius) for radius in report.radii] == [Share(4, 6), Share(3, 6), Share(2, 6)]
-    exact = report.outcomes[1].certificate.radius
+    exact = report.outcomes[1].radius
     assert exact == pytest.approx(RADII[1]) and report.at(exact).count == 3 and report.at(exact + 1e-9).count == 2
     assert report.average_radius == pytest.approx((2 * RADII[0] + RADII[1] + RADII[2]) / 6)
     assert report.abstentions == Share(1, 6)
@@ -139,7 +140,15 @@ def test_a_certificate_that_does_not_verify_counts_nowhere(tmp_path, changes, re
     assert report.average_radius == honest.average_radius and report.cost == honest.cost
 
 
-@pytest.mark.parametrize("record", [{"index": 6}, {**record_of(6, 0, 0, 100, 1, 1.0), "label": None}])
+@pytest.mark.parametrize(
+    "record",
+    [
+        {"index": 6},
+        {**record_of(6, 0, 0, 100, 1, 1.0), "label": None},
+        {**record_of(6, 0, 0, 100, 1, 1.0), "seconds": "1"},
+        {"index": 6, "label": 0, "predicted": 0, "evaluations": 1, "seconds": 1.0},
+    ],
+)
 def test_a_record_without_certificate_or_label_is_listed(tmp_path, record):
     assert list(Report.from_folder(make_run(tmp_path, extra=[record])).rejected) == [6]
 
@@ -151,6 +160,74 @@ def test_a_run_of_failures_alone_has_a_report(tmp_path):
     assert "image 0: OSError: truncated" in text
 
 
+# True label, predicted one, evaluations, seconds.
+CLASSIFIED = [(0, 0, 100, 1.0), (0, 1, 100, 2.0), (1, 1, 300, 3.0), (7, 7, 100, 2.0)]
+
+
+def classified(index, label, predicted, evaluations, seconds):
+    return {
+        "index": index,
+        "image_hash": f"{index:032x}",
+        "label": label,
+        "predicted": predicted,
+        "evaluations": evaluations,
+        "seconds": seconds,
+    }
+
+
+def make_clean_run(folder, images=CLASSIFIED, extra=(), **settings):
+    nothing = {"method": "dc", "sigma": 0.0, "n0": None, "n": None, "alpha": None, "radii": [0.0]}
+    records = [classified(index, *image) for index, image in enumerate(images)]
+    return make_run(folder, images=(), extra=[*records, *extra], **{**nothing, **settings})
+
+
+def test_a_run_without_certificates_has_accuracy_and_cost_and_claims_nothing_more(tmp_path):
+    make_clean_run(tmp_path / "clean", extra=[{"index": 4, "failed": "OSError: truncated"}])
+    text, (report,) = write_report([tmp_path / "clean"], tmp_path)
+    assert not report.certified and report.radii == [0.0] and report.at(0) == Share(3, 4)
+    assert {only.name: only.at(0) for only in report.classes.values()} == {
+        "zero": Share(1, 2),
+        "one": Share(1, 1),
+        "7": Share(1, 1),
+    }
+    assert report.cost == {"network evaluations": (150.0, 100.0), "seconds": (2.0, 2.0)}
+    low, high = stats.binomtest(3, 4).proportion_ci(0.95, "exact")
+    assert f"| right (clean accuracy) | 75.0% | 3 of 4 | {low:.1%} to {high:.1%} |" in text
+    assert "| zero | 2 | 50.0% |" in text and "- image 4: OSError: truncated" in text
+    (run,) = json.loads((tmp_path / "report.json").read_text())["runs"]
+    assert run["certified"] is False and run["clean_accuracy"]["share"] == 0.75
+    assert [only["clean_accuracy"]["count"] for only in run["by_class"]] == [1, 1, 1]
+    body = text[text.index("## clean") :]
+    for word in ("alpha", "abstain", "radius", "None"):
+        assert word not in body and not any(word in name for name in [*run, *run["by_class"][0]])
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"label": None},
+        {"predicted": None},
+        {"predicted": "1"},
+        {"predicted": True},
+        {"evaluations": None},
+        {"evaluations": -1},
+        {"seconds": "1"},
+    ],
+)
+def test_a_malformed_record_of_a_classified_image_counts_nowhere(tmp_path, changes):
+    record = {**classified(4, 0, 0, 100, 1.0), **changes}
+    report = Report.from_folder(make_clean_run(tmp_path, extra=[record]))
+    assert list(report.rejected) == [4] and report.at(0) == Share(3, 4)
+
+
+@pytest.mark.parametrize("missing", ["sigma", "alpha", "n", "radii"])
+def test_a_setting_that_is_not_there_is_named(tmp_path, missing):
+    """That nothing is certified must be said, by an alpha of null: an absent one is a fault."""
+    write_run(tmp_path, {name: value for name, value in RUN.items() if name != missing})
+    with pytest.raises(ValueError, match=f"lacks .'{missing}'"):
+        Report.from_folder(tmp_path)
+
+
 def test_json_and_markdown_say_the_same(folder, tmp_path):
     text, _ = write_report([folder], tmp_path / "out")
     assert (tmp_path / "out" / "report.md").read_text() == text
@@ -160,6 +237,7 @@ def test_json_and_markdown_say_the_same(folder, tmp_path):
     shares = {row["radius"]: (row["count"], row["total"], row["share"]) for row in run["certified_accuracy"]}
     assert shares == {0.0: (4, 6, 4 / 6), 0.25: (3, 6, 0.5), 0.5: (2, 6, 2 / 6)}
     assert run["per_image"]["seconds"] == {"mean": 3.5, "median": 2.5}
+    assert "share of its process's time" in run["meaning_of_seconds"] and run["meaning_of_seconds"] in text
     assert run["failed"] == {"6": "OSError: truncated"} and run["meaning_of_alpha"] in text
     assert [only["name"] for only in run["by_class"]] == ["zero", "one", "7"]
     low, high = stats.binomtest(3, 6).proportion_ci(0.95, "exact")
@@ -193,6 +271,30 @@ def test_picture_shows_each_run_and_the_published_figures_where_they_belong(fold
         write_report([make_run(tmp_path / dataset / "run", dataset=dataset)], tmp_path / dataset)
         drawn = pixels(tmp_path / dataset)
         assert (drawn.shape != plain.shape or (drawn != plain).any()) == referenced
+
+
+def test_picture_shows_a_run_without_certificates_as_a_point_at_radius_0(tmp_path):
+    clean, curve = make_clean_run(tmp_path / "clean"), make_run(tmp_path / "curve")
+    write_report([clean, curve], tmp_path)
+    drawn = pixels(tmp_path)
+    drawn = drawn[drawn.shape[0] // 4 :]  # below the legend
+    columns = [
+        np.flatnonzero((np.abs(drawn - colour).max(axis=2) < 8).any(axis=0))
+        for colour in ((0x00, 0x72, 0xB2), (0xD5, 0x5E, 0x00))
+    ]
+    assert 0 < np.ptp(columns[0]) < 0.05 * drawn.shape[1] < 0.5 * drawn.shape[1] < np.ptp(columns[1])
+    assert abs(columns[0].mean() - columns[1].min()) < 0.02 * drawn.shape[1]
+
+
+def test_picture_keeps_its_width_and_its_axes_under_long_names(tmp_path):
+    long = [make_run(tmp_path / f"{number}-{'name' * 40}" / "run") for number in range(6)]
+    write_report(long[:1], tmp_path / "one")
+    write_report(long, tmp_path / "six")
+    one, six = pixels(tmp_path / "one"), pixels(tmp_path / "six")
+    assert one.shape[1] == six.shape[1] and six.shape[0] > one.shape[0]
+    assert (six[:, [0, -1]] == 255).all(), "something is cut off"
+    grid = [(np.abs(picture - 0).max(axis=2) < 60).sum(axis=0).max() for picture in (one, six)]  # the frame's height
+    assert grid[1] > 0.85 * grid[0]
 
 
 def test_command_makes_the_report_again_from_the_records_alone(folder):
@@ -232,5 +334,5 @@ def test_command_fails_on_a_tampered_certificate_and_still_reports(tmp_path):
     done = command(tmp_path)
     assert done.returncode == 1 and "do not verify" in done.stderr and "[6]" in done.stderr
     text = (tmp_path / "report.md").read_text()
-    assert done.stdout == text and "Certificates that do not verify, in none of these figures: 1" in text
+    assert done.stdout == text and "Records that do not verify, in none of these figures: 1" in text
     assert "- image 6: label and radius do not follow from the votes" in text

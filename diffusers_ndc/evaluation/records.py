@@ -41,7 +41,9 @@ class RecordWriter:
         """Add one record: plain values with the image's `index` in the data set.
 
         That of a certified image has also `image_hash`, `label` (the true one), `seconds`, and `certificate`
-        (`Certificate.to_dict()`); that of an image whose data are at fault has the reason as `failed`.
+        (`Certificate.to_dict()`); that of a clean image that was classified, in a run whose `alpha` is null, has
+        `predicted` and `evaluations` instead of the last; that of an image whose data are at fault has the reason as
+        `failed`.
         """
         self._file.write(json.dumps(record) + "\n")
         self._file.flush()

@@ -1,8 +1,9 @@
-"""What a run says as a whole, from its records alone: certified accuracy, average radius, cost, and a picture.
+"""What a run says as a whole, from its records alone: (certified) accuracy, average radius, cost, and a picture.
 
     python -m diffusers_ndc.evaluation.report runs/sigma-0.25 runs/sigma-0.5 --output compared
 
-Every certificate is recomputed from its votes; one that does not follow from them is listed, and counts nowhere.
+Every certificate is recomputed from its votes; one that does not follow from them is listed, and counts nowhere. A run
+of a classifier of clean images, without certificates, has `alpha` null in its settings.
 """
 
 import argparse
@@ -10,6 +11,7 @@ import json
 import os
 import re
 import sys
+import textwrap
 from bisect import bisect_left
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -29,9 +31,11 @@ PUBLISHED = {0.25: 0.80, 0.5: 0.707}
 
 PUBLISHED_NAME = "published for CIFAR-10, APNDC (arXiv:2402.02316): over 80% at 0.25, 70.7% at 0.5"
 
-# Okabe and Ito's colours, told apart by colour-blind readers too, and line styles for print in grey.
+MEANING_OF_SECONDS = "seconds: an image's share of its process's time, by network evaluations"
+
+# Okabe and Ito's colours, told apart by colour-blind readers too, and styles of lines and points for print in grey.
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
-STYLES = ("-", "--", "-.", ":")
+STYLES = (("-", "o"), ("--", "s"), ("-.", "^"), (":", "D"))
 
 
 @dataclass(frozen=True)
@@ -70,28 +74,39 @@ class Share:
 
 
 class Outcome(NamedTuple):
-    """A certificate that verifies, the true label of its image, and the seconds that it took."""
+    """What became of an image.
+
+    Args:
+        label: The true class.
+        predicted: The certified class, `None` for an abstention; without certificates, the classifier's.
+        radius: Certified radius, pixel units; 0 for an abstention, and without certificates.
+        evaluations: Network evaluations spent, `None` where not known.
+        seconds: The image's share of its process's time, `None` where not known.
+    """
 
     label: int
-    certificate: Certificate
+    predicted: int | None
+    radius: float
+    evaluations: int | None
     seconds: float | None
 
     @property
     def proved(self) -> float:
-        """Certified radius, pixel units; -1 where the label is wrong or the certificate abstains."""
-        return self.certificate.radius if self.certificate.label == self.label else -1.0
+        """`radius` where the class is right, else -1."""
+        return self.radius if self.predicted == self.label else -1.0
 
 
 @dataclass(frozen=True)
 class Report:
-    """One run: its settings, its certificates that verify, and what is left out of every share and average.
+    """One run: its settings, what became of its images, and what is left out of every share and average.
 
     Args:
         name: Name of the run.
         run: Its settings, as `read_run` has them; `sigma` and `radii` in pixel units.
-        outcomes: Certificates that verify and are this run's, with the true labels.
-        failed: Reason by index of images that could not be read or certified.
-        rejected: Reason by index of certificates that do not verify, or have another run's sigma or alpha.
+        outcomes: Those of the certificates that verify and are this run's, or of the classified images.
+        failed: Reason by index of images that could not be read, certified or classified.
+        rejected: Reason by index of records that are malformed, or whose certificates do not verify or have another
+            run's sigma or alpha.
     """
 
     name: str
@@ -113,9 +128,13 @@ class Report:
             ValueError: `run.json` lacks a setting, or there are no records.
         """
         run, records = read_run(folder), read_records(folder)
-        lacking = [setting for setting in ("sigma", "alpha", "n", "radii") if run.get(setting) is None]
+        # a run that certifies nothing says so: its alpha is null, not left out
+        needed = ("sigma", "radii") if run.get("alpha", "") is None else ("sigma", "alpha", "n", "radii")
+        lacking = [setting for setting in needed if run.get(setting) is None]
         if lacking:
-            raise ValueError(f"run.json in {folder} lacks {lacking}; accepted are the settings of a certification.")
+            raise ValueError(
+                f"run.json in {folder} lacks {lacking}; accepted are the settings of a certification, or `alpha` null."
+            )
         if not records:
             raise ValueError(f"{folder} holds no records.")
         outcomes, failed, rejected = [], {}, {}
@@ -124,10 +143,15 @@ class Report:
                 failed[index] = str(record["failed"])
                 continue
             try:
-                outcomes.append(_verified(record, run))
+                outcomes.append(_outcome(record, run))
             except ValueError as error:
                 rejected[index] = str(error)
         return cls(name or Path(folder).resolve().name, run, outcomes, failed, rejected)
+
+    @property
+    def certified(self) -> bool:
+        """Whether the run's records are certificates; those of a run without are the classes of clean images."""
+        return self.run["alpha"] is not None
 
     @property
     def radii(self) -> list[float]:
@@ -146,11 +170,11 @@ class Report:
     @property
     def abstentions(self) -> Share:
         """Images without a certified class."""
-        return Share(sum(outcome.certificate.abstained for outcome in self.outcomes), len(self.outcomes))
+        return Share(sum(outcome.predicted is None for outcome in self.outcomes), len(self.outcomes))
 
     @property
     def classes(self) -> dict[int, "Report"]:
-        """The same of each class that has certificates; its name, or number where it has none, is the report's."""
+        """The same of each class that has outcomes; its name, or number where it has none, is the report's."""
         names = self.run.get("id2label") or {}
         labels = sorted({outcome.label for outcome in self.outcomes})
         of_class = {label: [outcome for outcome in self.outcomes if outcome.label == label] for label in labels}
@@ -161,7 +185,7 @@ class Report:
 
     @property
     def meaning_of_alpha(self) -> str:
-        """What `alpha` says of all certificates together; those that abstain were in the draw too, and count."""
+        """What `alpha` of a certified run says of all certificates; those that abstain were drawn too, and count."""
         alpha, m = self.run["alpha"], len(self.outcomes)
         return (
             f"alpha = {alpha:g} is the error probability of each certificate by itself, not of the whole set: of "
@@ -172,66 +196,87 @@ class Report:
     def cost(self) -> dict[str, tuple[float, float] | None]:
         """Mean and median of network evaluations and of seconds for each image, `None` where no record has them."""
         columns = {
-            "network evaluations": [outcome.certificate.evaluations for outcome in self.outcomes],
+            "network evaluations": [outcome.evaluations for outcome in self.outcomes],
             "seconds": [outcome.seconds for outcome in self.outcomes],
         }
         known = {name: [value for value in values if value is not None] for name, values in columns.items()}
         return {name: (fmean(values), median(values)) if values else None for name, values in known.items()}
 
+    @property
+    def shares(self) -> dict[str, Share]:
+        """Shares of the images by what they are shares of."""
+        if not self.certified:
+            return {"right (clean accuracy)": self.at(0)}
+        proved = {f"right, and certified at radius {radius:g}": self.at(radius) for radius in self.radii if radius}
+        return {"right at radius 0 (clean accuracy)": self.at(0), **proved, "abstained": self.abstentions}
+
     def to_dict(self) -> dict:
         """All of it as plain values, for JSON."""
-        return {
+        values = {
             "name": self.name,
             "run": self.run,
-            "certificates": len(self.outcomes),
-            "clean_accuracy": self.at(0).to_dict(),
-            "certified_accuracy": self._at_all_radii(),
-            "average_certified_radius": self.average_radius,
-            "abstentions": self.abstentions.to_dict(),
+            "certified": self.certified,
+            **self._accuracy(),
             "failed": self.failed,
             "rejected": self.rejected,
             "by_class": [
-                {"label": label, "name": only.name, "certified_accuracy": only._at_all_radii()}
-                for label, only in self.classes.items()
+                {"label": label, "name": only.name, **only._accuracy()} for label, only in self.classes.items()
             ],
             "per_image": {name: both and {"mean": both[0], "median": both[1]} for name, both in self.cost.items()},
-            "meaning_of_alpha": self.meaning_of_alpha,
+            "meaning_of_seconds": MEANING_OF_SECONDS,
         }
+        if self.certified:
+            values["certificates"] = len(self.outcomes)
+            values["average_certified_radius"] = self.average_radius
+            values["abstentions"] = self.abstentions.to_dict()
+            values["meaning_of_alpha"] = self.meaning_of_alpha
+        return values
 
-    def _at_all_radii(self) -> list[dict]:
-        return [{"radius": radius, **self.at(radius).to_dict()} for radius in self.radii]
+    def _accuracy(self) -> dict:
+        clean = {"clean_accuracy": self.at(0).to_dict()}
+        at_radii = [{"radius": radius, **self.at(radius).to_dict()} for radius in self.radii]
+        return {**clean, "certified_accuracy": at_radii} if self.certified else clean
 
     def to_markdown(self) -> str:
         """All of it for people."""
-        run, heads = self.run, [f"radius {radius:g}" for radius in self.radii]
         shown = ("model", "dataset", "split", "method", "sigma", "n0", "n", "alpha", "seed")
-        lines = [f"## {self.name}", "", ", ".join(f"{name} {run[name]}" for name in shown if name in run) + "."]
-        lines += [
-            "",
-            "| of the images that have a certificate | share | | 95% interval |",
-            "| --- | --- | --- | --- |",
-        ]
-        for radius in self.radii:
-            what = f"right, and certified at radius {radius:g}" if radius else "right at radius 0 (clean accuracy)"
-            lines.append(f"| {what} | {_row(self.at(radius))} |")
-        lines += [f"| abstained | {_row(self.abstentions)} |", ""]
-        lines += [f"Average certified radius, wrong or abstained counting as 0: {self.average_radius:.3f}.", ""]
-        lines += [self.meaning_of_alpha, "", "| for each image | mean | median |", "| --- | --- | --- |"]
+        settings = ", ".join(f"{name} {self.run[name]}" for name in shown if self.run.get(name) is not None)
+        images = "have a certificate" if self.certified else "were classified"
+        lines = [f"## {self.name}", "", f"{settings}.", ""]
+        lines += [f"| of the images that {images} | share | | 95% interval |", "| --- | --- | --- | --- |"]
+        lines += [f"| {what} | {_row(share)} |" for what, share in self.shares.items()]
+        if self.certified:
+            average = f"{self.average_radius:.3f}"
+            lines += ["", f"Average certified radius, wrong or abstained counting as 0: {average}.", ""]
+            lines += [self.meaning_of_alpha]
+        lines += ["", "| for each image | mean | median |", "| --- | --- | --- |"]
         for name, both in self.cost.items():
             cells = [f"{value:,.2f}" for value in both] if both else ["-", "-"]
             lines.append(" | ".join([f"| {name}", *cells]) + " |")
-        lines += ["", " | ".join(["| class", "images", *heads]) + " |", "| --- " * (2 + len(heads)) + "|"]
+        lines += ["", f"{MEANING_OF_SECONDS}.", ""]
+        heads = [f"radius {radius:g}" for radius in self.radii] if self.certified else ["right"]
+        lines += [" | ".join(["| class", "images", *heads]) + " |", "| --- " * (2 + len(heads)) + "|"]
         for only in self.classes.values():
-            shares = [f"{only.at(radius).value:.1%}" for radius in self.radii]
-            lines.append(" | ".join([f"| {only.name}", f"{len(only.outcomes):,}", *shares]) + " |")
-        for title, reasons in (("Failed images", self.failed), ("Certificates that do not verify", self.rejected)):
+            values = [f"{only.at(radius).value:.1%}" for radius in self.radii]
+            lines.append(" | ".join([f"| {only.name}", f"{len(only.outcomes):,}", *values]) + " |")
+        for title, reasons in (("Failed images", self.failed), ("Records that do not verify", self.rejected)):
             lines += ["", f"{title}, in none of these figures: {len(reasons)}"]
             lines += [f"- image {index}: {' '.join(reason.split())}" for index, reason in reasons.items()]
         return "\n".join(lines) + "\n"
 
 
-def _verified(record: dict, run: dict) -> Outcome:
+def _outcome(record: dict, run: dict) -> Outcome:
     """The outcome of a record, or a `ValueError` with what is wrong with it."""
+    if type(record.get("label")) is not int:
+        raise ValueError(f"the true label is {record.get('label')!r}; accepted is a class index.")
+    seconds = record.get("seconds")
+    if seconds is not None and type(seconds) not in (int, float):
+        raise ValueError(f"seconds is {seconds!r}; accepted is a number or null.")
+    if run["alpha"] is None:
+        found = {name: record.get(name) for name in ("predicted", "evaluations")}
+        if any(type(value) is not int or value < 0 for value in found.values()):
+            raise ValueError(f"{found}; accepted are a class index and a number of network evaluations.")
+        return Outcome(record["label"], radius=0.0, seconds=seconds, **found)
     certificate = Certificate.from_dict(record.get("certificate"))
     if not certificate.verify():
         raise ValueError("label and radius do not follow from the votes.")
@@ -242,9 +287,7 @@ def _verified(record: dict, run: dict) -> Outcome:
         )
     if record.get("image_hash") != certificate.image_hash:
         raise ValueError("the certificate is that of another image.")
-    if type(record.get("label")) is not int:
-        raise ValueError(f"the true label is {record.get('label')!r}; accepted is a class index.")
-    return Outcome(record["label"], certificate, record.get("seconds"))
+    return Outcome(record["label"], certificate.label, certificate.radius, certificate.evaluations, seconds)
 
 
 def _row(share: Share) -> str:
@@ -255,37 +298,53 @@ def _row(share: Share) -> str:
 def plot(reports: Sequence[Report], path: str | Path) -> None:
     """Certified accuracy against radius with 95% bands, all runs in one picture.
 
-    The curve of a run that stopped early shows what it set out to prove and no more. Runs on CIFAR-10 get the
-    published figures as a reference.
+    The curve of a run that stopped early shows what it set out to prove and no more. A run without certificates is a
+    point with its 95% interval at radius 0. Runs on CIFAR-10 get the published figures as a reference.
 
     Args:
         reports: The runs.
         path: PNG file.
     """
-    figure = Figure(figsize=(8, 5), dpi=150, layout="constrained")
-    axis = figure.add_subplot()
-    proved = [sorted(outcome.proved for outcome in report.outcomes) for report in reports]
     cifar10 = any(
         re.search(r"cifar[-_]?10(?!\d)", str(report.run.get("dataset")), re.IGNORECASE) for report in reports
     )
-    end = 1.05 * max([0.1, *(radii[-1] for radii in proved if radii), *(PUBLISHED if cifar10 else ())])
-    for number, (report, radii) in enumerate(zip(reports, proved, strict=True)):
-        colour, style = COLOURS[number % len(COLOURS)], STYLES[number % len(STYLES)]
-        # the share at a radius holds back to the next smaller one; beyond the largest nothing is certified
-        x = [*sorted({0.0, *(radius for radius in radii if radius > 0)}), end]
-        shares = [Share(len(radii) - bisect_left(radii, radius), len(radii)) for radius in x]
-        low, high = zip(*(share.interval for share in shares), strict=True)
-        name = f"{report.name}: sigma = {report.run['sigma']:g}, n = {report.run['n']:,}, {len(radii):,} images"
-        axis.step(x, [share.value for share in shares], style, where="pre", color=colour, label=name)
-        axis.fill_between(x, low, high, step="pre", color=colour, alpha=0.15, linewidth=0)
+    proved = [outcome.proved for report in reports for outcome in report.outcomes]
+    end = 1.05 * max([0.1, *proved, *(PUBLISHED if cifar10 else ())])
+    figure = Figure(dpi=150, layout="constrained")
+    axis = figure.add_subplot()
+    handles = []
+    for number, report in enumerate(reports):
+        colour, (line, marker) = COLOURS[number % len(COLOURS)], STYLES[number % len(STYLES)]
+        if report.certified:
+            handles.append(_curve(axis, report, end, colour, line))
+            continue
+        share = report.at(0)
+        low, high = share.interval
+        name = f"{report.name}: clean images, nothing certified, {share.total:,} images"
+        spread = [[share.value - low], [high - share.value]]
+        handles.append(axis.errorbar(0, share.value, spread, fmt=marker, capsize=4, color=colour, label=name))
     if cifar10:
-        axis.plot(*zip(*PUBLISHED.items(), strict=True), "k*", markersize=10, label=PUBLISHED_NAME)
-    axis.set(xlim=(0, end), ylim=(0, 1.02))
+        handles += axis.plot(*zip(*PUBLISHED.items(), strict=True), "k*", markersize=10, label=PUBLISHED_NAME)
+    axis.set(xlim=(-0.02 * end, end), ylim=(0, 1.02))
     axis.set_xlabel("l2 radius (pixel units, images in [0, 1])")
-    axis.set_ylabel("certified accuracy (share of images)\nband: 95% interval")
+    axis.set_ylabel("certified accuracy (share of images)\nband or bar: 95% interval")
     axis.grid(alpha=0.3)
-    figure.legend(loc="outside upper center", fontsize="small")
+    labels = [textwrap.fill(handle.get_label(), 90) for handle in handles]
+    figure.legend(handles, labels, loc="outside upper center", fontsize="small")
+    rows = sum(label.count("\n") + 1 for label in labels)
+    figure.set_size_inches(8, 4.7 + 0.18 * rows)  # the axes keep their height, however long the legend
     figure.savefig(path)
+
+
+def _curve(axis, report: Report, end: float, colour: str, style: str):
+    radii = sorted(outcome.proved for outcome in report.outcomes)
+    # the share at a radius holds back to the next smaller one; beyond the largest nothing is certified
+    x = [*sorted({0.0, *(radius for radius in radii if radius > 0)}), end]
+    shares = [Share(len(radii) - bisect_left(radii, radius), len(radii)) for radius in x]
+    low, high = zip(*(share.interval for share in shares), strict=True)
+    name = f"{report.name}: sigma = {report.run['sigma']:g}, n = {report.run['n']:,}, {len(radii):,} images"
+    axis.fill_between(x, low, high, step="pre", color=colour, alpha=0.15, linewidth=0)
+    return axis.step(x, [share.value for share in shares], style, where="pre", color=colour, label=name)[0]
 
 
 def write_report(folders: Iterable[str | Path], output: str | Path) -> tuple[str, list[Report]]:
@@ -307,7 +366,7 @@ def write_report(folders: Iterable[str | Path], output: str | Path) -> tuple[str
     reports = [Report.from_folder(folder, folder.relative_to(above).as_posix()) for folder in folders]
     output = Path(output)
     output.mkdir(parents=True, exist_ok=True)
-    text = "# Certified accuracy\n\n![Certified accuracy against l2 radius](certified_accuracy.png)\n\n"
+    text = "# Accuracy, clean and certified\n\n![Certified accuracy against l2 radius](certified_accuracy.png)\n\n"
     text += "Radii and sigma are in pixel units (images in [0, 1]); intervals are Clopper-Pearson's.\n\n"
     text += "\n".join(report.to_markdown() for report in reports)
     (output / "report.md").write_text(text, encoding="utf-8")
@@ -336,7 +395,7 @@ def main():
     print(text, end="")
     rejected = [f"{report.name}: {sorted(report.rejected)}" for report in reports if report.rejected]
     if rejected:
-        sys.exit(f"error: certificates of these images do not verify: {'; '.join(rejected)}")
+        sys.exit(f"error: records of these images do not verify: {'; '.join(rejected)}")
 
 
 if __name__ == "__main__":
