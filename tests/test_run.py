@@ -189,7 +189,7 @@ def test_a_full_disk_ends_the_run_and_harms_nothing(run, tmp_path, monkeypatch):
         ({"split": "train"}, ValueError, "train"),
         ({"image_column": "img"}, ValueError, r"\['image', 'label'\]"),
         ({"sigma": 500.0}, ValueError, "`sigma` is 500.0"),
-        ({"stop_early": True, "radii": [3.0]}, ValueError, "can prove"),
+        ({"stop_early": True, "radii": [3.0]}, ValueError, "accepted with --n 20"),
         ({"report_to": "nothing"}, ValueError, "nothing"),
     ],
 )

@@ -267,6 +267,8 @@ class Report:
 
 def _outcome(record: dict, run: dict) -> Outcome:
     """The outcome of a record, or a `ValueError` with what is wrong with it."""
+    if record.get("run") != run.get("id"):
+        raise ValueError(f"it is of the run {record.get('run')}; this one is {run.get('id')}.")
     if type(record.get("label")) is not int:
         raise ValueError(f"the true label is {record.get('label')!r}; accepted is a class index.")
     seconds = record.get("seconds")
