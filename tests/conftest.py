@@ -1,6 +1,7 @@
 import pytest
 import torch
 from diffusers import DDPMScheduler, UNet2DModel
+from hub import hub as hub
 
 from diffusers_ndc import NoisedDiffusionClassifierPipeline
 
