@@ -130,6 +130,11 @@ class Report:
         return cls(name or Path(folder).resolve().name, run, outcomes, failed, rejected)
 
     @property
+    def certified(self) -> bool:
+        """Whether the run's answers come with certificates."""
+        return self.run.get("alpha") is not None
+
+    @property
     def radii(self) -> list[float]:
         """The run's radii in ascending order, pixel units; 0 is always among them."""
         return sorted({0.0, *self.run["radii"]})
@@ -213,8 +218,8 @@ class Report:
         ]
         for radius in self.radii:
             what = f"right, and certified at radius {radius:g}" if radius else "right at radius 0 (clean accuracy)"
-            lines.append(f"| {what} | {_row(self.at(radius))} |")
-        lines += [f"| abstained | {_row(self.abstentions)} |", ""]
+            lines.append(f"| {what} | {share_cells(self.at(radius))} |")
+        lines += [f"| abstained | {share_cells(self.abstentions)} |", ""]
         lines += [f"Average certified radius, wrong or abstained counting as 0: {self.average_radius:.3f}.", ""]
         lines += [self.meaning_of_alpha, "", "| for each image | mean | median |", "| --- | --- | --- |"]
         for name, both in self.cost.items():
@@ -247,7 +252,8 @@ def _verified(record: dict, run: dict) -> Outcome:
     return Outcome(record["label"], certificate, record.get("seconds"))
 
 
-def _row(share: Share) -> str:
+def share_cells(share: Share) -> str:
+    """Share, counts and 95% interval as three cells of a Markdown table."""
     low, high = share.interval
     return f"{share.value:.1%} | {share.count:,} of {share.total:,} | {low:.1%} to {high:.1%}"
 
