@@ -3,6 +3,7 @@ import PIL.Image
 import pytest
 import torch
 from diffusers import DDPMScheduler, UNet2DModel
+from hub import hub as hub
 
 from diffusers_ndc import NoisedDiffusionClassifierPipeline
 

@@ -244,7 +244,7 @@ class Report:
         images = "have a certificate" if self.certified else "were classified"
         lines = [f"## {self.name}", "", f"{settings}.", ""]
         lines += [f"| of the images that {images} | share | | 95% interval |", "| --- | --- | --- | --- |"]
-        lines += [f"| {what} | {_row(share)} |" for what, share in self.shares.items()]
+        lines += [f"| {what} | {share_cells(share)} |" for what, share in self.shares.items()]
         if self.certified:
             average = f"{self.average_radius:.3f}"
             lines += ["", f"Average certified radius, wrong or abstained counting as 0: {average}.", ""]
@@ -292,7 +292,8 @@ def _outcome(record: dict, run: dict) -> Outcome:
     return Outcome(record["label"], certificate.label, certificate.radius, certificate.evaluations, seconds)
 
 
-def _row(share: Share) -> str:
+def share_cells(share: Share) -> str:
+    """Share, counts and 95% interval as three cells of a Markdown table."""
     low, high = share.interval
     return f"{share.value:.1%} | {share.count:,} of {share.total:,} | {low:.1%} to {high:.1%}"
 

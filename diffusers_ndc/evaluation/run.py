@@ -31,7 +31,7 @@ from ..smoothing import SmoothedClassifier
 from ..stopping import largest_provable
 from .claims import Claims
 from .data import FAULTS, LabelledImages, load_labelled_images
-from .model_card import push, write_card
+from .model_card import fill_card, push_to_hub
 from .records import RUN_FILE, RecordWriter, differences, read_records, read_run, write_run
 from .report import Report, write_report
 from .settings import Settings
@@ -147,6 +147,7 @@ class _Run:
             base_settings = self.base.settings
         self.described = {
             **{name: value for name, value in asdict(settings).items() if name not in OUTSIDE},
+            "dataset": str(Path(".", settings.dataset)) if Path(settings.dataset).is_dir() else settings.dataset,
             "mixed_precision": self.accelerator.mixed_precision,
             "id2label": id2label and dict(id2label),
             "base_classifier": base_settings,
@@ -311,9 +312,10 @@ class _Run:
 
     def _report(self) -> Report:
         _, (report,) = write_report([self.folder], self.folder)
-        write_card([report], self.folder / "README.md")
+        card = self.folder / "README.md"
+        fill_card([report], card)
         if self.settings.push_to_hub:
-            push([self.folder], self.settings.push_to_hub)
+            push_to_hub([self.folder], self.settings.push_to_hub, card)
         return report
 
 
