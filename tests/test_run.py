@@ -16,6 +16,7 @@ import pytest
 from accelerate.state import AcceleratorState
 from datasets import load_dataset
 from filelock import FileLock
+from transformers import ViTConfig, ViTForImageClassification, ViTImageProcessor
 
 from diffusers_ndc import Certificate, NoisedDiffusionClassifierPipeline
 from diffusers_ndc.evaluation.records import RecordWriter, differences, read_records, read_run
@@ -84,6 +85,28 @@ def test_clean_classification_is_the_pipeline_s(run, folders, tmp_path):
     assert [record["predicted"] for record in records] == pipeline(folders)(list(pictures(folders)), seed=2).labels
     right = sum(record["predicted"] == record["label"] for record in records)
     assert report.at(0).count == right and not report.certified
+
+
+def test_denoised_smoothing_is_a_method_as_the_others(run, tmp_path):
+    settings = {"image_size": 8, "patch_size": 4, "num_channels": 1, "hidden_size": 16, "num_hidden_layers": 1}
+    names = {"id2label": {0: "b", 1: "a", 2: "c"}, "label2id": {"b": 0, "a": 1, "c": 2}}
+    vit = ViTForImageClassification(ViTConfig(**settings, num_attention_heads=2, intermediate_size=32, **names))
+    vit.save_pretrained(tmp_path / "vit")
+    ViTImageProcessor(size={"height": 8, "width": 8}, image_mean=0.5, image_std=0.5).save_pretrained(tmp_path / "vit")
+    report = run(method="dds", classifier=str(tmp_path / "vit"), seed=3)
+    records = read_records(tmp_path / "run")
+    assert [record["label"] for record in records.values()] == [1] * 4 + [0] * 4 + [2] * 4  # by the ViT's names
+    found = [Certificate.from_dict(record["certificate"]) for record in records.values()]
+    assert all(certificate.base_classifier["method"] == "dds" and certificate.verify() for certificate in found)
+    assert len(report.outcomes) == 12 and read_run(tmp_path / "run")["classifier"] == str(tmp_path / "vit")
+
+
+def test_a_push_takes_card_and_records_along(run, hub, tmp_path):
+    run(push_to_hub="me/digits", radii=[0.1])
+    files = hub.files("me/digits")
+    (records,) = (tmp_path / "run").glob("*.jsonl")
+    assert files[f"evaluation/run/{records.name}"] == records.read_bytes()
+    assert b"model-index" in files["README.md"]
 
 
 def test_classes_are_the_model_s(run, folders, tmp_path):

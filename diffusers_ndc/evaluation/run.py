@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import os
 import platform
 import sys
 import time
@@ -147,7 +148,7 @@ class _Run:
             base_settings = self.base.settings
         self.described = {
             **{name: value for name, value in asdict(settings).items() if name not in OUTSIDE},
-            "dataset": str(Path(".", settings.dataset)) if Path(settings.dataset).is_dir() else settings.dataset,
+            "dataset": _told_from_hub_ids(settings.dataset),
             "mixed_precision": self.accelerator.mixed_precision,
             "id2label": id2label and dict(id2label),
             "base_classifier": base_settings,
@@ -326,6 +327,11 @@ def weight_hash(module: nn.Module) -> str:
         digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
         digest.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes())
     return digest.hexdigest()[:32]
+
+
+def _told_from_hub_ids(dataset: str) -> str:
+    """A data set, with `./` before the name of a local folder."""
+    return os.path.join(".", os.path.normpath(dataset)) if Path(dataset).is_dir() else dataset
 
 
 def _versions() -> dict[str, str]:
