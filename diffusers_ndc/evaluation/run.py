@@ -90,13 +90,12 @@ class _Run:
     def __init__(self, settings: Settings, accelerator: Accelerator, stack: ExitStack):
         self.settings, self.accelerator, self.folder = settings, accelerator, Path(settings.output)
         self._together(lambda: self._lock(stack))
-        self._together(self._load)
-        self._together(self._open_folder)
-        done = self._together(self._done)
-        known = {index: record for part in done for index, record in part.items()}
+        runs = self._together(self._load)
+        self._together(lambda: self._open_folder(runs))
+        known = {index: counts for part in self._together(self._done) for index, counts in part.items()}
+        self.known = list(known.values())
         self.todo = [number for number, index in enumerate(self.data.indices) if index not in known]
         self.claims = Claims(len(self.todo), settings.patience)
-        self.known = [record for index, record in known.items() if index in set(self.data.indices)]
 
     def _together(self, step: Callable[[], object]) -> list:
         """What the step returns on all processes; an error on one of them ends all, and the main one says it."""
@@ -122,7 +121,8 @@ class _Run:
         except Timeout:
             raise OSError(f"--output {self.folder}: another run is at work in this folder.") from None
 
-    def _load(self) -> None:
+    def _load(self) -> str:
+        """The images, the base classifier, and the run's id: a hash of all that its records depend on."""
         settings, device = self.settings, self.accelerator.device
         self.data = load_labelled_images(settings)
         self.pipe = NoisedDiffusionClassifierPipeline.from_pretrained(settings.model).to(device)
@@ -158,9 +158,12 @@ class _Run:
             "versions": _versions(),
         }
         self.id = hashlib.sha256(json.dumps(self.described, sort_keys=True).encode()).hexdigest()[:16]
+        return self.id
 
-    def _open_folder(self) -> None:
-        """The folder of each machine, or the one that they share, says which run it holds."""
+    def _open_folder(self, runs: list[str]) -> None:
+        """The folder of each machine, or the one that they share, says which run it holds; all have the same one."""
+        if len(set(runs)) > 1:
+            raise ValueError("the weights, the images or the library versions are not the same on all machines.")
         if not self.accelerator.is_local_main_process:
             return
         self.folder.mkdir(parents=True, exist_ok=True)
@@ -178,7 +181,7 @@ class _Run:
             )
 
     def _done(self) -> dict[int, dict]:
-        """What counts of the images that are finished; those that failed are tried again."""
+        """What the images that are finished add to the counters; those that failed are tried again."""
         if not self.accelerator.is_local_main_process:
             return {}
         records = read_records(self.folder)
