@@ -346,6 +346,8 @@ def _curve(axis, report: Report, end: float, colour: str, style: str):
     shares = [Share(len(radii) - bisect_left(radii, radius), len(radii)) for radius in x]
     low, high = zip(*(share.interval for share in shares), strict=True)
     name = f"{report.name}: sigma = {report.run['sigma']:g}, n = {report.run['n']:,}, {len(radii):,} images"
+    if report.run.get("stop_early"):
+        name += f", no radius sought beyond {report.radii[-1]:g}"
     axis.fill_between(x, low, high, step="pre", color=colour, alpha=0.15, linewidth=0)
     return axis.step(x, [share.value for share in shares], style, where="pre", color=colour, label=name)[0]
 
