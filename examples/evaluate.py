@@ -22,6 +22,8 @@ def main():
         report = evaluate(parse(description=__doc__))
     except (OSError, RuntimeError, TypeError, ValueError) as error:
         sys.exit(f"error: {error}")
+    except KeyboardInterrupt:
+        sys.exit("stopped: what is finished is kept, the same command goes on")
     if report is not None:
         print(report.to_markdown())
 

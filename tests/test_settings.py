@@ -79,6 +79,8 @@ def test_help_tells_units_and_defaults(capsys):
         ({"alpha": 2.0}, "alpha"),
         ({"seed": -1}, "`seed` is -1"),
         ({"radii": [-0.5]}, "--radii"),
+        ({"radii": [float("nan")]}, "--radii"),
+        ({"radii": []}, "--radii"),
         ({"patience": 0.0}, "--patience is 0"),
         ({"method": "dds"}, "--classifier is None"),
         ({"classifier": "c"}, "--classifier is c"),

@@ -84,6 +84,8 @@ def load_labelled_images(settings: Settings) -> LabelledImages:
     """
     wanted = None if settings.indices_file is None else _indices(settings.indices_file)
     loaded = _load(settings)
+    if loaded.features is None:
+        raise ValueError(f"--streaming: the columns of {settings.dataset} are not known in a stream; leave it out.")
     image_column, label_column = find_columns(loaded.features, settings.image_column, settings.label_column)
     feature = loaded.features[label_column]
     # two columns under fixed names, so that no other one is ever read

@@ -6,6 +6,7 @@ import os
 import platform
 import sys
 import time
+import warnings
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from dataclasses import asdict
@@ -125,7 +126,10 @@ class _Run:
         """The images, the base classifier, and the run's id: a hash of all that its records depend on."""
         settings, device = self.settings, self.accelerator.device
         self.data = load_labelled_images(settings)
-        self.pipe = NoisedDiffusionClassifierPipeline.from_pretrained(settings.model).to(device)
+        try:
+            self.pipe = NoisedDiffusionClassifierPipeline.from_pretrained(settings.model).to(device)
+        except (OSError, ValueError) as error:
+            raise ValueError(f"--model {settings.model} cannot be loaded: {error}") from error
         if settings.method == "dds":
             self.base = DenoisedClassifier.from_pretrained(
                 self.pipe.denoiser, settings.classifier, settings.sigma, batch_size=settings.batch_size
@@ -173,7 +177,7 @@ class _Run:
         if not (self.folder / RUN_FILE).exists():
             write_run(self.folder, {"id": self.id, **self.described})
         elif differing := differences(read_run(self.folder), {"id": self.id, **self.described}):
-            del differing["id"]
+            differing.pop("id", None)
             listed = "".join(f"\n  {name}: {old!r} there, {new!r} now" for name, (old, new) in differing.items())
             raise ValueError(
                 f"--output {self.folder} holds a run with other settings; accepted are the same ones, another folder, "
@@ -315,6 +319,12 @@ class _Run:
         self.bar.update(finished - self.bar.n)
 
     def _report(self) -> Report:
+        if missing := len(self.data) - len(read_records(self.folder)):
+            warnings.warn(
+                f"the records of {missing} images are on other machines: copy their *.jsonl files to {self.folder} "
+                f"and make the report again: python -m diffusers_ndc.evaluation.report {self.folder}",
+                stacklevel=2,
+            )
         _, (report,) = write_report([self.folder], self.folder)
         card = self.folder / "README.md"
         fill_card([report], card)

@@ -1,5 +1,6 @@
 """What a run of the evaluation is told: the command line, and a YAML file with the same keys."""
 
+import math
 import sys
 from argparse import RawDescriptionHelpFormatter
 from collections.abc import Sequence
@@ -99,7 +100,7 @@ class Settings:
             check_alpha(self.alpha)
             if self.sigma == 0:
                 raise ValueError("--sigma is 0; accepted for a certificate is a noise level above 0 (pixel units).")
-            if self.radii[0] < 0:
+            if not self.radii or not all(0 <= radius < math.inf for radius in self.radii):
                 raise ValueError(f"--radii are {self.radii}; accepted are radii of at least 0 (pixel units).")
 
 
