@@ -1,7 +1,13 @@
 """The record of one certified prediction, and its check from the counts alone."""
 
+import argparse
+import hashlib
+import json
 import math
+import sys
+from collections.abc import Iterator
 from dataclasses import asdict, dataclass, field, fields
+from pathlib import Path
 
 from .bounds import ANYTIME, BOUNDS, CURTAILED, Tally, certified_radius, check_alpha
 
@@ -123,26 +129,42 @@ class Certificate:
 
     def verify(self) -> bool:
         """Whether label and radius follow from the votes, and these are no more than `n0` and `n` draws."""
+        return self.flaw is None
+
+    @property
+    def flaw(self) -> str | None:
+        """What is wrong with the record, or `None`. A flawless one is not yet true: see `replay` in `smoothing.py`."""
         try:
-            check_alpha(self.alpha)
-            made0, made = sum(self.selection_counts.values()), sum(self.counts.values())
-            whole = [*self.selection_counts.values(), *self.counts.values(), self.n0, self.n]
-            if (
-                self.bound not in BOUNDS
-                or not 0 < self.sigma < math.inf
-                or any(type(value) is not int or value < 0 for value in whole)
-                or any(type(label) is not int or label < 0 for label in [*self.selection_counts, *self.counts])
-                or not _choice_is_settled(self.selection_counts, self.n0 - made0)
-                or not (made == self.n or (made < self.n and self.bound in CURTAILED))
-                or not self._has_what_the_bound_needs()
-            ):
-                return False
-            radius = certified_radius(self.p_lower, self.sigma)
-            if radius is None:
-                return self.label is None and self.radius == 0
-            return self.label == self.candidate and math.isclose(self.radius, radius, rel_tol=1e-9)
-        except (TypeError, ValueError, AttributeError, ArithmeticError):
-            return False
+            return self._flaw()
+        except (TypeError, ValueError, AttributeError, ArithmeticError, KeyError) as error:
+            return f"a field has no such value as it must: {error}"
+
+    def _flaw(self) -> str | None:
+        check_alpha(self.alpha)
+        votes = [*self.selection_counts.values(), *self.counts.values()]
+        labels = [*self.selection_counts, *self.counts]
+        made0, made = sum(self.selection_counts.values()), sum(self.counts.values())
+        if self.bound not in BOUNDS:
+            return f"the bound {self.bound!r} is none of {sorted(BOUNDS)}"
+        if not 0 < self.sigma < math.inf:
+            return f"sigma is {self.sigma}"
+        if any(type(value) is not int or value < 0 for value in (*labels, *votes, self.n0, self.n)):
+            return "labels, votes, n0 and n are not all whole numbers from 0"
+        if not _choice_is_settled(self.selection_counts, self.n0 - made0):
+            return f"{made0} selection draws do not settle the choice of n0 = {self.n0}"
+        if made > self.n or (made < self.n and self.bound not in CURTAILED):
+            return f"there are {made} votes for n = {self.n}"
+        if not self._has_what_the_bound_needs():
+            return f"num_classes, u or scores are not what the bound {self.bound} needs"
+        radius = certified_radius(self.p_lower, self.sigma)
+        if radius is None:
+            certified = self.label is not None or self.radius != 0
+            return "a class is certified, but the bound does not exceed one half" if certified else None
+        if self.label != self.candidate:
+            return f"the label is {self.label}, the candidate of the votes {self.candidate}"
+        if not math.isclose(self.radius, radius, rel_tol=1e-9):
+            return f"the radius is {self.radius}, that of the votes {radius}"
+        return None
 
     def _has_what_the_bound_needs(self) -> bool:
         labels = [*self.selection_counts, *self.counts]
@@ -158,17 +180,26 @@ class Certificate:
         return self.n0 > 0 or self.bound in ANYTIME | CURTAILED
 
     def to_dict(self) -> dict:
-        """The record as plain values, for JSON."""
-        return asdict(self)
+        """The record as plain values, for JSON, with a `digest` of them by which damage is found out.
+
+        Who alters a record on purpose can make a new digest: what he cannot do is make the draws give his votes.
+        """
+        record = asdict(self)
+        return {**record, "digest": _digest(record)}
 
     @classmethod
     def from_dict(cls, data: dict) -> "Certificate":
         """The record that `to_dict` wrote, also after a passage through JSON (where the labels become strings).
 
         Raises:
-            ValueError: A field is missing or unknown, or a count has no whole number for its label.
+            ValueError: A field is missing or unknown, a count has no whole number for its label, or there is a
+                `digest` and it is that of other values.
         """
         known = {f.name for f in fields(cls)}
+        if isinstance(data, dict) and "digest" in data:
+            digest, data = data["digest"], {name: value for name, value in data.items() if name != "digest"}
+            if digest != _digest(data):
+                raise ValueError(f"`data` has the digest {digest!r}; accepted is that of its values, unaltered.")
         required = {"label", "radius", "sigma", "alpha", "n0", "n", "selection_counts", "counts"}
         if not isinstance(data, dict) or not required <= set(data) <= known:
             given = sorted(data) if isinstance(data, dict) else type(data).__name__
@@ -180,6 +211,12 @@ class Certificate:
             except (AttributeError, TypeError, ValueError):
                 raise ValueError(f"`{name}` is {data[name]!r}; accepted is a dictionary of label to votes.") from None
         return cls(**{**data, **counts})
+
+
+def _digest(record: dict) -> str:
+    """Hash of a record's values as JSON has them: labels are strings there, and in their order."""
+    plain = json.loads(json.dumps(record))
+    return hashlib.sha256(json.dumps(plain, sort_keys=True).encode()).hexdigest()[:32]
 
 
 def plurality(counts: dict[int, int]) -> int:
@@ -196,3 +233,63 @@ def draws_to_settle(counts: dict[int, int], left: int) -> int:
 
 def _choice_is_settled(selection_counts: dict[int, int], left: int) -> bool:
     return left >= 0 and draws_to_settle(selection_counts, left) == 0
+
+
+def check_file(path: Path) -> Iterator[tuple[str, Certificate | None, str | None]]:
+    """Check all certificates of a file.
+
+    Args:
+        path: A JSON file with a certificate, or JSON lines with one each. Records of a run, which hold theirs as
+            `certificate`, serve as well; those of images that failed are passed over.
+
+    Yields:
+        Where it stands, the certificate, and its flaw or `None`.
+
+    Raises:
+        OSError: The file cannot be read.
+    """
+    text = path.read_text(encoding="utf-8", errors="replace")
+    try:
+        entries = {str(path): json.dumps(json.loads(text))}
+    except ValueError:
+        entries = {f"{path}:{number}": line for number, line in enumerate(text.splitlines(), start=1) if line.strip()}
+    for place, entry in entries.items():
+        try:
+            data = json.loads(entry)
+            if isinstance(data, dict) and "failed" in data:
+                continue
+            data = data.get("certificate", data) if isinstance(data, dict) else data
+            certificate = Certificate.from_dict(data)
+            flaw = certificate.flaw if "digest" in data else "there is no digest"
+        except ValueError as error:
+            certificate, flaw = None, str(error)
+        yield place, certificate, flaw
+
+
+def main():
+    parser = argparse.ArgumentParser(
+        prog="python -m diffusers_ndc.certificate",
+        description="Recompute bound and radius of certificates from their votes, without torch, model or images.",
+        epilog="Exit code: 0 where all certificates are sound, 1 where one is not, 2 where a file cannot be read.",
+    )
+    parser.add_argument("files", type=Path, nargs="+", metavar="FILE", help="certificates as JSON, or a run's records")
+    worst = 0
+    for path in parser.parse_args().files:
+        try:
+            checked = list(check_file(path))
+        except OSError as error:
+            checked, worst = [], 2
+            print(f"UNREAD  {path}: {error}")
+        for place, certificate, flaw in checked:
+            if flaw is not None:
+                print(f"FLAWED  {place}: {flaw}")
+                worst = max(worst, 1)
+            else:
+                said = "abstained" if certificate.abstained else f"label {certificate.label}"
+                made = sum(certificate.counts.values())
+                print(f"sound   {place}: {said}, radius {certificate.radius:.4f}, {made:,} votes")
+    sys.exit(worst)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,9 +1,13 @@
 import json
+import random
+import subprocess
+import sys
 
 import pytest
 from scipy import stats
 
 from diffusers_ndc import Certificate
+from diffusers_ndc.certificate import check_file
 
 
 @pytest.fixture
@@ -76,7 +80,65 @@ def test_json_round_trip_verifies(certificate):
     ],
 )
 def test_an_altered_record_does_not_verify(certificate, change):
-    assert not through_json({**certificate.to_dict(), **change}).verify()
+    altered = {**certificate.to_dict(), **change}
+    with pytest.raises(ValueError, match="unaltered"):
+        through_json(altered)
+    del altered["digest"]  # and a forger can make a new one
+    assert not through_json(altered).verify() and through_json(altered).flaw
+
+
+def test_the_check_of_a_file_needs_no_torch_and_rejects_what_was_tampered_with(certificate, tmp_path):
+    """A thousand records, each altered in one value or letter at random; and as many that were left alone."""
+    rng, good, bad = random.Random(0), tmp_path / "good.jsonl", tmp_path / "bad.jsonl"
+    sound, tampered = [], []
+    for number in range(1000):
+        n, votes = rng.randint(50, 10_000), rng.random()
+        count = int(n * (0.3 + 0.7 * votes))
+        record = Certificate.from_counts(
+            {3: 18, 5: 2}, {3: count, 11: n - count}, 0.25, 0.001, seed=number, image_hash=f"{number:032x}"
+        )
+        sound.append(json.dumps({"index": number, "certificate": record.to_dict()}))
+        tampered.append(json.dumps({"index": number, "certificate": _tampered(record.to_dict(), rng)}))
+    good.write_text("\n".join(sound))
+    bad.write_text("\n".join(tampered))
+    assert all(flaw is None for _, _, flaw in check_file(good))
+    assert all(flaw for _, _, flaw in check_file(bad)) and len(list(check_file(bad))) == 1000
+
+    code = "import runpy, sys; runpy.run_module('diffusers_ndc.certificate', None, '__main__'); assert 0"
+    without_torch = "class No:\n find_spec = lambda self, name, *_: 1 / (name != 'torch') and None\n"
+    code = f"{without_torch}import sys; sys.meta_path.insert(0, No())\n{code}"
+    for files, code_of_exit in (([good], 0), ([good, bad], 1), ([good, tmp_path / "none"], 2)):
+        done = subprocess.run([sys.executable, "-c", code, *map(str, files)], capture_output=True, text=True)
+        assert done.returncode == code_of_exit, done.stderr
+        assert done.stdout.count("sound ") == 1000 and done.stdout.count("FLAWED ") == (1000 if bad in files else 0)
+
+
+def _tampered(data, rng):
+    """One change: a value, a count, or a field that is gone."""
+    data = json.loads(json.dumps(data))
+    name = rng.choice(sorted(data))
+    value = data[name]
+    if rng.random() < 0.1:
+        del data[name]
+    elif isinstance(value, dict) and value:
+        key = rng.choice(sorted(value))
+        value[key] += rng.choice([-1, 1, 7])
+    elif isinstance(value, (int, float)):
+        data[name] = value + rng.choice([-1, 1, 0.001, 1e-6])
+    else:
+        data[name] = f"{value}0"
+    return data
+
+
+def test_a_certificate_alone_in_a_file_is_checked(certificate, tmp_path):
+    file = tmp_path / "certificate.json"
+    file.write_text(json.dumps(certificate.to_dict(), indent=2))
+    ((place, found, flaw),) = check_file(file)
+    assert (place, found, flaw) == (str(file), certificate, None)
+    for text in ("[]", "3", "null", '"a"', "{", '{"certificate": null}', '{"certificate": {}}'):
+        file.write_text(text)
+        ((_, found, flaw),) = check_file(file)
+        assert found is None and flaw
 
 
 @pytest.mark.parametrize("change", [{"counts": None}, {"counts": [990, 10]}, {"counts": {"three": 1}}, {"extra": 1}])

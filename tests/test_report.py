@@ -42,6 +42,8 @@ def record_of(index, label, candidate, votes, evaluations, seconds, /, **changes
         {candidate: 10}, counts, 0.5, 0.001, evaluations=evaluations, image_hash=f"{index:032x}"
     )
     certificate = {**certificate.to_dict(), **changes}
+    if changes:
+        del certificate["digest"]  # a forger would make a new one
     hashed = f"{index:032x}"
     return {"index": index, "image_hash": hashed, "label": label, "seconds": seconds, "certificate": certificate}
 
