@@ -10,6 +10,7 @@ from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 
 from .bounds import ANYTIME, BOUNDS, CURTAILED, Tally, certified_radius, check_alpha
+from .grid_noise import MOST_STEPS, slack
 
 
 @dataclass(frozen=True)
@@ -40,6 +41,9 @@ class Certificate:
         seed: Seed of all draws.
         image_hash: Content hash of the image, which enters the seeds of its draws.
         evaluations: Network evaluations spent.
+        grid: Where noise was drawn on a grid, its steps between two values of an 8-bit image (`grid_noise`): the
+            certificate is then one for 8-bit images and the base classifier behind the rounding to that grid.
+        pixels: Number of values of the image, where noise was drawn on a grid.
         base_classifier: Settings of the base classifier `f`, for the record.
     """
 
@@ -60,6 +64,8 @@ class Certificate:
     image_hash: str | None = None
     evaluations: int | None = None
     base_classifier: dict = field(default_factory=dict)
+    grid: int | None = None
+    pixels: int | None = None
 
     @classmethod
     def from_counts(
@@ -125,7 +131,8 @@ class Certificate:
     @property
     def p_lower(self) -> float:
         """Lower bound on the candidate's probability, recomputed from the counts."""
-        return BOUNDS[self.bound](self.tally, self.alpha_of_candidate)
+        lower = BOUNDS[self.bound](self.tally, self.alpha_of_candidate)
+        return lower if self.grid is None else lower - slack(self.sigma, self.grid, self.pixels)
 
     def verify(self) -> bool:
         """Whether label and radius follow from the votes, and these are no more than `n0` and `n` draws."""
@@ -154,6 +161,10 @@ class Certificate:
             return f"{made0} selection draws do not settle the choice of n0 = {self.n0}"
         if made > self.n or (made < self.n and self.bound not in CURTAILED):
             return f"there are {made} votes for n = {self.n}"
+        if self.grid is not None and not (
+            type(self.grid) is int and 1 <= self.grid <= MOST_STEPS and type(self.pixels) is int and self.pixels > 0
+        ):
+            return f"grid is {self.grid} and pixels {self.pixels}"
         if not self._has_what_the_bound_needs():
             return f"num_classes, u or scores are not what the bound {self.bound} needs"
         radius = certified_radius(self.p_lower, self.sigma)

@@ -7,7 +7,7 @@ would be a look at a biased sample.
 """
 
 from collections import Counter, deque
-from collections.abc import Callable, Generator, Iterable, Iterator
+from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from typing import NamedTuple, TypeVar
@@ -15,7 +15,7 @@ from typing import NamedTuple, TypeVar
 import torch
 
 from .certificate import draws_to_settle
-from .noise import content_hash, derive_seeds, standard_normal
+from .noise import content_hash, derive_seeds
 from .pool import Copy, Decided
 
 
@@ -84,10 +84,10 @@ def select(n0: int) -> Generator[Draws, Votes, Votes]:
 
 def run(
     classifier,
-    sigma: float,
+    noisy: Callable[[torch.Tensor, Sequence[int]], torch.Tensor],
     images: Iterable[torch.Tensor],
     seed: int,
-    algorithm: Callable[[str], Generator[Draws, Votes, Result]],
+    algorithm: Callable[[torch.Tensor, str], Generator[Draws, Votes, Result]],
     on_draws: Callable[[int], object] | None = None,
 ) -> Iterator[tuple[int, Result]]:
     """What the algorithm returns for each image, as it returns; all images share the classifier's batches.
@@ -97,10 +97,10 @@ def run(
 
     Args:
         classifier: From images to logits; or with `stream`, and `inference`, as `NoisedDiffusionClassifier` has them.
-        sigma: Smoothing noise, pixel units.
+        noisy: From an image `(C, H, W)` and N seeds of 63 bits to its noisy copies `(N, C, H, W)`.
         images: Clean images of shape `(C, H, W)`, pixel units.
         seed: Seed of all draws.
-        algorithm: Called with an image's content hash; a generator that yields `Draws` and is sent `Votes`.
+        algorithm: Called with an image and its content hash; a generator that yields `Draws` and is sent `Votes`.
         on_draws: Called with a number of draws whenever so many more are done.
 
     Yields:
@@ -111,10 +111,10 @@ def run(
     """
     # as a decorator, the context is left whenever the caller has the word
     serving = getattr(classifier, "inference", torch.no_grad)()(_serve)
-    return serving(classifier, sigma, images, seed, algorithm, on_draws)
+    return serving(classifier, noisy, images, seed, algorithm, on_draws)
 
 
-def _serve(classifier, sigma, images, seed, algorithm, on_draws):
+def _serve(classifier, noisy, images, seed, algorithm, on_draws):
     waiting = enumerate(images)
     finished: list[tuple[int, Result]] = []
     ready: deque[_Open] = deque()
@@ -134,7 +134,7 @@ def _serve(classifier, sigma, images, seed, algorithm, on_draws):
                 if not ready[0].left:
                     ready.popleft()
             elif (following := next(waiting, None)) is not None:
-                proceed(_Open(*following, algorithm, seed, sigma, classifier), None)
+                proceed(_Open(*following, algorithm, seed, noisy, classifier), None)
             else:
                 break
         return copies
@@ -156,11 +156,11 @@ def _serve(classifier, sigma, images, seed, algorithm, on_draws):
 class _Open:
     """An image under way, the draws that its algorithm waits for, and their votes so far."""
 
-    def __init__(self, index, image, algorithm, seed, sigma, classifier):
-        self.index, self.image, self.seed, self.sigma = index, image, seed, sigma
+    def __init__(self, index, image, algorithm, seed, noisy, classifier):
+        self.index, self.image, self.seed, self.noisy = index, image, seed, noisy
         self.randomized = getattr(classifier, "randomized", False)
         self.image_hash = content_hash(image)
-        self.steps = algorithm(self.image_hash)
+        self.steps = algorithm(image, self.image_hash)
 
     def ask(self, draws: Draws) -> None:
         self.draws, self.votes = draws, Votes()
@@ -172,10 +172,9 @@ class _Open:
         numbers = range(start, start + min(most, self.left))
         seeds = [derive_seeds((self.seed, self.image_hash, self.draws.purpose, number), 2) for number in numbers]
         smoothing, own = zip(*seeds, strict=True)
-        noise = standard_normal(tuple(self.image.shape), smoothing, self.image.dtype, self.image.device)
         own = own if self.randomized else [None] * len(own)
         self.left -= len(seeds)
-        return [Copy(self, *both) for both in zip(self.image + self.sigma * noise, own, strict=True)]
+        return [Copy(self, *both) for both in zip(self.noisy(self.image, smoothing), own, strict=True)]
 
     def count(self, label: int, logits: torch.Tensor, evaluations: int) -> bool:
         """Count a vote; whether it was the last one that the algorithm is waiting for."""

@@ -243,7 +243,8 @@ class NoisedDiffusionClassifierPipeline(DiffusionPipeline):
         Raises:
             TypeError, ValueError: An argument is not as described, or beyond what the model was trained for.
         """
-        return self._smooth("predict", images, sigma, method, levels, batch_size, generator, seed, n=n, alpha=alpha)
+        settings = {"n": n, "alpha": alpha}
+        return self._smooth("predict", images, sigma, method, levels, batch_size, generator, seed, None, **settings)
 
     def certify(
         self,
@@ -260,6 +261,7 @@ class NoisedDiffusionClassifierPipeline(DiffusionPipeline):
         radii: Sequence[float] | None = None,
         resolution: float | None = None,
         bound: str | None = None,
+        grid: int | None = None,
     ) -> Certificate | list[Certificate]:
         """Class and proved l2 radius of the smoothed classifier at clean images: CERTIFY of Cohen et al. 2019.
 
@@ -282,6 +284,8 @@ class NoisedDiffusionClassifierPipeline(DiffusionPipeline):
                 than this (pixel units).
             bound: Name of the bound, one of `diffusers_ndc.bounds.BOUNDS`; what each one guarantees stands there and
                 in `SmoothedClassifier.certify`. Default: `clopper-pearson`, or `mixture` with `radii` or `resolution`.
+            grid: For images of 8 bits: draw the noise on a grid with so many steps between two of their values (16 is
+                a good one), so that rounding in floating point cannot break the proof; see `SmoothedClassifier`.
 
         Returns:
             One `Certificate` for a single image, else a list of them.
@@ -290,7 +294,7 @@ class NoisedDiffusionClassifierPipeline(DiffusionPipeline):
             TypeError, ValueError: An argument is not as described, or beyond what the model was trained for.
         """
         settings = {"n0": n0, "n": n, "alpha": alpha, "radii": radii, "resolution": resolution, "bound": bound}
-        return self._smooth("certify", images, sigma, method, levels, batch_size, generator, seed, **settings)
+        return self._smooth("certify", images, sigma, method, levels, batch_size, generator, seed, grid, **settings)
 
     def certify_iter(
         self,
@@ -304,6 +308,7 @@ class NoisedDiffusionClassifierPipeline(DiffusionPipeline):
         batch_size: int = 64,
         generator: torch.Generator | None = None,
         seed: int | None = None,
+        grid: int | None = None,
     ) -> Iterator[Certificate]:
         """A growing certificate of one clean image: one after every few noisy copies, on all votes so far.
 
@@ -322,11 +327,11 @@ class NoisedDiffusionClassifierPipeline(DiffusionPipeline):
         if not single:
             raise ValueError(f"`image` is a batch of {len(batch)}; accepted is a single image.")
         seed = resolve_seed(generator, seed)
-        return SmoothedClassifier(classifier, sigma).certify_iter(batch[0], n0, n, alpha, seed)
+        return SmoothedClassifier(classifier, sigma, grid).certify_iter(batch[0], n0, n, alpha, seed)
 
-    def _smooth(self, algorithm: str, images, sigma, method, levels, batch_size, generator, seed, **settings):
+    def _smooth(self, algorithm: str, images, sigma, method, levels, batch_size, generator, seed, grid, **settings):
         classifier = self.classifier(sigma, method, levels, batch_size)
-        smoothed = SmoothedClassifier(classifier, sigma)
+        smoothed = SmoothedClassifier(classifier, sigma, grid)
         seed = resolve_seed(generator, seed)
         batch, single = self._preprocess(images, classifier)
         draws = {name: settings[name] for name in ("n0", "n") if settings.get(name) is not None}

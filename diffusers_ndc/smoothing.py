@@ -8,7 +8,8 @@ import torch
 from .bounds import ANYTIME, BOUNDS, CURTAILED, check_alpha, majority_pvalue
 from .certificate import Certificate, plurality
 from .draws import Draws, Votes, run, select
-from .noise import check_noisy_range, check_seed, check_sigma, content_hash, derive_seeds, fresh_seed
+from .grid_noise import LEVELS, MOST_STEPS, grid_steps
+from .noise import check_noisy_range, check_seed, check_sigma, content_hash, derive_seeds, fresh_seed, standard_normal
 from .stopping import STEP, StoppingRule, check_stopping, largest_provable
 
 
@@ -45,20 +46,26 @@ class SmoothedClassifier:
             independently, as a network in evaluation mode does. One with a method `stream`, as
             `NoisedDiffusionClassifier` has it, is fed the draws of several images together.
         sigma: Standard deviation of the smoothing noise, pixel units, above 0.
+        grid: If given, the classifier that is smoothed is `f(round(x))`, with so many grid steps between two values of
+            an 8-bit image, and noise is drawn on that grid (`grid_noise`): certificates of 8-bit images that rounding
+            in floating point cannot make false. Fine grids are hardly noticed by `f`; 16 is a good one.
 
     Raises:
         TypeError: `base_classifier` is not callable, or `sigma` is no number.
-        ValueError: `sigma` is not above 0.
+        ValueError: `sigma` is not above 0, or `grid` no whole number of at least 1.
     """
 
-    def __init__(self, base_classifier: Callable[..., torch.Tensor], sigma: float):
+    def __init__(self, base_classifier: Callable[..., torch.Tensor], sigma: float, grid: int | None = None):
         if not callable(base_classifier):
             raise TypeError(f"`base_classifier` is a {type(base_classifier).__name__}; accepted is a callable.")
         check_sigma(sigma)
         if sigma == 0:
             raise ValueError("`sigma` is 0; accepted for smoothing is a noise level above 0 (pixel units).")
+        if grid is not None and (type(grid) is not int or not 1 <= grid <= MOST_STEPS):
+            raise ValueError(f"`grid` is {grid!r}; accepted are 1 to {MOST_STEPS} steps, or None.")
         self.base_classifier = base_classifier
         self.sigma = sigma
+        self.grid = grid
 
     def predict(
         self,
@@ -87,7 +94,7 @@ class SmoothedClassifier:
         self.check_settings(alpha, seed, n=n)
         seed = fresh_seed() if seed is None else seed
 
-        def predict_one(image_hash):
+        def predict_one(image, image_hash):
             votes = yield Draws("predict", 0, n)
             top, runner_up = (sorted(votes.counts.values(), reverse=True) + [0])[:2]
             label = plurality(votes.counts) if majority_pvalue(top, runner_up) <= alpha else None
@@ -180,8 +187,8 @@ class SmoothedClassifier:
         self._check_bound(bound, n0, n, alpha, radii, resolution)
         seed = fresh_seed() if seed is None else seed
 
-        def certify_one(image_hash):
-            record = self._record(seed, image_hash, bound)
+        def certify_one(image, image_hash):
+            record = self._record(seed, image, image_hash, bound)
             if stops:
                 return self._certify_watched(n0, n, alpha, record, radii, resolution)
             return self._certify_fixed(n0, n, alpha, record)
@@ -224,10 +231,10 @@ class SmoothedClassifier:
         return self._watch(image, n0, n, alpha, fresh_seed() if seed is None else seed, on_draws)
 
     def _watch(self, image, n0, n, alpha, seed, on_draws) -> Iterator[Certificate]:
-        record = self._record(seed, content_hash(image), "mixture")
+        record = self._record(seed, image, content_hash(image), "mixture")
 
         def votes_of(steps):
-            ((_, votes),) = self._run(image[None], seed, lambda image_hash: steps, on_draws)
+            ((_, votes),) = self._run(image[None], seed, lambda *_: steps, on_draws)
             return votes
 
         def ask(start):
@@ -258,9 +265,18 @@ class SmoothedClassifier:
         return replace(best, evaluations=latest.evaluations)
 
     def _run(self, images, seed, algorithm, on_draws) -> Iterator[tuple]:
-        return run(self.base_classifier, self.sigma, images, seed, algorithm, on_draws)
+        return run(self.base_classifier, self._noisy, images, seed, algorithm, on_draws)
 
-    def _record(self, seed: int, image_hash: str, bound: str) -> dict:
+    def _noisy(self, image: torch.Tensor, seeds: Sequence[int]) -> torch.Tensor:
+        """Noisy copies of an image, one for each seed."""
+        shape = tuple(image.shape)
+        if self.grid is None:
+            return image + self.sigma * standard_normal(shape, seeds, image.dtype, image.device)
+        steps = torch.from_numpy(grid_steps(shape, seeds, self.sigma, self.grid)).to(image.device)
+        on_grid = (image.double() * LEVELS).round().long() * self.grid + steps
+        return (on_grid.double() / (LEVELS * self.grid)).to(image.dtype)  # of the grid point alone
+
+    def _record(self, seed: int, image: torch.Tensor, image_hash: str, bound: str) -> dict:
         """What a certificate says besides votes and radius."""
         uniform = derive_seeds((seed, image_hash, "u"), 1)[0] / 2**63
         return {
@@ -269,6 +285,8 @@ class SmoothedClassifier:
             "seed": seed,
             "image_hash": image_hash,
             "base_classifier": getattr(self.base_classifier, "settings", {}),
+            "grid": self.grid,
+            "pixels": None if self.grid is None else image.numel(),
         }
 
     def _certificate(self, selection: Votes, votes: Votes, n0, n, alpha, record) -> Certificate:
@@ -288,13 +306,20 @@ class SmoothedClassifier:
         )
 
     def check_images(self, images) -> None:
-        """Refuse what is no batch of images in [0, 1]."""
+        """Refuse what is no batch of images in [0, 1], of 8 bits where noise is drawn on a grid."""
         if not isinstance(images, torch.Tensor) or not images.is_floating_point():
             given = images.dtype if isinstance(images, torch.Tensor) else type(images).__name__
             raise TypeError(f"`images` is {given}; accepted is a floating-point tensor.")
         if images.ndim != 4:
             raise ValueError(f"`images` has the shape {tuple(images.shape)}; accepted is (N, C, H, W).")
         check_noisy_range(images, sigma=0)
+        if self.grid is not None:
+            off = (images.double() * LEVELS - (images.double() * LEVELS).round()).abs().max().item()
+            if off > 1e-3:
+                raise ValueError(
+                    f"`images` lie up to {off:.2g} of a step beside 8-bit values; accepted with `grid` are images of "
+                    "whole numbers from 0 to 255, divided by 255."
+                )
 
     def check_settings(self, alpha, seed, **draws: int) -> None:
         """Refuse an `alpha`, a `seed` or numbers of draws (`n0`, `n`) that are not as described above."""

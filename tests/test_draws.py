@@ -5,6 +5,7 @@ import torch
 
 from diffusers_ndc.certificate import draws_to_settle, plurality
 from diffusers_ndc.draws import Draws, Votes, run, select
+from diffusers_ndc.noise import standard_normal
 
 
 def always_one(images):
@@ -45,6 +46,10 @@ def test_selection_chooses_what_all_draws_would_have_chosen():
         assert plurality(seen.counts) == plurality(everything) and seen.n <= 15
 
 
+def noisy(image, seeds):
+    return image + 0.1 * standard_normal(tuple(image.shape), seeds, image.dtype, image.device)
+
+
 def test_images_are_opened_when_there_is_room_for_them():
     """With a batch of ten copies, no more images are read than it takes to fill the next batch."""
     read, done = [], []
@@ -54,7 +59,7 @@ def test_images_are_opened_when_there_is_room_for_them():
             read.append(index)
             yield torch.full((1, 2, 2), index / 20)
 
-    def algorithm(image_hash):
+    def algorithm(image, image_hash):
         votes = yield Draws("first", 0, 5)
         assert votes.counts == {1: 5}
         votes = yield Draws("second", 0, 3)
@@ -67,12 +72,12 @@ def test_images_are_opened_when_there_is_room_for_them():
                 assert len(read) - len(done) <= 4
                 yield [copy.key for copy in copies], always_one(copies), [1] * len(copies)
 
-    assert dict(run(Stream(), 0.1, images(), 0, algorithm)) == dict.fromkeys(range(20), 3)
+    assert dict(run(Stream(), noisy, images(), 0, algorithm)) == dict.fromkeys(range(20), 3)
 
 
 def test_results_keep_the_order_of_the_images():
     def algorithm_for(order):
-        def algorithm(image_hash):
+        def algorithm(image, image_hash):
             count = 1 + 50 * (order.setdefault(image_hash, len(order)) % 3)
             votes = yield Draws("draw", 0, count)
             return votes.n
@@ -80,7 +85,7 @@ def test_results_keep_the_order_of_the_images():
         return algorithm
 
     images = torch.arange(7).view(7, 1, 1, 1) / 7
-    votes = dict(run(always_one, 0.1, images, 0, algorithm_for({})))
+    votes = dict(run(always_one, noisy, images, 0, algorithm_for({})))
     assert [votes[index] for index in range(7)] == [1, 51, 101, 1, 51, 101, 1]
 
 
@@ -92,12 +97,12 @@ def test_draws_are_the_same_however_they_are_asked_for():
             seen.append(images)
             return always_one(images)
 
-        def algorithm(image_hash):
+        def algorithm(image, image_hash):
             for request in requests:
                 votes = yield request
                 assert votes.n == request.count
 
-        list(run(watch, 0.1, torch.full((1, 1, 2, 2), 0.5), 3, algorithm))
+        list(run(watch, noisy, torch.full((1, 1, 2, 2), 0.5), 3, algorithm))
         return torch.cat(seen)
 
     whole = noisy_copies(Draws("a", 0, 250))
@@ -107,9 +112,9 @@ def test_draws_are_the_same_however_they_are_asked_for():
 
 
 def test_an_error_of_the_algorithm_is_not_swallowed():
-    def algorithm(image_hash):
+    def algorithm(image, image_hash):
         yield Draws("a", 0, 1)
         raise RuntimeError("of the algorithm")
 
     with pytest.raises(RuntimeError, match="of the algorithm"):
-        list(run(always_one, 0.1, torch.zeros(2, 1, 2, 2), 0, algorithm))
+        list(run(always_one, noisy, torch.zeros(2, 1, 2, 2), 0, algorithm))
