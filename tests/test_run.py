@@ -79,6 +79,13 @@ def test_stopping_early_decides_as_the_pipeline_does(run, folders, tmp_path):
     assert found == pipeline(folders).certify(list(pictures(folders)), seed=1, n0=3, n=60, radii=[0.1])
 
 
+def test_noise_on_a_grid_is_the_pipeline_s(run, folders, tmp_path):
+    run(grid=16, limit=3, seed=4)
+    found = [Certificate.from_dict(record["certificate"]) for record in read_records(tmp_path / "run").values()]
+    assert found == pipeline(folders).certify(list(pictures(folders))[:3], seed=4, n0=3, n=20, grid=16)
+    assert all(certificate.grid == 16 and certificate.verify() for certificate in found)
+
+
 def test_clean_classification_is_the_pipeline_s(run, folders, tmp_path):
     report = run(method="dc", seed=2)
     records = read_records(tmp_path / "run").values()
@@ -212,6 +219,7 @@ def test_a_full_disk_ends_the_run_and_harms_nothing(run, tmp_path, monkeypatch):
         ({"split": "train"}, ValueError, "train"),
         ({"image_column": "img"}, ValueError, r"\['image', 'label'\]"),
         ({"sigma": 500.0}, ValueError, "`sigma` is 500.0"),
+        ({"grid": 0}, ValueError, "`grid` is 0"),
         ({"stop_early": True, "radii": [3.0]}, ValueError, "accepted with --n 20"),
         ({"report_to": "nothing"}, ValueError, "nothing"),
     ],

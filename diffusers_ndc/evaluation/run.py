@@ -138,6 +138,8 @@ class _Run:
         else:
             self.base = self.pipe.classifier(settings.sigma, settings.method, batch_size=settings.batch_size)
             id2label = self.pipe.config.id2label
+        if settings.certifies:
+            self.smoothed = SmoothedClassifier(self.base, settings.sigma, settings.grid)
         self.labels = self.data.labels(self.base.num_classes, id2label)
         self.radii = None
         if settings.stop_early:  # larger radii than can be proved are reported, not pursued
@@ -254,7 +256,7 @@ class _Run:
 
     def _certified(self) -> Iterator[dict]:
         settings, opened = self.settings, []
-        certificates = SmoothedClassifier(self.base, settings.sigma).certify_each(
+        certificates = self.smoothed.certify_each(
             self._images(opened),
             settings.n0,
             settings.n,

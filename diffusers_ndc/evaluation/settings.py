@@ -53,6 +53,11 @@ class Settings:
     n0: int | None = _option(None, "Noisy copies that choose the class. Default: 100, or 10 with --stop-early.")
     n: int = _option(10_000, "Noisy copies that bound its probability; with --stop-early, the most that are made.")
     alpha: float = _option(0.001, "Probability with which one certificate may be wrong.")
+    grid: int | None = _option(
+        None,
+        "For 8-bit images: draw the noise on a grid with so many steps between two of their values (16 is good), for "
+        "proofs that rounding in floating point cannot break. Default: plain floating-point noise.",
+    )
     batch_size: int = _option(64, "Network evaluations in one batch of one process.")
     seed: int = _option(0, "Seed of all noise.")
     mixed_precision: Literal["no", "fp16", "bf16"] | None = _option(
@@ -67,7 +72,7 @@ class Settings:
         self.radii = sorted({float(radius) for radius in self.radii})
         if self.method == "dc":
             self.sigma, self.radii, self.stop_early = 0.0, [0.0], False
-            self.n0 = self.n = self.alpha = None
+            self.n0 = self.n = self.alpha = self.grid = None
         elif self.n0 is None:
             self.n0 = 10 if self.stop_early else 100
 
