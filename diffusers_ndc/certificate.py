@@ -251,7 +251,7 @@ def check_file(path: Path) -> Iterator[tuple[str, Certificate | None, str | None
 
     Args:
         path: A JSON file with a certificate, or JSON lines with one each. Records of a run, which hold theirs as
-            `certificate`, serve as well; those of images that failed are passed over.
+            `certificate`, serve as well; those without one (clean images, images that failed) are passed over.
 
     Yields:
         Where it stands, the certificate, and its flaw or `None`.
@@ -267,7 +267,7 @@ def check_file(path: Path) -> Iterator[tuple[str, Certificate | None, str | None
     for place, entry in entries.items():
         try:
             data = json.loads(entry)
-            if isinstance(data, dict) and "failed" in data:
+            if isinstance(data, dict) and "index" in data and "certificate" not in data:
                 continue
             data = data.get("certificate", data) if isinstance(data, dict) else data
             certificate = Certificate.from_dict(data)

@@ -135,6 +135,8 @@ def test_a_certificate_alone_in_a_file_is_checked(certificate, tmp_path):
     file.write_text(json.dumps(certificate.to_dict(), indent=2))
     ((place, found, flaw),) = check_file(file)
     assert (place, found, flaw) == (str(file), certificate, None)
+    file.write_text('{"index": 3, "failed": "OSError: truncated"}\n{"index": 4, "label": 1, "predicted": 1}\n')
+    assert list(check_file(file)) == []
     for text in ("[]", "3", "null", '"a"', "{", '{"certificate": null}', '{"certificate": {}}'):
         file.write_text(text)
         ((_, found, flaw),) = check_file(file)

@@ -338,3 +338,17 @@ def test_command_fails_on_a_tampered_certificate_and_still_reports(tmp_path):
     text = (tmp_path / "report.md").read_text()
     assert done.stdout == text and "Records that do not verify, in none of these figures: 1" in text
     assert "- image 6: label and radius do not follow from the votes" in text
+
+
+def finished_of(folder, images):
+    make_run(folder)
+    write_run(folder, {**RUN, "images": images})
+    return folder
+
+
+def test_a_run_that_is_not_finished_says_so(tmp_path):
+    whole, part = (finished_of(tmp_path / str(images), images) for images in (6, 10))
+    reports = [Report.from_folder(folder) for folder in (whole, part)]
+    assert [report.missing for report in reports] == [0, 4]
+    assert ["Not all of it: 4 of 10" in report.to_markdown() for report in reports] == [False, True]
+    assert reports[1].to_dict()["missing"] == 4

@@ -44,7 +44,7 @@ GUARANTEE = """### What a certificate says, and what it does not
 - It does not say that the label is right. The shares above count an image only where it is; an abstention counts as
   wrong.
 - It does not speak of shifts, rotations, blur, or any other change that leaves the l2 ball.
-- The proof is one of real numbers; rounding in floating point is not covered by it.
+- The proof is one of real numbers; rounding in floating point is covered only where the noise was drawn on a grid.
 - The average certified radius is one of proved radii, wrong or abstained counting as 0. More copies, or a run without
   early stopping, may prove more.
 """

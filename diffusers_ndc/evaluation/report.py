@@ -184,6 +184,12 @@ class Report:
         }
 
     @property
+    def missing(self) -> int:
+        """Images of the run that have no record here: it is not finished, or they lie on another machine."""
+        there = len(self.outcomes) + len(self.failed) + len(self.rejected)
+        return self.run.get("images", there) - there
+
+    @property
     def meaning_of_alpha(self) -> str:
         """What `alpha` of a certified run says of all certificates; those that abstain were drawn too, and count."""
         alpha, m = self.run["alpha"], len(self.outcomes)
@@ -217,6 +223,7 @@ class Report:
             "run": self.run,
             "certified": self.certified,
             **self._accuracy(),
+            "missing": self.missing,
             "failed": self.failed,
             "rejected": self.rejected,
             "by_class": [
@@ -243,6 +250,8 @@ class Report:
         settings = ", ".join(f"{name} {self.run[name]}" for name in shown if self.run.get(name) is not None)
         images = "have a certificate" if self.certified else "were classified"
         lines = [f"## {self.name}", "", f"{settings}.", ""]
+        if self.missing:
+            lines += [f"**Not all of it: {self.missing:,} of {self.run['images']:,} images have no record here.**", ""]
         lines += [f"| of the images that {images} | share | | 95% interval |", "| --- | --- | --- | --- |"]
         lines += [f"| {what} | {share_cells(share)} |" for what, share in self.shares.items()]
         if self.certified:
