@@ -27,7 +27,8 @@ class Claims:
         self.patience = patience
         if dist.is_available() and dist.is_initialized():
             (name,) = broadcast_object_list([uuid.uuid4().hex])  # a run in the same processes has its own counters
-            self._store = dist.PrefixStore(name, dist.group.WORLD.get_group_store())
+            # older versions of torch have no public way to the store
+            self._store = dist.PrefixStore(name, dist.distributed_c10d._get_default_store())
             self._store.set_timeout(timedelta(seconds=patience))
         else:
             self._store = dist.HashStore()
