@@ -4,6 +4,7 @@ from .certificate import Certificate
 from .classifier import NoisedDiffusionClassifier
 from .denoised_smoothing import DenoisedClassifier
 from .denoiser import Denoiser
+from .edm import EDMUNet2DModel
 from .noise_levels import NoiseLevels
 from .pipeline import ClassifierOutput, NoisedDiffusionClassifierPipeline
 from .smoothing import Prediction, SmoothedClassifier
@@ -16,6 +17,7 @@ __all__ = [
     "ClassifierOutput",
     "DenoisedClassifier",
     "Denoiser",
+    "EDMUNet2DModel",
     "NoiseLevels",
     "NoisedDiffusionClassifier",
     "NoisedDiffusionClassifierPipeline",

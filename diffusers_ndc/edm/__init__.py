@@ -1,7 +1,7 @@
 """The networks of Karras et al. 2022 (arXiv:2206.00364) and their published checkpoints."""
 
 from .checkpoint import EDMCheckpoint, read_checkpoint
-from .conversion import convert_network, convert_scheduler
+from .conversion import convert_network, convert_scheduler, read_checkpoints
 from .schedulers import IDDPMPrecondScheduler, VEPrecondScheduler, VPPrecondScheduler
 from .unet import EDMUNet2DModel
 
@@ -15,4 +15,5 @@ __all__ = [
     "convert_network",
     "convert_scheduler",
     "read_checkpoint",
+    "read_checkpoints",
 ]

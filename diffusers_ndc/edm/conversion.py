@@ -5,13 +5,15 @@ the published networks take as one-hot vectors, become rows of an embedding.
 """
 
 import math
+import os
 import re
 
 import torch
 from diffusers import EDMEulerScheduler, UNet2DModel
 from diffusers.schedulers import SchedulerMixin
+from torch import nn
 
-from .checkpoint import EDMCheckpoint
+from .checkpoint import EDMCheckpoint, read_checkpoint
 from .schedulers import IDDPMPrecondScheduler, VEPrecondScheduler, VPPrecondScheduler
 from .unet import RESAMPLE_FILTERS, TIME_EMBEDDING_TYPES, EDMUNet2DModel
 
@@ -80,6 +82,49 @@ RESNET_KEYS = {
 ATTENTION_KEYS = {"norm2": "group_norm", "proj": "to_out.0"}
 DIRECT_KEYS = {"conv": "conv_in", "aux_norm": "conv_norm_out", "aux_conv": "conv_out"}
 BLOCK = re.compile(r"model\.(enc|dec)\.(\d+)x\2_(conv|aux_norm|aux_conv|aux_residual|down|up|in|block)(\d*)\.([\w.]+)")
+
+
+def read_checkpoints(
+    path: str | os.PathLike, unconditional: str | os.PathLike | None = None, null_class: int | None = None
+) -> tuple[nn.Module, SchedulerMixin, nn.Module | None, int | None]:
+    """What a classifier needs: conditional network, scheduler, unconditional network or `None`, null class or `None`.
+
+    Args:
+        path: Class-conditional checkpoint.
+        unconditional: Checkpoint without classes, or `None`.
+        null_class: The number of classes, if the label of all zeros was trained as "no class". It is taken to be so
+            where the checkpoint's arguments have a `label_dropout`.
+
+    Raises:
+        FileNotFoundError: A file does not exist.
+        ValueError: A file is damaged, holds something else, or they do not go together.
+    """
+    checkpoint = read_checkpoint(path)
+    given, classes = arguments(checkpoint), checkpoint.num_classes
+    if not classes:
+        raise ValueError(
+            f"{checkpoint.source} holds a network without classes (label_dim=0); accepted is a class-conditional one. "
+            "One without classes goes into `unconditional`."
+        )
+    if null_class not in (None, classes):
+        raise ValueError(f"`null_class` is {null_class!r}; accepted are {classes}, the number of classes, and None.")
+    null_class = classes if given["label_dropout"] else null_class
+    network, scheduler = convert_network(checkpoint, null_class is not None), convert_scheduler(checkpoint)
+    if unconditional is None:
+        return network, scheduler, None, null_class
+    other = read_checkpoint(unconditional, "unconditional")
+    if other.num_classes:
+        raise ValueError(
+            f"{other.source} holds a network with {other.num_classes} classes; accepted is one without (label_dim=0)."
+        )
+    same = ("img_resolution", "img_channels", *OUTER_DEFAULTS[checkpoint.class_name])
+    there = arguments(other)
+    if other.class_name != checkpoint.class_name or any(there[name] != given[name] for name in same):
+        raise ValueError(
+            f"{other.source} is a {other.class_name} with { ({name: there.get(name) for name in same}) }; accepted is "
+            f"what {checkpoint.source} is, a {checkpoint.class_name} with { ({name: given[name] for name in same}) }."
+        )
+    return network, scheduler, convert_network(other), null_class
 
 
 def arguments(checkpoint: EDMCheckpoint) -> dict:
