@@ -203,11 +203,18 @@ def convert_network(checkpoint: EDMCheckpoint, no_label_row: bool = False) -> ED
     with torch.device("meta"):
         network = (adm_network if adm else song_network)(checkpoint, given, rows)
     try:
-        network.load_state_dict(converted_state_dict(checkpoint, given, no_label_row), strict=True, assign=True)
-    except RuntimeError as error:
+        weights = converted_state_dict(checkpoint, given, no_label_row)
+    except (ArithmeticError, LookupError, RuntimeError) as error:
+        raise ValueError(f"{checkpoint.source} has weights of no {checkpoint.model_type}: {error!r}") from error
+    accepted = {name: tuple(tensor.shape) for name, tensor in network.state_dict().items()}
+    found = {name: tuple(tensor.shape) for name, tensor in weights.items()}
+    wrong = sorted(name for name in accepted | found if accepted.get(name) != found.get(name))
+    if wrong:
         raise ValueError(
-            f"{checkpoint.source} has weights that are not those of the network that it says it is: {error}"
-        ) from error
+            f"{checkpoint.source} has weights that are not those of the network that it says it is, {len(wrong)} of "
+            f"them, first '{wrong[0]}': its shape is {found.get(wrong[0])}, accepted is {accepted.get(wrong[0])}."
+        )
+    network.load_state_dict(weights, assign=True)
     return network.eval()
 
 
@@ -297,11 +304,10 @@ def converted_state_dict(checkpoint: EDMCheckpoint, given: dict, no_label_row: b
     if checkpoint.class_name == "iDDPMPrecond":  # the other half of its output is a variance that nothing here reads
         for leaf in ("weight", "bias"):
             new[f"conv_out.{leaf}"] = new[f"conv_out.{leaf}"][: given["img_channels"]]
-    wider = given["channel_mult"][0]
+    wider, key = given["channel_mult"][0], "time_embedding.linear_1.weight"
     if adm and wider > 1:  # diffusers embeds the time in as many channels as the first block has: every q-th is ours
-        ours = new["time_embedding.linear_1.weight"]
-        new["time_embedding.linear_1.weight"] = ours.new_zeros(len(ours), wider * given["model_channels"])
-        new["time_embedding.linear_1.weight"][:, ::wider] = ours
+        ours, new[key] = new[key], new[key].new_zeros(len(new[key]), wider * new[key].shape[1])
+        new[key][:, ::wider] = ours
     return new
 
 

@@ -237,7 +237,7 @@ def read_pickled_network(file) -> tuple[str, dict, str, dict[str, torch.Tensor]]
     """
     try:
         content = EDMUnpickler(file).load()
-        network = content["ema"] if isinstance(content, dict) else None
+        network = content.get("ema") if isinstance(content, dict) else None
         if not isinstance(network, Module):
             keys = list(content) if isinstance(content, dict) else type(content).__name__
             raise pickle.UnpicklingError(f"has no network under the key 'ema', but {keys}")
