@@ -176,7 +176,7 @@ def audited(small, published, tmp_path_factory):
 def test_a_pickle_that_would_run_code_is_refused_and_nothing_runs(name, audited):
     """In the audit of the interpreter only the file itself is opened: no import, no exec, no process."""
     (path, outcome, events), marker = audited[0][name], audited[1]
-    assert isinstance(outcome, str) and outcome.startswith(f"`path` ('{path}') cannot be read: it "), outcome
+    assert isinstance(outcome, str) and outcome.startswith(f"`path` ('{path}') cannot be read ("), outcome
     assert events == [["open", str(path)]] and not marker.exists()
 
 
@@ -215,16 +215,17 @@ def test_refuses_damaged_and_foreign_files(published, small, tmp_path):
         path.write_bytes(whole[:kept])
         with pytest.raises(ValueError, match=r"`path` .*bad.pkl.* cannot be read"):
             read_checkpoint(path)
-    for foreign, match in [({"G": 1}, "no network under the key 'ema', but ..G.."), ([1, 2], "but list")]:
+    for foreign, match in [({"G": 1}, r"under the key 'ema', but \['G'\]"), ([1, 2], "but list")]:
         path.write_bytes(pickle.dumps(foreign))
         with pytest.raises(ValueError, match=match):
             read_checkpoint(path)
     torch.save(small.state_dict, path)
     with pytest.raises(ValueError, match="cannot be read"):
         read_checkpoint(path)
+    archive = path.read_bytes()
     for suffix in (".pt", ".safetensors"):
         path = tmp_path / f"bad{suffix}"
-        path.write_bytes(whole[:1000])
+        path.write_bytes(archive[:1000])
         path.with_suffix(".json").write_text(json.dumps({"class_name": "VPPrecond", "init_kwargs": small.init_kwargs}))
         with pytest.raises(ValueError, match="cannot be read"):
             read_checkpoint(path)

@@ -79,8 +79,7 @@ def read_checkpoint(path: str | os.PathLike, argument: str = "path") -> EDMCheck
                 class_name, init_kwargs, inner_class, tensors = read_pickled_network(file)
         except pickle.UnpicklingError as error:
             raise ValueError(
-                f"{source} cannot be read: it {error}. Accepted is a pickle of an EDM network, and nothing of it was "
-                "run."
+                f"{source} cannot be read ({error}); accepted is a pickle of an EDM network. Nothing of it was run."
             ) from error
         checkpoint = EDMCheckpoint(class_name, init_kwargs, tensors, source)
         if inner_class != checkpoint.model_type:
