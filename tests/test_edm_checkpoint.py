@@ -257,7 +257,10 @@ def test_refuses_other_networks(small, tmp_path):
     "changes, match",
     [
         ({"num_heads": 4}, "num_heads"),
-        ({"img_resolution": None}, "img_resolution"),
+        ({"img_resolution": None}, "img_resolution=None"),
+        ({"label_dim": "10"}, "label_dim='10'"),
+        ({"channel_mult": [1, 2.5]}, "channel_mult"),
+        ({"channel_mult": []}, "channel_mult"),
         ({"encoder_type": "skip"}, "encoder_type='skip'"),
         ({"resample_filter": [1, 2, 1]}, "resample_filter"),
         ({"resample_filter": [1, 3, 3, 1]}, "resample_filter.*another one"),
@@ -270,6 +273,12 @@ def test_refuses_arguments_that_cannot_be_built_or_do_not_fit(changes, match, sm
     changed = EDMCheckpoint("VPPrecond", {**small.init_kwargs, **changes}, small.state_dict, "`path` ('x')")
     with pytest.raises(ValueError, match=f"`path`.*{match}"):
         convert_network(changed)
+
+
+def test_refuses_checkpoints_that_do_not_say_their_size(small):
+    rest = {name: value for name, value in small.init_kwargs.items() if name != "img_resolution"}
+    with pytest.raises(ValueError, match="does not say .'img_resolution'."):
+        convert_network(EDMCheckpoint("VPPrecond", rest, small.state_dict, "x"))
 
 
 def test_refuses_weights_too_many_and_narrow_adm(small):

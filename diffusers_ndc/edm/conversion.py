@@ -18,14 +18,15 @@ from .schedulers import IDDPMPrecondScheduler, VEPrecondScheduler, VPPrecondSche
 from .unet import RESAMPLE_FILTERS, TIME_EMBEDDING_TYPES, EDMUNet2DModel
 
 
-# What a constructor takes where the checkpoint does not say, by its class; `None` where it has to say.
+# What a constructor takes where the checkpoint does not say, by its class; what REQUIRED names it has to say.
 OUTER_DEFAULTS = {
-    "common": {"img_resolution": None, "img_channels": None, "label_dim": 0, "use_fp16": False, "model_type": None},
-    "EDMPrecond": {"sigma_min": 0, "sigma_max": math.inf, "sigma_data": 0.5},
+    "common": {"img_resolution": 32, "img_channels": 3, "label_dim": 0, "use_fp16": False, "model_type": None},
+    "EDMPrecond": {"sigma_min": 0.0, "sigma_max": math.inf, "sigma_data": 0.5},
     "VPPrecond": {"beta_d": 19.9, "beta_min": 0.1, "M": 1000, "epsilon_t": 1e-5},
-    "VEPrecond": {"sigma_min": 0.02, "sigma_max": 100},
+    "VEPrecond": {"sigma_min": 0.02, "sigma_max": 100.0},
     "iDDPMPrecond": {"C_1": 0.001, "C_2": 0.008, "M": 1000},
 }
+REQUIRED = ("img_resolution", "img_channels")
 INNER_DEFAULTS = {
     "SongUNet": {
         "model_channels": 128,
@@ -34,7 +35,7 @@ INNER_DEFAULTS = {
         "num_blocks": 4,
         "attn_resolutions": [16],
         "dropout": 0.10,
-        "label_dropout": 0,
+        "label_dropout": 0.0,
         "augment_dim": 0,
         "embedding_type": "positional",
         "channel_mult_noise": 1,
@@ -49,7 +50,7 @@ INNER_DEFAULTS = {
         "num_blocks": 3,
         "attn_resolutions": [32, 16, 8],
         "dropout": 0.10,
-        "label_dropout": 0,
+        "label_dropout": 0.0,
         "augment_dim": 0,
     },
 }
@@ -117,12 +118,12 @@ def read_checkpoints(
         raise ValueError(
             f"{other.source} holds a network with {other.num_classes} classes; accepted is one without (label_dim=0)."
         )
-    same = ("img_resolution", "img_channels", *OUTER_DEFAULTS[checkpoint.class_name])
-    there = arguments(other)
-    if other.class_name != checkpoint.class_name or any(there[name] != given[name] for name in same):
+    shared = ("img_resolution", "img_channels", *OUTER_DEFAULTS[checkpoint.class_name])
+    mine, theirs = ({name: values.get(name) for name in shared} for values in (given, arguments(other)))
+    if other.class_name != checkpoint.class_name or theirs != mine:
         raise ValueError(
-            f"{other.source} is a {other.class_name} with { ({name: there.get(name) for name in same}) }; accepted is "
-            f"what {checkpoint.source} is, a {checkpoint.class_name} with { ({name: given[name] for name in same}) }."
+            f"{other.source} is a {other.class_name} with {theirs}; accepted is what {checkpoint.source} is, a "
+            f"{checkpoint.class_name} with {mine}."
         )
     return network, scheduler, convert_network(other), null_class
 
@@ -144,13 +145,22 @@ def arguments(checkpoint: EDMCheckpoint) -> dict:
             f"{checkpoint.source} was made with the arguments {unknown}, which a {checkpoint.class_name} of a "
             f"{checkpoint.model_type} does not take; accepted are {sorted(defaults)}."
         )
+    missing = [name for name in REQUIRED if name not in checkpoint.init_kwargs]
+    if missing:
+        raise ValueError(f"{checkpoint.source} does not say {missing}; accepted are whole numbers.")
     merged = {**defaults, **checkpoint.init_kwargs}
-    for name in ("img_resolution", "img_channels"):
-        if type(merged[name]) is not int:
-            raise ValueError(f"{checkpoint.source} was made with {name}={merged[name]!r}; accepted is a whole number.")
+    for name, usual in defaults.items():
+        value, kind = merged[name], type(usual)
+        kinds = {float: (int, float), list: (list, tuple)}.get(kind, (kind,))
+        if name != "model_type" and (
+            type(value) not in kinds or (kind is list and any(type(item) is not int for item in value))
+        ):
+            raise ValueError(f"{checkpoint.source} was made with {name}={value!r}; accepted is a value like {usual}.")
+    if not merged["channel_mult"]:
+        raise ValueError(f"{checkpoint.source} was made with channel_mult=[]; accepted is at least one number.")
     for name, accepted in ACCEPTED.items():
         value = merged.get(name, accepted[0])
-        if (tuple(value) if isinstance(value, list) else value) not in accepted:
+        if (tuple(value) if type(value) is list else value) not in accepted:
             raise ValueError(f"{checkpoint.source} was made with {name}={value!r}; accepted are {accepted}.")
     return merged
 
