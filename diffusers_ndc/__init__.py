@@ -5,40 +5,55 @@ from typing import TYPE_CHECKING
 
 
 if TYPE_CHECKING:
-    from .certificate import Certificate as Certificate
-    from .classifier import NoisedDiffusionClassifier as NoisedDiffusionClassifier
-    from .denoised_smoothing import DenoisedClassifier as DenoisedClassifier
-    from .denoiser import Denoiser as Denoiser
-    from .noise_levels import NoiseLevels as NoiseLevels
-    from .pipeline import (
-        ClassifierOutput as ClassifierOutput,
-    )
-    from .pipeline import (
-        NoisedDiffusionClassifierPipeline as NoisedDiffusionClassifierPipeline,
-    )
-    from .smoothing import Prediction as Prediction
-    from .smoothing import SmoothedClassifier as SmoothedClassifier
+    from .certificate import Certificate
+    from .classifier import NoisedDiffusionClassifier
+    from .denoised_diffusion import DenoisedDiffusionClassifier
+    from .denoised_smoothing import DenoisedClassifier
+    from .denoiser import Denoiser
+    from .edm import EDMUNet2DModel
+    from .latent_pipeline import LatentDiffusionClassifierPipeline
+    from .noise_levels import NoiseLevels
+    from .pipeline import ClassifierOutput, NoisedDiffusionClassifierPipeline
+    from .prompts import embed_prompts
+    from .smoothing import Prediction, SmoothedClassifier
 
 
 __version__ = "0.1.0"
 
-_FILES = {
-    "Certificate": "certificate",
-    "ClassifierOutput": "pipeline",
-    "DenoisedClassifier": "denoised_smoothing",
-    "Denoiser": "denoiser",
-    "NoiseLevels": "noise_levels",
-    "NoisedDiffusionClassifier": "classifier",
-    "NoisedDiffusionClassifierPipeline": "pipeline",
-    "Prediction": "smoothing",
-    "SmoothedClassifier": "smoothing",
-}
+__all__ = [
+    "Certificate",
+    "ClassifierOutput",
+    "DenoisedClassifier",
+    "DenoisedDiffusionClassifier",
+    "Denoiser",
+    "EDMUNet2DModel",
+    "LatentDiffusionClassifierPipeline",
+    "NoiseLevels",
+    "NoisedDiffusionClassifier",
+    "NoisedDiffusionClassifierPipeline",
+    "Prediction",
+    "SmoothedClassifier",
+    "embed_prompts",
+]
 
-__all__ = sorted(_FILES)
+_FILES = {
+    "certificate": ["Certificate"],
+    "classifier": ["NoisedDiffusionClassifier"],
+    "denoised_diffusion": ["DenoisedDiffusionClassifier"],
+    "denoised_smoothing": ["DenoisedClassifier"],
+    "denoiser": ["Denoiser"],
+    "edm": ["EDMUNet2DModel"],
+    "latent_pipeline": ["LatentDiffusionClassifierPipeline"],
+    "noise_levels": ["NoiseLevels"],
+    "pipeline": ["ClassifierOutput", "NoisedDiffusionClassifierPipeline"],
+    "prompts": ["embed_prompts"],
+    "smoothing": ["Prediction", "SmoothedClassifier"],
+}
 
 
 def __getattr__(name: str):
     # When it is asked for: certificates are checked where no torch is installed.
-    if name not in _FILES:
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    return getattr(import_module(f".{_FILES[name]}", __name__), name)
+    for file, names in _FILES.items():
+        if name in names:
+            return getattr(import_module(f".{file}", __name__), name)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

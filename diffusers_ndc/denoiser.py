@@ -267,10 +267,11 @@ def check_class_embedding(unet: nn.Module, num_classes: int | None, null_class: 
     Raises:
         ValueError: There is no usable class embedding, or the numbers do not agree.
     """
-    if unet.class_embedding is None or unet.config.class_embed_type == "identity":
+    class_embed_type = unet.config.get("class_embed_type")
+    if unet.class_embedding is None or class_embed_type == "identity":
         raise ValueError(
             f"`unet` has no class embedding (num_class_embeds={unet.config.num_class_embeds}, "
-            f"class_embed_type={unet.config.class_embed_type!r}); accepted is a class-conditional network that takes "
+            f"class_embed_type={class_embed_type!r}); accepted is a class-conditional network that takes "
             "integer class labels."
         )
     if unet.config.time_embedding_type == "learned":
@@ -279,10 +280,10 @@ def check_class_embedding(unet: nn.Module, num_classes: int | None, null_class: 
             "and 'fourier'."
         )
     rows = unet.config.num_class_embeds
-    if unet.config.class_embed_type is not None:  # "timestep": labels are embedded by a function, not a table
+    if class_embed_type is not None:  # "timestep": labels are embedded by a function, not a table
         if num_classes is None or null_class is not None:
             raise ValueError(
-                f"`unet` has class_embed_type={unet.config.class_embed_type!r}: it needs `num_classes` (or an "
+                f"`unet` has class_embed_type={class_embed_type!r}: it needs `num_classes` (or an "
                 f"`id2label`), given {num_classes}, and has no row for a `null_class`, given {null_class}."
             )
         return num_classes

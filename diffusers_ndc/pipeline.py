@@ -1,12 +1,11 @@
 """The diffusers pipeline that people load: classify, predict and certify with a class-conditional UNet."""
 
-import json
+import os
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 
 import torch
-from diffusers import DiffusionPipeline, UNet2DModel
+from diffusers import UNet2DModel
 from diffusers.schedulers import SchedulerMixin
 from diffusers.utils import BaseOutput
 
@@ -14,19 +13,13 @@ from .calibration import calibrate_levels, check_levels, levels_key
 from .certificate import Certificate
 from .classifier import NoisedDiffusionClassifier, default_levels
 from .denoiser import Denoiser
+from .edm import EDMUNet2DModel, read_checkpoints
+from .hub import SharedPipeline
 from .images import to_pixel_batch
 from .likelihoods import get_likelihood
 from .noise import check_noisy_range, check_seed, check_sigma, resolve_seed
 from .noise_levels import NoiseLevels
 from .smoothing import Prediction, SmoothedClassifier
-
-
-# Saved beside the weights: where `DiffusionPipeline.from_pretrained(..., trust_remote_code=True)` finds the class.
-PIPELINE_FILE = """try:
-    from diffusers_ndc import NoisedDiffusionClassifierPipeline  # noqa: F401
-except ImportError as error:
-    raise ImportError("This model needs the package diffusers-ndc: pip install diffusers-ndc") from error
-"""
 
 
 @dataclass
@@ -45,7 +38,7 @@ class ClassifierOutput(BaseOutput):
     logits: torch.Tensor
 
 
-class NoisedDiffusionClassifierPipeline(DiffusionPipeline):
+class NoisedDiffusionClassifierPipeline(SharedPipeline):
     """A class-conditional diffusion model as a classifier with provable l2 robustness (Chen et al., arXiv:2402.02316).
 
     Args:
@@ -68,9 +61,9 @@ class NoisedDiffusionClassifierPipeline(DiffusionPipeline):
 
     def __init__(
         self,
-        unet: UNet2DModel,
+        unet: UNet2DModel | EDMUNet2DModel,
         scheduler: SchedulerMixin,
-        unconditional_unet: UNet2DModel | None = None,
+        unconditional_unet: UNet2DModel | EDMUNet2DModel | None = None,
         id2label: dict | None = None,
         null_class: int | None = None,
         levels: dict | None = None,
@@ -85,6 +78,34 @@ class NoisedDiffusionClassifierPipeline(DiffusionPipeline):
         check_levels(levels or {})
         self.register_modules(unet=unet, scheduler=scheduler, unconditional_unet=unconditional_unet)
         self.register_to_config(id2label=id2label, null_class=null_class, levels=levels)
+
+    @classmethod
+    def from_edm_checkpoint(
+        cls,
+        path: str | os.PathLike,
+        unconditional: str | os.PathLike | None = None,
+        id2label: dict | None = None,
+        null_class: int | None = None,
+    ) -> "NoisedDiffusionClassifierPipeline":
+        """The pipeline of a checkpoint of Karras et al. 2022 (arXiv:2206.00364), on the CPU, in float32.
+
+        The published class-conditional networks were trained without label dropout and know no "no class". Give the
+        unconditional checkpoint beside them, or APNDC takes the mean over the classes, one evaluation for each.
+
+        Args:
+            path: Class-conditional checkpoint: a published `.pkl`, of which nothing is run, or a state dict (`.pt`,
+                `.safetensors`) with a JSON file beside it, as `diffusers_ndc.edm.read_checkpoint` describes.
+            unconditional: Checkpoint without classes of the same preconditioning and image size.
+            id2label: Names of the classes by index. Default: their numbers.
+            null_class: The number of classes, if the label of all zeros was trained as "no class" (which is known of
+                a network with label dropout in its arguments). Default: no null class.
+
+        Raises:
+            FileNotFoundError: A file does not exist.
+            ValueError: A file is damaged, holds something else, or does not go with the other arguments.
+        """
+        unet, scheduler, unconditional_unet, null_class = read_checkpoints(path, unconditional, null_class)
+        return cls(unet, scheduler, unconditional_unet, id2label, null_class)
 
     @property
     def denoiser(self) -> Denoiser:
@@ -346,24 +367,6 @@ class NoisedDiffusionClassifierPipeline(DiffusionPipeline):
         batch, single = to_pixel_batch(images, self.unet.config.in_channels, classifier.denoiser.image_size)
         classifier.denoiser.check_images(batch)
         return batch.to(self._execution_device), single
-
-    def save_config(self, save_directory, **kwargs):
-        """Write `model_index.json` with a class name for every loader, and the `pipeline.py` that it points to."""
-        super().save_config(save_directory, **kwargs)
-        index = Path(save_directory, self.config_name)
-        config = json.loads(index.read_text())
-        config["_class_name"] = ["pipeline", type(self).__name__]
-        config.pop("_name_or_path", None)  # the place that it was loaded from means nothing to others
-        index.write_text(json.dumps(config, indent=2, sort_keys=True) + "\n")
-        Path(save_directory, "pipeline.py").write_text(PIPELINE_FILE)
-
-    @classmethod
-    def _dict_from_json_file(cls, *args, **kwargs):
-        # For the named class the repository's own `pipeline.py` is not remote code to be trusted: it is this class.
-        config = super()._dict_from_json_file(*args, **kwargs)
-        if isinstance(config.get("_class_name"), list):
-            config["_class_name"] = config["_class_name"][-1]
-        return config
 
 
 def with_integer_labels(id2label: dict) -> dict[int, str]:

@@ -1,0 +1,263 @@
+"""Reading a pickled EDM network without running anything that is in the file.
+
+The published files are pickles that carry the source text of their classes, and an ordinary load runs it. Here no
+name in a file reaches an import: each of the few that such a file needs stands for a function of this module, every
+other one is refused. What those functions return is inert: it cannot be called, and the pickle cannot set its state.
+"""
+
+import io
+import math
+import pickle
+import struct
+
+import numpy as np
+import torch
+
+
+class Inert:
+    """A value that a pickle may pass around, but not change."""
+
+    __slots__ = ()
+
+    def __setstate__(self, state):
+        raise pickle.UnpicklingError(f"sets the state of a {type(self).__name__.lower()}")
+
+
+class Function(Inert):
+    """A function that a pickle may call."""
+
+    __slots__ = ("function",)
+
+    def __init__(self, function):
+        self.function = function
+
+    def __call__(self, *args):
+        return self.function(*args)
+
+
+class Module(Inert):
+    """A pickled network or part of one: the name of its class, and its `__dict__`."""
+
+    __slots__ = ("class_name", "state")
+
+    def __init__(self, class_name: str, state: dict):
+        self.class_name = class_name
+        self.state = state
+
+
+class ModuleDict(Module):
+    """A `torch.nn.ModuleDict`, which is pickled the ordinary way: made empty, then given its `__dict__`."""
+
+    __slots__ = ()
+
+    def __init__(self):
+        super().__init__("ModuleDict", {})
+
+    def __new__(cls):
+        module = super().__new__(cls)
+        module.__init__()
+        return module
+
+    def __setstate__(self, state):
+        if not isinstance(state, dict):
+            raise pickle.UnpicklingError("sets the state of a module to no dictionary")
+        self.state = state
+
+
+class Tensor(Inert):
+    """A pickled tensor, its values checked to lie within its storage."""
+
+    __slots__ = ("value",)
+
+    def __init__(self, value: torch.Tensor):
+        self.value = value
+
+
+class Storage(Inert):
+    """The values of a tensor, flat."""
+
+    __slots__ = ("values",)
+
+    def __init__(self, values: np.ndarray):
+        self.values = values
+
+
+class StorageKey(Inert):
+    """What the pickle of a storage says of the values that follow it."""
+
+    __slots__ = ("dtype", "key", "numel")
+
+    def __init__(self, dtype: np.dtype, key: str, numel: int):
+        self.dtype, self.key, self.numel = dtype, key, numel
+
+
+class DoubleType(Inert):
+    """The numpy dtype of a pickled number; its state says the byte order."""
+
+    __slots__ = ()
+
+    def __setstate__(self, state):
+        if not isinstance(state, tuple) or len(state) < 2 or state[1] != "<":
+            raise pickle.UnpicklingError("has a number that is not little-endian")
+
+
+STORAGE_TYPES = {"HalfStorage": np.dtype("<f2"), "FloatStorage": np.dtype("<f4"), "DoubleStorage": np.dtype("<f8")}
+STORAGE_MAGIC, STORAGE_PROTOCOL = 0x1950A86A20F9469CFC6C, 1001
+
+
+class StorageUnpickler(pickle.Unpickler):
+    """The pickles inside of a storage: numbers, strings, a dictionary, and one persistent id."""
+
+    def find_class(self, module, name):
+        if module != "torch" or name not in STORAGE_TYPES:
+            raise pickle.UnpicklingError(f"names {module}.{name} in a storage")
+        return STORAGE_TYPES[name].str
+
+    def persistent_load(self, pid):
+        if not isinstance(pid, tuple) or len(pid) < 5:
+            raise pickle.UnpicklingError(f"has the persistent id {pid!r} in a storage")
+        kind, dtype, key, _, numel = pid[:5]
+        if kind != "storage" or dtype not in [d.str for d in STORAGE_TYPES.values()] or type(numel) is not int:
+            raise pickle.UnpicklingError(f"has the persistent id {pid!r} in a storage")
+        return StorageKey(np.dtype(dtype), key, numel)
+
+
+def _storage(data) -> Storage:
+    """The legacy format of `torch.save`: five small pickles, the number of values, the values."""
+    file = io.BytesIO(data)
+    magic, protocol, system, storage, keys = (StorageUnpickler(file).load() for _ in range(5))
+    if magic != STORAGE_MAGIC or protocol != STORAGE_PROTOCOL or system.get("little_endian") is not True:
+        raise pickle.UnpicklingError("has a storage of an unknown format")
+    if not isinstance(storage, StorageKey) or keys != [storage.key]:
+        raise pickle.UnpicklingError("has a storage without values")
+    (numel,) = struct.unpack("<q", file.read(8))
+    raw = file.read()
+    if numel != storage.numel or len(raw) != numel * storage.dtype.itemsize:
+        raise pickle.UnpicklingError(f"has a storage of {len(raw)} bytes for {storage.numel} values")
+    return Storage(np.frombuffer(raw, storage.dtype).astype(storage.dtype.newbyteorder("=")))  # a copy: writable
+
+
+def _tensor(storage, offset, size, stride, *_) -> Tensor:
+    whole = (offset, *size, *stride)
+    if (
+        not isinstance(storage, Storage)
+        or len(size) != len(stride)
+        or any(type(number) is not int or number < 0 for number in whole)
+        or math.prod(size) > len(storage.values)  # strides of 0 make much out of little
+        or (math.prod(size) and offset + sum((n - 1) * s for n, s in zip(size, stride, strict=True)) + 1)
+        > len(storage.values)
+    ):
+        raise pickle.UnpicklingError(f"has a tensor of the shape {tuple(size)} outside of its storage")
+    return Tensor(torch.from_numpy(storage.values).as_strided(size, stride, offset))
+
+
+def _parameter(data, *_) -> Tensor:
+    if not isinstance(data, Tensor):
+        raise pickle.UnpicklingError("has a parameter that is no tensor")
+    return data
+
+
+def _module(meta) -> Module:
+    kind, version = meta["type"], meta["version"]
+    if (kind, version) != ("class", 6):
+        raise pickle.UnpicklingError(f"has an object of type {kind!r}, version {version!r}")
+    if not isinstance(meta["class_name"], str) or not isinstance(meta["state"], dict):
+        raise pickle.UnpicklingError("has an object without class name or state")
+    return Module(meta["class_name"], meta["state"])
+
+
+def _double_type(code, *_) -> DoubleType:
+    if code != "f8":
+        raise pickle.UnpicklingError(f"has a number of the type {code!r}")
+    return DoubleType()
+
+
+def _number(dtype, raw) -> float:
+    if not isinstance(dtype, DoubleType):
+        raise pickle.UnpicklingError("has a number of no type")
+    return struct.unpack("<d", raw)[0]
+
+
+GLOBALS = {
+    ("torch_utils.persistence", "_reconstruct_persistent_obj"): Function(_module),
+    ("torch.nn.modules.container", "ModuleDict"): ModuleDict,
+    ("collections", "OrderedDict"): dict,  # of a built-in type, nothing can be set
+    ("torch._utils", "_rebuild_parameter"): Function(_parameter),
+    ("torch._utils", "_rebuild_tensor_v2"): Function(_tensor),
+    ("torch.storage", "_load_from_bytes"): Function(_storage),
+    ("numpy", "dtype"): Function(_double_type),
+    ("numpy.core.multiarray", "scalar"): Function(_number),
+    ("numpy._core.multiarray", "scalar"): Function(_number),
+}
+"""All names that a pickle may use, and what they stand for here."""
+
+
+class EDMUnpickler(pickle.Unpickler):
+    """An unpickler of EDM networks that imports nothing."""
+
+    def find_class(self, module, name):
+        if (module, name) not in GLOBALS:
+            raise pickle.UnpicklingError(f"names {module}.{name}, which no EDM network needs")
+        return GLOBALS[module, name]
+
+    def persistent_load(self, pid):
+        raise pickle.UnpicklingError("has a persistent id outside of a storage")
+
+
+def state_dict(module: Module, prefix: str = "") -> dict[str, torch.Tensor]:
+    """The tensors of a network by the names that they have in its state dict.
+
+    Raises:
+        pickle.UnpicklingError: A part is not what it should be.
+    """
+    tensors = {}
+    for kind in ("_parameters", "_buffers"):
+        for name, tensor in module.state[kind].items():
+            if tensor is None or (kind == "_buffers" and name in module.state["_non_persistent_buffers_set"]):
+                continue
+            if not isinstance(tensor, Tensor):
+                raise pickle.UnpicklingError(f"has no tensor at {prefix}{name}")
+            tensors[prefix + name] = tensor.value
+    for name, part in module.state["_modules"].items():
+        if not isinstance(part, Module | None):
+            raise pickle.UnpicklingError(f"has no module at {prefix}{name}")
+        if part is not None:
+            tensors |= state_dict(part, f"{prefix}{name}.")
+    return tensors
+
+
+def read_pickled_network(file) -> tuple[str, dict, str, dict[str, torch.Tensor]]:
+    """Class, constructor's keywords, inner class and state dict of the network `ema` in a pickle.
+
+    Args:
+        file: A file, open for reading bytes.
+
+    Raises:
+        pickle.UnpicklingError: The file is no pickle of such a network, or names what none needs.
+    """
+    try:
+        content = EDMUnpickler(file).load()
+        network = content.get("ema") if isinstance(content, dict) else None
+        if not isinstance(network, Module):
+            keys = list(content) if isinstance(content, dict) else type(content).__name__
+            raise pickle.UnpicklingError(f"has no network under the key 'ema', but {keys}")
+        inner = network.state["_modules"].get("model")
+        if network.state["_init_args"] or not isinstance(network.state["_init_kwargs"], dict):
+            raise pickle.UnpicklingError(f"has a {network.class_name} whose arguments have no names")
+        inner_class = inner.class_name if isinstance(inner, Module) else "none"
+        return network.class_name, network.state["_init_kwargs"], inner_class, state_dict(network)
+    except pickle.UnpicklingError:
+        raise
+    except (
+        ArithmeticError,
+        AttributeError,
+        EOFError,
+        LookupError,
+        MemoryError,
+        RecursionError,
+        RuntimeError,
+        TypeError,
+        ValueError,
+        struct.error,
+    ) as error:
+        raise pickle.UnpicklingError(f"is no pickle of an EDM network ({type(error).__name__}: {error})") from error

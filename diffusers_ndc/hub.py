@@ -1,0 +1,67 @@
+"""How pipelines of ours are saved and found again: by their own class, and by the plain `DiffusionPipeline`.
+
+diffusers loads a class that it does not have from a Python file in the saved folder, if its user trusts that. So
+beside the weights lie files of one import each: `pipeline.py` for the pipeline, and one with each network or scheduler
+that is a class of this package. Our own pipeline class needs neither files nor trust: it reads the names back.
+"""
+
+import json
+from pathlib import Path
+
+from diffusers import DiffusionPipeline
+from diffusers.pipelines.pipeline_loading_utils import LOADABLE_CLASSES
+
+from .edm import EDMUNet2DModel, IDDPMPrecondScheduler, VEPrecondScheduler, VPPrecondScheduler
+
+
+COMPONENT_CLASSES = {
+    component.__name__: component.__module__
+    for component in (EDMUNet2DModel, IDDPMPrecondScheduler, VEPrecondScheduler, VPPrecondScheduler)
+}
+"""Networks and schedulers that diffusers does not have, and their modules."""
+
+COMPONENT_FILE = "diffusers_ndc_component"
+
+IMPORT_FILE = """try:
+    from {module} import {name}  # noqa: F401
+except ImportError as error:
+    raise ImportError("This model needs the package diffusers-ndc: pip install diffusers-ndc") from error
+"""
+
+# Without an entry here, a repository of the Hub whose index names one of these modules is refused.
+for _module in COMPONENT_CLASSES.values():
+    LOADABLE_CLASSES[_module] = {
+        name: ["save_pretrained", "from_pretrained"] for name in ("ModelMixin", "SchedulerMixin")
+    }
+
+
+class SharedPipeline(DiffusionPipeline):
+    """A pipeline of this package whose saved folder every way of loading understands."""
+
+    def save_config(self, save_directory, **kwargs):
+        """Write `model_index.json` with class names for every loader, and the files that they point to."""
+        super().save_config(save_directory, **kwargs)
+        index = Path(save_directory, self.config_name)
+        config = json.loads(index.read_text())
+        config["_class_name"] = ["pipeline", type(self).__name__]
+        config.pop("_name_or_path", None)  # the place that it was loaded from means nothing to others
+        files = {"pipeline.py": ("diffusers_ndc", type(self).__name__)}
+        for component, value in config.items():
+            if isinstance(value, list) and value[1] in COMPONENT_CLASSES:
+                files[f"{component}/{COMPONENT_FILE}.py"] = tuple(value)
+                config[component] = [COMPONENT_FILE, value[1]]
+        index.write_text(json.dumps(config, indent=2, sort_keys=True) + "\n")
+        for file, (module, name) in files.items():
+            Path(save_directory, file).parent.mkdir(exist_ok=True)
+            Path(save_directory, file).write_text(IMPORT_FILE.format(module=module, name=name))
+
+    @classmethod
+    def _dict_from_json_file(cls, *args, **kwargs):
+        # For the named class the files of the repository are not remote code to be trusted: they are this package.
+        config = super()._dict_from_json_file(*args, **kwargs)
+        if isinstance(config.get("_class_name"), list):
+            config["_class_name"] = config["_class_name"][-1]
+        for component, value in config.items():
+            if isinstance(value, list) and value[:1] == [COMPONENT_FILE] and value[-1] in COMPONENT_CLASSES:
+                config[component] = [COMPONENT_CLASSES[value[-1]], value[-1]]
+        return config
