@@ -3,12 +3,13 @@
 import math
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager
+from dataclasses import replace
 from typing import NamedTuple
 
 import torch
 from torch import nn
 
-from .denoiser import Denoiser
+from .denoiser import SAME_NOISE, Denoiser
 from .likelihoods import get_likelihood
 from .noise import check_seed, check_sigma, content_hash, derive_seeds, fresh_seed, standard_normal
 from .noise_levels import NoiseLevels
@@ -61,6 +62,16 @@ def check_trained_sigma(sigma: float, denoiser: Denoiser) -> None:
         )
 
 
+def check_told_sigma(sigma: float, denoiser: Denoiser) -> None:
+    """Refuse noise of images (pixel units) that the model cannot be told truthfully before it denoises them."""
+    nearest = denoiser.nearest_sigma(model_sigma(sigma)) / 2
+    if not math.isclose(sigma, nearest, rel_tol=SAME_NOISE):
+        raise ValueError(
+            f"`sigma` is {sigma} (pixel units); this model has a learned time embedding, which knows the noise of "
+            f"whole training steps only: accepted for denoising is one of these, such as {nearest:.6g}."
+        )
+
+
 def check_batch_size(batch_size: int) -> None:
     """Refuse a batch size that is no whole number of at least 1."""
     if type(batch_size) is not int or batch_size < 1:
@@ -90,7 +101,8 @@ class NoisedDiffusionClassifier(nn.Module):
         denoiser: The network and its scheduler.
         sigma: Standard deviation of the Gaussian noise that the images carry, pixel units; 0 for clean images.
         method: `dc` (clean images), `epndc`, `apndc` or `apndc-clean` (noisy images). Default: `dc` or `apndc`.
-        levels: Noise levels and weights, model units, all above `2 * sigma`. Default: `default_levels`.
+        levels: Noise levels and weights, model units, all above `2 * sigma`. Default: `default_levels`. A model with a
+            learned time embedding is given the nearest levels that it knows, and `levels` then says which.
         batch_size: (image, class, level) triples per network evaluation; peak memory depends on it, not on the number
             of images, classes or levels.
         seed: If given, every image meets the same noise and the classifier is a fixed function; its noise is otherwise
@@ -119,12 +131,16 @@ class NoisedDiffusionClassifier(nn.Module):
         check_seed(seed)
         if sigma > 0:
             check_trained_sigma(sigma, denoiser)
+        if self.likelihood.uses_denoised:
+            check_told_sigma(sigma, denoiser)
         tau = model_sigma(sigma)
         low, high = denoiser.sigma_range
         levels = default_levels(sigma, denoiser) if levels is None else levels
         if not isinstance(levels, NoiseLevels):
             raise TypeError(f"`levels` is a {type(levels).__name__}; accepted is NoiseLevels or None.")
-        lowest, highest = min(levels.sigmas), max(levels.sigmas)
+        # where the network knows the noise of whole steps only, that is the noise which is added
+        told = replace(levels, sigmas=[denoiser.nearest_sigma(level) for level in levels.sigmas])
+        lowest, highest = min(levels.sigmas + told.sigmas), max(levels.sigmas + told.sigmas)
         if lowest <= tau or lowest < low or highest > high:
             raise ValueError(
                 f"`levels` go from {lowest:.4g} to {highest:.4g} (model units); accepted are levels above {tau:.4g}, "
@@ -137,7 +153,7 @@ class NoisedDiffusionClassifier(nn.Module):
             )
         self.denoiser = denoiser
         self.sigma = sigma
-        self.levels = levels
+        self.levels = told
         self.batch_size = batch_size
         self.seed = seed
         self.evaluations = 0

@@ -9,7 +9,14 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from .classifier import check_batch_size, check_trained_sigma, model_images, model_sigma, pixel_images
+from .classifier import (
+    check_batch_size,
+    check_told_sigma,
+    check_trained_sigma,
+    model_images,
+    model_sigma,
+    pixel_images,
+)
 from .denoiser import Denoiser, computing_dtype, inference
 from .noise import check_sigma
 from .pool import Copy, Decided
@@ -52,6 +59,7 @@ class DenoisedClassifier(nn.Module):
         super().__init__()
         check_sigma(sigma)
         check_trained_sigma(sigma, denoiser)
+        check_told_sigma(sigma, denoiser)
         check_batch_size(batch_size)
         if not hasattr(getattr(classifier, "config", None), "num_labels"):
             raise TypeError(

@@ -4,96 +4,29 @@ Everything after this file is free of schedulers, prediction types and network l
 variance-exploding (`x_sigma = x + sigma * eps`) and units are the model's: images in [-1, 1], `sigma` on that scale.
 """
 
+import math
 from contextlib import AbstractContextManager
 
 import torch
 from torch import nn
 
-
-class VariancePreserving:
-    """Schedulers with `alphas_cumprod` (DDPM, DDIM, PNDM, DPM-Solver, Euler, ...) in VE coordinates.
-
-    With `a = 1 / (1 + sigma^2)` the network sees `sqrt(a) * x_sigma` and a fractional timestep, found by interpolating
-    `log sigma` over the training table, as k-diffusion and `EulerDiscreteScheduler` do.
-    """
-
-    prediction_types = ("epsilon", "v_prediction", "sample")
-
-    def __init__(self, scheduler):
-        config = scheduler.config
-        self.prediction_type = config.get("prediction_type", "epsilon")
-        if self.prediction_type not in self.prediction_types:
-            raise ValueError(
-                f"`scheduler` ({type(scheduler).__name__}) has prediction_type={self.prediction_type!r}; "
-                f"accepted are {self.prediction_types}."
-            )
-        for key, usual in (("use_flow_sigmas", False), ("timestep_type", "discrete")):
-            if config.get(key, usual) != usual:
-                raise ValueError(
-                    f"`scheduler` ({type(scheduler).__name__}) has {key}={config[key]!r}, for which the noise level "
-                    f"of a timestep is not known here; accepted is {usual!r}."
-                )
-        alphas_cumprod = scheduler.alphas_cumprod.detach().double().cpu()
-        sigmas = ((1 - alphas_cumprod) / alphas_cumprod).sqrt()
-        sigmas = sigmas[sigmas.isfinite()]  # a schedule with zero terminal SNR ends in sigma = inf
-        self.sigma_min, self.sigma_max = sigmas[0].item(), sigmas[-1].item()
-        self.log_sigmas = sigmas.log().float()
-
-    def network_input(self, x_sigma: torch.Tensor, sigma: torch.Tensor) -> torch.Tensor:
-        return x_sigma / (1 + sigma**2).sqrt()
-
-    def network_time(self, sigma: torch.Tensor) -> torch.Tensor:
-        self.log_sigmas = self.log_sigmas.to(sigma.device)
-        log_sigma = sigma.float().log().contiguous()
-        high = torch.searchsorted(self.log_sigmas, log_sigma).clamp(1, len(self.log_sigmas) - 1)
-        below, above = self.log_sigmas[high - 1], self.log_sigmas[high]
-        return high - 1 + ((log_sigma - below) / (above - below)).clamp(0, 1)
-
-    def denoised(self, x_sigma: torch.Tensor, sigma: torch.Tensor, output: torch.Tensor) -> torch.Tensor:
-        if self.prediction_type == "epsilon":
-            return x_sigma - sigma * output
-        if self.prediction_type == "v_prediction":
-            return (x_sigma - sigma * (1 + sigma**2).sqrt() * output) / (1 + sigma**2)
-        return output
+from .conditioning import ClassLabels, without_text
+from .parametrisation import parametrisation
 
 
-class EDM:
-    """Schedulers with EDM preconditioning (Karras et al. 2022, arXiv:2206.00364, Table 1), by their own functions."""
-
-    def __init__(self, scheduler):
-        self.scheduler = scheduler
-        self.sigma_min, self.sigma_max = scheduler.config.sigma_min, scheduler.config.sigma_max
-
-    def network_input(self, x_sigma: torch.Tensor, sigma: torch.Tensor) -> torch.Tensor:
-        return self.scheduler.precondition_inputs(x_sigma, sigma)
-
-    def network_time(self, sigma: torch.Tensor) -> torch.Tensor:
-        return self.scheduler.precondition_noise(sigma)
-
-    def denoised(self, x_sigma: torch.Tensor, sigma: torch.Tensor, output: torch.Tensor) -> torch.Tensor:
-        return self.scheduler.precondition_outputs(x_sigma, output, sigma)
-
-
-def parametrisation(scheduler) -> VariancePreserving | EDM:
-    """The coordinates of a scheduler: how `(x_sigma, sigma)` becomes network input and network output becomes `x0`."""
-    if hasattr(scheduler, "precondition_outputs"):
-        return EDM(scheduler)
-    if hasattr(scheduler, "alphas_cumprod"):
-        return VariancePreserving(scheduler)
-    raise ValueError(
-        f"`scheduler` is a {type(scheduler).__name__}, which has no known noise level; accepted are schedulers with "
-        "`alphas_cumprod` (DDPM, DDIM, PNDM, DPM-Solver, Euler, ...) and EDM schedulers (`EDMEulerScheduler`, "
-        "`EDMDPMSolverMultistepScheduler`)."
-    )
+SAME_NOISE = 1e-3
+"""Largest relative difference from a training step's noise at which a network may be told that it is that step's."""
 
 
 class Denoiser(nn.Module):
     """A class-conditional network and its scheduler as `h(x_sigma, sigma, y)`, the mean of the clean image.
 
     Args:
-        unet: A `UNet2DModel` with a class embedding (`num_class_embeds`, or `class_embed_type="timestep"`).
-        scheduler: One with `alphas_cumprod` and prediction type epsilon, v_prediction or sample, or an EDM scheduler.
-            It is only read, never changed.
+        unet: A `UNet2DModel`, or a `UNet2DConditionModel` without cross-attention, with a class embedding
+            (`num_class_embeds`, or `class_embed_type="timestep"`). Where it has twice as many output channels as
+            input channels, the second half (a learned variance) is left aside.
+        scheduler: One with `alphas_cumprod` and prediction type epsilon, v_prediction or sample, an EDM scheduler,
+            `CMStochasticIterativeScheduler` or `FlowMatchEulerDiscreteScheduler`. It is only read, never changed.
         num_classes: Number of classes. Needed only where `unet.config.num_class_embeds` does not say it.
         null_class: Index of the embedding row that training with label dropout reserved for "no class"; it must be
             the last one. `None` if there is none.
@@ -102,9 +35,13 @@ class Denoiser(nn.Module):
     The unconditional denoiser is, in this order, the `unconditional_unet`, the `null_class`, or the mean of `h` over
     the classes under a uniform prior (one network evaluation for each class). `null_source` says which one it is.
 
+    A network with a learned time embedding (a table) knows the noise levels of whole training steps only. It is told
+    the nearest step, and only images that carry that step's noise are accepted; `nearest_sigma` gives it.
+
     Raises:
-        ValueError: The network has no class embedding, more outputs than inputs, weights that are not finite, or
-            disagrees with `num_classes` or `null_class`; the scheduler has no known noise level.
+        ValueError: The network has no class embedding, an output that is neither as deep as its input nor twice that,
+            weights that are not finite, needs to be told more than a class, or disagrees with `num_classes` or
+            `null_class`; the scheduler has no known noise level, or not the timesteps of the network.
     """
 
     def __init__(
@@ -117,15 +54,19 @@ class Denoiser(nn.Module):
     ):
         super().__init__()
         self.scheduler = scheduler
-        self.parametrisation = parametrisation(scheduler)
-        self.num_classes = check_class_embedding(unet, num_classes, null_class)
+        self.conditioning = ClassLabels(unet, num_classes, null_class)
         check_network("unet", unet)
+        tables = {embedded_steps(unet)}
         if unconditional_unet is not None:
             check_network("unconditional_unet", unconditional_unet)
             if unconditional_unet.class_embedding is not None:
                 raise ValueError("`unconditional_unet` has a class embedding; accepted is a network without classes.")
+            self.unconditional_arguments = without_text("unconditional_unet", unconditional_unet)
+            tables.add(embedded_steps(unconditional_unet))
+        for table in tables - {None} or {None}:
+            self.parametrisation = parametrisation(scheduler, table)
         self.unet = unet
-        self.null_class = null_class
+        self.num_classes, self.null_class = self.conditioning.num_classes, self.conditioning.null_class
         self.unconditional_unet = unconditional_unet
 
     @property
@@ -153,6 +94,14 @@ class Denoiser(nn.Module):
     def sigma_range(self) -> tuple[float, float]:
         """Smallest and largest noise level (model units) that the network was trained for."""
         return self.parametrisation.sigma_min, self.parametrisation.sigma_max
+
+    def nearest_sigma(self, sigma: float) -> float:
+        """The noise level (model units) nearest to `sigma` that the network can be told truthfully.
+
+        That is `sigma` itself, unless the network has a learned time embedding: then it is a training step's.
+        """
+        steps = self.parametrisation.step_sigmas
+        return sigma if steps is None else steps[(steps.log() - math.log(sigma)).abs().argmin()].item()
 
     @property
     def image_size(self) -> tuple[int, int] | None:
@@ -198,10 +147,18 @@ class Denoiser(nn.Module):
             Denoised images of the shape and dtype of `x_sigma`, whatever the dtype of the network.
 
         Raises:
-            ValueError: `class_labels` has another shape, or a label that the network does not have.
+            ValueError: `class_labels` has another shape, or a label that the network does not have; `sigma` is not
+                the noise of a training step, where the network knows no other.
         """
+        if self.parametrisation.step_sigmas is not None:
+            for value in torch.as_tensor(sigma).flatten().tolist():
+                if not math.isclose(value, self.nearest_sigma(value), rel_tol=SAME_NOISE):
+                    raise ValueError(
+                        f"`sigma` is {value}; the network has a learned time embedding, and accepted is the noise of "
+                        f"a training step, such as {self.nearest_sigma(value):.6g} (model units)."
+                    )
         if class_labels is not None:
-            rows = self.unet.config.num_class_embeds or self.num_classes
+            rows = self.conditioning.rows
             if class_labels.shape != x_sigma.shape[:1] or not (0 <= class_labels.min() and class_labels.max() < rows):
                 raise ValueError(
                     f"`class_labels` is {class_labels.tolist()} for {len(x_sigma)} images; accepted is one label from "
@@ -215,19 +172,22 @@ class Denoiser(nn.Module):
         """`forward` without its check of the labels, which would make an accelerator wait in every batch."""
         sigma = torch.as_tensor(sigma, dtype=x_sigma.dtype, device=x_sigma.device).expand(len(x_sigma))
         if class_labels is not None:
-            return self._run(self.unet, x_sigma, sigma, class_labels)
+            return self._run(self.unet, x_sigma, sigma, self.conditioning(class_labels))
         if self.unconditional_unet is not None:
-            return self._run(self.unconditional_unet, x_sigma, sigma, None)
+            return self._run(self.unconditional_unet, x_sigma, sigma, self.unconditional_arguments)
         rows = range(self.num_classes) if self.null_class is None else (self.null_class,)
         labels = torch.empty(len(x_sigma), dtype=torch.long, device=x_sigma.device)
-        return sum(self._run(self.unet, x_sigma, sigma, labels.fill_(row)) for row in rows) / len(rows)
+        return sum(self._run(self.unet, x_sigma, sigma, self.conditioning(labels.fill_(row))) for row in rows) / len(
+            rows
+        )
 
-    def _run(self, network, x_sigma, sigma, class_labels):
+    def _run(self, network, x_sigma, sigma, arguments):
         per_image = sigma.view(-1, *[1] * (x_sigma.ndim - 1))
         dtype = next(network.parameters()).dtype  # `network.dtype` walks through all modules, in every batch
         x_in = self.parametrisation.network_input(x_sigma, per_image).to(dtype)
         time = self.parametrisation.network_time(sigma)
-        output = network(x_in, time, class_labels=class_labels, return_dict=False)[0]
+        output = network(x_in, time, return_dict=False, **arguments)[0]
+        output = output[:, : x_sigma.shape[1]]  # a learned variance comes after the mean
         return self.parametrisation.denoised(x_sigma, per_image, output.to(x_sigma.dtype))
 
 
@@ -249,51 +209,20 @@ def inference(module: nn.Module) -> AbstractContextManager:
     return torch.no_grad() if moved else torch.inference_mode()
 
 
+def embedded_steps(network: nn.Module) -> int | None:
+    """Size of the table of a network with a learned time embedding, `None` for others."""
+    learned = getattr(network.config, "time_embedding_type", None) == "learned"
+    return network.config.num_train_timesteps if learned else None
+
+
 def check_network(name: str, network: nn.Module) -> None:
-    """Refuse a network with weights that are not finite, or with an output of another shape than its input."""
+    """Refuse a network with weights that are not finite, or whose output is no estimate of its input's shape."""
     weights = [weight for weight in network.parameters() if not weight.is_meta]  # meta: offloaded, not here to read
     if weights and not torch.stack([weight.isfinite().all() for weight in weights]).all():
         raise ValueError(f"`{name}` has weights that are NaN or infinite; accepted are finite weights.")
-    if network.config.out_channels != network.config.in_channels:
+    inputs, outputs = network.config.in_channels, network.config.out_channels or network.config.in_channels
+    if outputs not in (inputs, 2 * inputs):
         raise ValueError(
-            f"`{name}` has in_channels={network.config.in_channels} and out_channels={network.config.out_channels}; "
-            "accepted are networks with as many outputs as inputs."
+            f"`{name}` has in_channels={inputs} and out_channels={outputs}; accepted are networks with as many "
+            "outputs as inputs, or twice as many, the second half being a learned variance."
         )
-
-
-def check_class_embedding(unet: nn.Module, num_classes: int | None, null_class: int | None) -> int:
-    """Number of classes of a network, `num_classes` and `null_class` checked against its embedding.
-
-    Raises:
-        ValueError: There is no usable class embedding, or the numbers do not agree.
-    """
-    if unet.class_embedding is None or unet.config.class_embed_type == "identity":
-        raise ValueError(
-            f"`unet` has no class embedding (num_class_embeds={unet.config.num_class_embeds}, "
-            f"class_embed_type={unet.config.class_embed_type!r}); accepted is a class-conditional network that takes "
-            "integer class labels."
-        )
-    if unet.config.time_embedding_type == "learned":
-        raise ValueError(
-            "`unet` has time_embedding_type='learned', which knows whole timesteps only; accepted are 'positional' "
-            "and 'fourier'."
-        )
-    rows = unet.config.num_class_embeds
-    if unet.config.class_embed_type is not None:  # "timestep": labels are embedded by a function, not a table
-        if num_classes is None or null_class is not None:
-            raise ValueError(
-                f"`unet` has class_embed_type={unet.config.class_embed_type!r}: it needs `num_classes` (or an "
-                f"`id2label`), given {num_classes}, and has no row for a `null_class`, given {null_class}."
-            )
-        return num_classes
-    if null_class is not None and null_class != rows - 1:
-        raise ValueError(
-            f"`null_class` is {null_class}; accepted is the last of the {rows} embedding rows, {rows - 1}, or None."
-        )
-    expected = rows - (null_class is not None)
-    if num_classes not in (None, expected):
-        raise ValueError(
-            f"`num_classes` (the size of `id2label`) is {num_classes}, but the network has {expected} classes "
-            f"(num_class_embeds={rows}, null_class={null_class})."
-        )
-    return expected

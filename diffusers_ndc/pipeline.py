@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from diffusers import DiffusionPipeline, UNet2DModel
+from diffusers import DiffusionPipeline, UNet2DConditionModel, UNet2DModel
 from diffusers.schedulers import SchedulerMixin
 from diffusers.utils import BaseOutput
 
@@ -68,9 +68,9 @@ class NoisedDiffusionClassifierPipeline(DiffusionPipeline):
 
     def __init__(
         self,
-        unet: UNet2DModel,
+        unet: UNet2DModel | UNet2DConditionModel,
         scheduler: SchedulerMixin,
-        unconditional_unet: UNet2DModel | None = None,
+        unconditional_unet: UNet2DModel | UNet2DConditionModel | None = None,
         id2label: dict | None = None,
         null_class: int | None = None,
         levels: dict | None = None,

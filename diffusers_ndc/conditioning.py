@@ -1,0 +1,104 @@
+"""From the index of a class to what a network is told about it."""
+
+import torch
+from diffusers import DiTTransformer2DModel, UNet2DConditionModel, UNet2DModel
+from torch import nn
+
+
+class ClassLabels(nn.Module):
+    """Networks with a class embedding of their own: they are told the index.
+
+    `num_classes` is the number of classes, `rows` that of all labels that the network knows, and `null_class` the
+    label for "no class" or `None`.
+
+    Args:
+        network: `UNet2DModel` or `UNet2DConditionModel` (without cross-attention), with `num_class_embeds` or
+            `class_embed_type="timestep"`; or a `DiTTransformer2DModel`, whose last row is always the null class.
+        num_classes: Number of classes; needed only for `class_embed_type="timestep"`.
+        null_class: Index of the embedding row that training with label dropout reserved for "no class"; it must be
+            the last one.
+
+    Raises:
+        ValueError: There is no usable class embedding, or the numbers do not agree with it.
+    """
+
+    def __init__(self, network: nn.Module, num_classes: int | None, null_class: int | None):
+        super().__init__()
+        self.others = without_text("unet", network)
+        if isinstance(network, DiTTransformer2DModel):
+            if network.training:
+                raise ValueError(
+                    "`transformer` is in training mode, where it drops class labels at random; accepted is evaluation "
+                    "mode: call its `eval()`."
+                )
+            self.rows = network.config.num_embeds_ada_norm + 1
+            null_class = self.rows - 1 if null_class is None else null_class
+        elif network.class_embedding is None or network.config.class_embed_type not in (None, "timestep"):
+            raise ValueError(
+                f"`unet` has no class embedding (num_class_embeds={network.config.num_class_embeds}, "
+                f"class_embed_type={network.config.class_embed_type!r}); accepted is a class-conditional network that "
+                "takes integer class labels."
+            )
+        elif network.config.class_embed_type == "timestep":  # labels are embedded by a function, not a table
+            if not num_classes or null_class is not None:
+                raise ValueError(
+                    f"`unet` has class_embed_type='timestep': it needs `num_classes` (or an `id2label`), given "
+                    f"{num_classes}, and has no row for a `null_class`, given {null_class}."
+                )
+            if isinstance(network, UNet2DModel) and network.dtype != torch.float32:
+                raise ValueError(
+                    f"`unet` (UNet2DModel) has class_embed_type='timestep' and dtype {network.dtype}, for which diffusers "
+                    "does not cast the embedded labels; accepted is torch.float32 (with torch.autocast, if need be)."
+                )
+            self.rows = num_classes
+        else:
+            self.rows = network.config.num_class_embeds
+        if null_class is not None and null_class != self.rows - 1:
+            raise ValueError(
+                f"`null_class` is {null_class}; accepted is the last of the {self.rows} embedding rows, "
+                f"{self.rows - 1}, or None."
+            )
+        self.null_class = null_class
+        self.num_classes = self.rows - (null_class is not None)
+        if num_classes not in (None, self.num_classes):
+            raise ValueError(
+                f"`num_classes` (the size of `id2label`) is {num_classes}, but the network has {self.num_classes} "
+                f"classes ({self.rows} embedding rows, null_class={null_class})."
+            )
+
+    def forward(self, class_labels: torch.Tensor) -> dict:
+        """Keyword arguments of the network for labels of shape `(N,)`."""
+        return {"class_labels": class_labels, **self.others}
+
+
+def without_text(name: str, network: nn.Module) -> dict:
+    """Keyword arguments by which a network is told that there is no text.
+
+    Raises:
+        ValueError: It cannot do without.
+    """
+    if not isinstance(network, UNet2DConditionModel):
+        return {}
+    check_condition_model(name, network)
+    if has_cross_attention(network):
+        raise ValueError(
+            f"`{name}` (UNet2DConditionModel) has cross-attention, to which something must be shown: its classes are "
+            "prompts. Accepted are `prompt_embeddings` beside it (in `LatentDiffusionClassifierPipeline`: `prompts`, "
+            "`tokenizer` and `text_encoder`), or a network without cross-attention blocks."
+        )
+    return {"encoder_hidden_states": None}
+
+
+def has_cross_attention(network: UNet2DConditionModel) -> bool:
+    """Whether the network looks at `encoder_hidden_states`."""
+    return any(getattr(block, "has_cross_attention", False) for block in network.modules())
+
+
+def check_condition_model(name: str, network: UNet2DConditionModel) -> None:
+    """Refuse a network that must be told more than time, class label and text."""
+    for setting in ("encoder_hid_dim_type", "addition_embed_type", "time_cond_proj_dim"):
+        if (value := network.config[setting]) is not None:
+            raise ValueError(
+                f"`{name}` (UNet2DConditionModel) has {setting}={value!r}: it is conditioned on more than a class or "
+                "a prompt; accepted is None."
+            )
