@@ -22,6 +22,13 @@ POOL_BATCHES = 4
 OPENED_BATCHES = 16
 """Network batches that the triples of the copies taken at a time may fill, unless it is one copy."""
 
+LATENT_NOISE = (
+    "A certificate is about Gaussian noise on the pixels; encoded to latents that is neither Gaussian nor of a known "
+    "level, so that a latent model cannot be told of it. Accepted for noisy images is a pixel-space denoiser in front "
+    "of it, after which it classifies clean ones: `DenoisedDiffusionClassifier`, or `pixel_unet` and "
+    "`pixel_scheduler` of `LatentDiffusionClassifierPipeline`."
+)
+
 
 class Classified(NamedTuple):
     """What `classify_each` finds out about an image.
@@ -89,7 +96,36 @@ def default_levels(sigma: float, denoiser: Denoiser) -> NoiseLevels:
     return NoiseLevels.log_grid(max(0.5, 1.5 * tau), min(max(9.0, 6 * tau), denoiser.sigma_range[1]))
 
 
-class NoisedDiffusionClassifier(nn.Module):
+class StreamingClassifier(nn.Module):
+    """What a classifier with `stream` and `inference` can do with images that come one by one."""
+
+    def classify_each(self, images: Iterable[torch.Tensor], seed: int) -> Iterator[tuple[int, Classified]]:
+        """Classify images as they come, each as soon as it is decided; without gradients.
+
+        Args:
+            images: Images of shape `(C, H, W)`, pixel units, carrying noise `sigma`.
+            seed: Seed of the noise. That of an image depends on this and on the image, not on its place or company.
+
+        Yields:
+            The image's place among the images, and its result.
+
+        Raises:
+            FloatingPointError: A loss is not finite.
+        """
+
+        def copies():
+            for place, image in enumerate(images):
+                image_hash = content_hash(image)
+                (own,) = derive_seeds((seed, image_hash, "classify"), 1)
+                yield Copy((place, image_hash), image, own)
+
+        # as a decorator, the context is left whenever the caller has the word
+        for decided in self.inference()(self.stream)(handing_out(copies())):
+            for (place, image_hash), logits, spent in zip(*decided, strict=True):
+                yield place, Classified(image_hash, logits, spent)
+
+
+class NoisedDiffusionClassifier(StreamingClassifier):
     """A diffusion model as a classifier of images, clean or carrying Gaussian noise (Chen et al., arXiv:2402.02316).
 
     A class scores `logit_y = -sum_i w_i * ||h(x_i, sigma_i, y) - target_i||^2`, the sum over pixels; under `elbo`
@@ -129,7 +165,11 @@ class NoisedDiffusionClassifier(nn.Module):
         self.likelihood = get_likelihood(method, sigma)
         check_batch_size(batch_size)
         check_seed(seed)
+        if denoiser.num_classes == 0:
+            raise ValueError("`denoiser` has no classes; accepted is a class-conditional one.")
         if sigma > 0:
+            if denoiser.encoder is not None:
+                raise ValueError(f"`sigma` is {sigma} with a latent model; accepted is 0. {LATENT_NOISE}")
             check_trained_sigma(sigma, denoiser)
         if self.likelihood.uses_denoised:
             check_told_sigma(sigma, denoiser)
@@ -183,6 +223,7 @@ class NoisedDiffusionClassifier(nn.Module):
             "null_source": self.denoiser.null_source if self.likelihood.uses_denoised else None,
             "dtype": self.denoiser.dtype,
             "seed": self.seed,
+            **self.denoiser.conditioning.settings,
         }
 
     def inference(self) -> AbstractContextManager:
@@ -244,31 +285,6 @@ class NoisedDiffusionClassifier(nn.Module):
             if decided.keys:
                 yield decided
 
-    def classify_each(self, images: Iterable[torch.Tensor], seed: int) -> Iterator[tuple[int, Classified]]:
-        """Classify images as they come, each as soon as it is decided; without gradients.
-
-        Args:
-            images: Images of shape `(C, H, W)`, pixel units, carrying noise `sigma`.
-            seed: Seed of the noise. That of an image depends on this and on the image, not on its place or company.
-
-        Yields:
-            The image's place among the images, and its result.
-
-        Raises:
-            FloatingPointError: A loss is not finite.
-        """
-
-        def copies():
-            for place, image in enumerate(images):
-                image_hash = content_hash(image)
-                (own,) = derive_seeds((seed, image_hash, "classify"), 1)
-                yield Copy((place, image_hash), image, own)
-
-        # as a decorator, the context is left whenever the caller has the word
-        for decided in self.inference()(self.stream)(handing_out(copies())):
-            for (place, image_hash), logits, spent in zip(*decided, strict=True):
-                yield place, Classified(image_hash, logits, spent)
-
     def squared_errors(self, images: torch.Tensor, seeds: Sequence[int] | None = None) -> torch.Tensor:
         """`||h(x_i, sigma_i, y) - target_i||^2`, shape (images, levels, classes): what the logits weigh and sum.
 
@@ -290,6 +306,8 @@ class NoisedDiffusionClassifier(nn.Module):
         """Copies before their first level, with all classes in play."""
         x_tau, x0_hat, spent = model_images(torch.stack([copy.image for copy in copies])), None, 0
         x_tau = x_tau.to(torch.promote_types(x_tau.dtype, torch.float32))
+        if self.denoiser.encoder is not None:
+            x_tau = torch.cat([self.denoiser.encode(part) for part in x_tau.split(self.batch_size)])
         if self.likelihood.uses_denoised:
             parts = x_tau.split(self.batch_size)
             x0_hat = torch.cat([self.denoiser.denoise(part, model_sigma(self.sigma)) for part in parts])

@@ -4,12 +4,23 @@ import torch
 from diffusers import DiTTransformer2DModel, UNet2DConditionModel, UNet2DModel
 from torch import nn
 
+from .noise import content_hash
+
+
+class NoClasses(nn.Module):
+    """Networks that know of no classes: a denoiser of them, and nothing else, can be had.
+
+    As of the other kinds of conditioning, `num_classes` is the number of classes, `rows` that of all labels that the
+    network can be told, and `null_class` the label for "no class" or `None`; `settings` is what else a record should
+    say. A call gives the keyword arguments of the network for labels of shape `(N,)`.
+    """
+
+    num_classes, rows, null_class = 0, 0, None
+    settings = {}
+
 
 class ClassLabels(nn.Module):
     """Networks with a class embedding of their own: they are told the index.
-
-    `num_classes` is the number of classes, `rows` that of all labels that the network knows, and `null_class` the
-    label for "no class" or `None`.
 
     Args:
         network: `UNet2DModel` or `UNet2DConditionModel` (without cross-attention), with `num_class_embeds` or
@@ -21,6 +32,8 @@ class ClassLabels(nn.Module):
     Raises:
         ValueError: There is no usable class embedding, or the numbers do not agree with it.
     """
+
+    settings = {}
 
     def __init__(self, network: nn.Module, num_classes: int | None, null_class: int | None):
         super().__init__()
@@ -47,8 +60,9 @@ class ClassLabels(nn.Module):
                 )
             if isinstance(network, UNet2DModel) and network.dtype != torch.float32:
                 raise ValueError(
-                    f"`unet` (UNet2DModel) has class_embed_type='timestep' and dtype {network.dtype}, for which diffusers "
-                    "does not cast the embedded labels; accepted is torch.float32 (with torch.autocast, if need be)."
+                    f"`unet` (UNet2DModel) has class_embed_type='timestep' and dtype {network.dtype}, for which "
+                    "diffusers does not cast the embedded labels; accepted is torch.float32 (with torch.autocast, if "
+                    "need be)."
                 )
             self.rows = num_classes
         else:
@@ -67,8 +81,58 @@ class ClassLabels(nn.Module):
             )
 
     def forward(self, class_labels: torch.Tensor) -> dict:
-        """Keyword arguments of the network for labels of shape `(N,)`."""
         return {"class_labels": class_labels, **self.others}
+
+
+class PromptEmbeddings(nn.Module):
+    """Text-conditional networks: a class is what its prompts say.
+
+    Args:
+        network: A `UNet2DConditionModel` with cross-attention, and without a class embedding.
+        embeddings: `encoder_hidden_states` of each class, shape `(K, tokens, channels)`, or `(K + 1, ...)` with a last
+            row for "no class" (the empty prompt's), as `embed_prompts` makes them.
+        num_classes: Number of classes, if known.
+        null_class: Index of the row for "no class", which must be the last one, or `None`.
+
+    Raises:
+        ValueError: The network takes no text or more than text, or the numbers do not agree.
+    """
+
+    def __init__(self, network: nn.Module, embeddings: torch.Tensor, num_classes: int | None, null_class: int | None):
+        super().__init__()
+        if not isinstance(network, UNet2DConditionModel) or not has_cross_attention(network):
+            raise ValueError(
+                f"The network ({type(network).__name__}) takes no prompts; accepted for `prompts` "
+                "(`prompt_embeddings`) is a UNet2DConditionModel with cross-attention blocks."
+            )
+        check_condition_model("unet", network)
+        if network.class_embedding is not None:
+            raise ValueError(
+                f"`unet` has a class embedding (num_class_embeds={network.config.num_class_embeds}) besides "
+                "its text; accepted is one without, since what its labels mean is not known here."
+            )
+        channels = network.config.cross_attention_dim
+        if embeddings.ndim != 3 or embeddings.shape[2] != channels:
+            raise ValueError(
+                f"`prompt_embeddings` has the shape {tuple(embeddings.shape)}; accepted is (classes, tokens, "
+                f"{channels}), {channels} being the network's cross_attention_dim."
+            )
+        self.rows = len(embeddings)
+        self.null_class = null_class
+        self.num_classes = self.rows - (null_class is not None)
+        if null_class not in (None, self.rows - 1) or num_classes not in (None, self.num_classes):
+            raise ValueError(
+                f"`prompt_embeddings` has {self.rows} rows for num_classes={num_classes} and null_class={null_class}; "
+                "accepted is one for each class, and a last one where there is a null class."
+            )
+        self.register_buffer("embeddings", embeddings.to(network.dtype), persistent=False)
+
+    @property
+    def settings(self) -> dict:
+        return {"prompt_embeddings": content_hash(self.embeddings)}
+
+    def forward(self, class_labels: torch.Tensor) -> dict:
+        return {"encoder_hidden_states": self.embeddings[class_labels]}
 
 
 def without_text(name: str, network: nn.Module) -> dict:

@@ -2,15 +2,18 @@
 
 Everything after this file is free of schedulers, prediction types and network layouts. Coordinates are
 variance-exploding (`x_sigma = x + sigma * eps`) and units are the model's: images in [-1, 1], `sigma` on that scale.
+Of a latent diffusion model `x` is the latent, and `sigma` on its scale.
 """
 
 import math
 from contextlib import AbstractContextManager
 
 import torch
+from diffusers import AutoencoderKL
 from torch import nn
 
-from .conditioning import ClassLabels, without_text
+from .conditioning import ClassLabels, NoClasses, PromptEmbeddings, without_text
+from .latents import LatentEncoder
 from .parametrisation import parametrisation
 
 
@@ -24,13 +27,18 @@ class Denoiser(nn.Module):
     Args:
         unet: A `UNet2DModel`, or a `UNet2DConditionModel` without cross-attention, with a class embedding
             (`num_class_embeds`, or `class_embed_type="timestep"`). Where it has twice as many output channels as
-            input channels, the second half (a learned variance) is left aside.
+            input channels, the second half (a learned variance) is left aside. Also a `DiTTransformer2DModel`, and a
+            text-conditional `UNet2DConditionModel` with `prompt_embeddings`.
         scheduler: One with `alphas_cumprod` and prediction type epsilon, v_prediction or sample, an EDM scheduler,
             `CMStochasticIterativeScheduler` or `FlowMatchEulerDiscreteScheduler`. It is only read, never changed.
-        num_classes: Number of classes. Needed only where `unet.config.num_class_embeds` does not say it.
+        num_classes: Number of classes. Needed only where `unet.config.num_class_embeds` does not say it. 0: a network
+            without classes, which can denoise and not classify.
         null_class: Index of the embedding row that training with label dropout reserved for "no class"; it must be
-            the last one. `None` if there is none.
+            the last one. `None` if there is none (a DiT always has one).
         unconditional_unet: A second network, without classes, that serves as the unconditional denoiser.
+        prompt_embeddings: `encoder_hidden_states` of the classes, shape `(K, tokens, channels)`, and of "no class" in
+            a last row where `null_class` says so; see `embed_prompts`.
+        vae: Autoencoder of a latent diffusion model: `encode` then takes images to its latents.
 
     The unconditional denoiser is, in this order, the `unconditional_unet`, the `null_class`, or the mean of `h` over
     the classes under a uniform prior (one network evaluation for each class). `null_source` says which one it is.
@@ -51,16 +59,32 @@ class Denoiser(nn.Module):
         num_classes: int | None = None,
         null_class: int | None = None,
         unconditional_unet: nn.Module | None = None,
+        prompt_embeddings: torch.Tensor | None = None,
+        vae: AutoencoderKL | None = None,
     ):
         super().__init__()
         self.scheduler = scheduler
-        self.conditioning = ClassLabels(unet, num_classes, null_class)
+        if num_classes == 0:
+            self.conditioning, unconditional_unet = NoClasses(), unet
+        elif prompt_embeddings is not None:
+            self.conditioning = PromptEmbeddings(unet, prompt_embeddings, num_classes, null_class)
+        else:
+            self.conditioning = ClassLabels(unet, num_classes, null_class)
         check_network("unet", unet)
+        self.encoder = None if vae is None else LatentEncoder(vae)
+        if vae is not None:
+            check_weights("vae", vae)
+            if vae.config.latent_channels != unet.config.in_channels:
+                raise ValueError(
+                    f"`vae` has {vae.config.latent_channels} latent channels and the network in_channels="
+                    f"{unet.config.in_channels}; accepted are as many."
+                )
         tables = {embedded_steps(unet)}
         if unconditional_unet is not None:
             check_network("unconditional_unet", unconditional_unet)
             if unconditional_unet.class_embedding is not None:
-                raise ValueError("`unconditional_unet` has a class embedding; accepted is a network without classes.")
+                name = "unet` with num_classes=0" if unconditional_unet is unet else "unconditional_unet`"
+                raise ValueError(f"`{name} has a class embedding; accepted is a network without classes.")
             self.unconditional_arguments = without_text("unconditional_unet", unconditional_unet)
             tables.add(embedded_steps(unconditional_unet))
         for table in tables - {None} or {None}:
@@ -105,32 +129,45 @@ class Denoiser(nn.Module):
 
     @property
     def image_size(self) -> tuple[int, int] | None:
-        """Height and width of the network's images, `None` where it does not fix them."""
-        size = self.unet.config.sample_size
-        return (size, size) if isinstance(size, int) else size and tuple(size)
+        """Height and width of the images, in pixels; `None` where the network does not fix them."""
+        size, factor = self.unet.config.sample_size, self._pixels_per_value
+        return size and tuple(factor * side for side in ((size, size) if isinstance(size, int) else size))
+
+    @property
+    def image_channels(self) -> int:
+        """Channels of the images."""
+        return (self.unet if self.encoder is None else self.encoder.vae).config.in_channels
+
+    @property
+    def _pixels_per_value(self) -> int:
+        return 1 if self.encoder is None else self.encoder.downscaling
+
+    def encode(self, images: torch.Tensor) -> torch.Tensor:
+        """Images in [-1, 1] to the space of the diffusion: themselves, or their latents."""
+        return images if self.encoder is None else self.encoder(images)
 
     def check_images(self, images: torch.Tensor) -> None:
         """Refuse a batch that the network cannot take.
 
         Raises:
             TypeError: `images` is not a floating-point tensor.
-            ValueError: It has not the shape `(N, C, H, W)` with N at least 1 and the network's channels and size.
+            ValueError: It has not the shape `(N, C, H, W)` with N at least 1 and the model's channels and size.
         """
         if not isinstance(images, torch.Tensor) or not images.is_floating_point():
             given = images.dtype if isinstance(images, torch.Tensor) else type(images).__name__
             raise TypeError(f"`images` is {given}; accepted is a floating-point tensor.")
-        config, size = self.unet.config, self.image_size
-        multiple = 2 ** (len(config.block_out_channels) - 1)
+        size, channels = self.image_size, self.image_channels
+        multiple = 1 if size else self._pixels_per_value * 2 ** (len(self.unet.config.block_out_channels) - 1)
         if (
             images.ndim != 4
             or len(images) == 0
-            or images.shape[1] != config.in_channels
+            or images.shape[1] != channels
             or (tuple(images.shape[2:]) != size if size else any(side % multiple for side in images.shape[2:]))
         ):
             sides = " x ".join(map(str, size)) if size else f"sides that are multiples of {multiple}"
             raise ValueError(
-                f"`images` has the shape {tuple(images.shape)}; accepted is (N, {config.in_channels}, height, width) "
-                f"with at least one image and {sides} pixels."
+                f"`images` has the shape {tuple(images.shape)}; accepted is (N, {channels}, height, width) with at "
+                f"least one image and {sides} pixels."
             )
 
     def forward(
@@ -215,11 +252,16 @@ def embedded_steps(network: nn.Module) -> int | None:
     return network.config.num_train_timesteps if learned else None
 
 
-def check_network(name: str, network: nn.Module) -> None:
-    """Refuse a network with weights that are not finite, or whose output is no estimate of its input's shape."""
+def check_weights(name: str, network: nn.Module) -> None:
+    """Refuse a network with weights that are not finite."""
     weights = [weight for weight in network.parameters() if not weight.is_meta]  # meta: offloaded, not here to read
     if weights and not torch.stack([weight.isfinite().all() for weight in weights]).all():
         raise ValueError(f"`{name}` has weights that are NaN or infinite; accepted are finite weights.")
+
+
+def check_network(name: str, network: nn.Module) -> None:
+    """Refuse a network with weights that are not finite, or whose output is no estimate of its input's shape."""
+    check_weights(name, network)
     inputs, outputs = network.config.in_channels, network.config.out_channels or network.config.in_channels
     if outputs not in (inputs, 2 * inputs):
         raise ValueError(

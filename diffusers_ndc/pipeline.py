@@ -338,7 +338,7 @@ class NoisedDiffusionClassifierPipeline(DiffusionPipeline):
         return results[0] if single else results
 
     def _preprocess(self, images, classifier: NoisedDiffusionClassifier) -> tuple[torch.Tensor, bool]:
-        batch, single = to_pixel_batch(images, self.unet.config.in_channels, classifier.denoiser.image_size)
+        batch, single = to_pixel_batch(images, classifier.denoiser.image_channels, classifier.denoiser.image_size)
         classifier.denoiser.check_images(batch)
         return batch.to(self._execution_device), single
 
@@ -350,7 +350,9 @@ class NoisedDiffusionClassifierPipeline(DiffusionPipeline):
         config["_class_name"] = ["pipeline", type(self).__name__]
         config.pop("_name_or_path", None)  # the place that it was loaded from means nothing to others
         index.write_text(json.dumps(config, indent=2, sort_keys=True) + "\n")
-        Path(save_directory, "pipeline.py").write_text(PIPELINE_FILE)
+        Path(save_directory, "pipeline.py").write_text(
+            PIPELINE_FILE.replace("NoisedDiffusionClassifierPipeline", type(self).__name__)
+        )
 
     @classmethod
     def _dict_from_json_file(cls, *args, **kwargs):
