@@ -1,5 +1,7 @@
 """From the index of a class to what a network is told about it."""
 
+from functools import cached_property
+
 import torch
 from diffusers import DiTTransformer2DModel, UNet2DConditionModel, UNet2DModel
 from torch import nn
@@ -46,7 +48,7 @@ class ClassLabels(nn.Module):
                 )
             self.rows = network.config.num_embeds_ada_norm + 1
             null_class = self.rows - 1 if null_class is None else null_class
-        elif network.class_embedding is None or network.config.class_embed_type not in (None, "timestep"):
+        elif not has_classes("unet", network) or network.config.class_embed_type not in (None, "timestep"):
             raise ValueError(
                 f"`unet` has no class embedding (num_class_embeds={network.config.num_class_embeds}, "
                 f"class_embed_type={network.config.class_embed_type!r}); accepted is a class-conditional network that "
@@ -127,12 +129,29 @@ class PromptEmbeddings(nn.Module):
             )
         self.register_buffer("embeddings", embeddings.to(network.dtype), persistent=False)
 
-    @property
+    @cached_property
     def settings(self) -> dict:
+        """A hash, as made once: the embeddings of a thousand classes are large."""
         return {"prompt_embeddings": content_hash(self.embeddings)}
 
     def forward(self, class_labels: torch.Tensor) -> dict:
         return {"encoder_hidden_states": self.embeddings[class_labels]}
+
+
+def has_classes(name: str, network: nn.Module) -> bool:
+    """Whether a network takes class labels.
+
+    Raises:
+        TypeError: It is of a class for which this is not known.
+    """
+    if isinstance(network, DiTTransformer2DModel):
+        return True
+    if not isinstance(network, nn.Module) or not hasattr(network, "class_embedding"):
+        raise TypeError(
+            f"`{name}` is a {type(network).__name__}; accepted are UNet2DModel, UNet2DConditionModel, "
+            "DiTTransformer2DModel, and networks with their arguments, configuration and `class_embedding`."
+        )
+    return network.class_embedding is not None
 
 
 def without_text(name: str, network: nn.Module) -> dict:

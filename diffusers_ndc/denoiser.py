@@ -12,7 +12,7 @@ import torch
 from diffusers import AutoencoderKL
 from torch import nn
 
-from .conditioning import ClassLabels, NoClasses, PromptEmbeddings, without_text
+from .conditioning import ClassLabels, NoClasses, PromptEmbeddings, has_classes, without_text
 from .latents import LatentEncoder
 from .parametrisation import parametrisation
 
@@ -47,6 +47,7 @@ class Denoiser(nn.Module):
     the nearest step, and only images that carry that step's noise are accepted; `nearest_sigma` gives it.
 
     Raises:
+        TypeError: The network or the `vae` is of a class that is not supported.
         ValueError: The network has no class embedding, an output that is neither as deep as its input nor twice that,
             weights that are not finite, needs to be told more than a class, or disagrees with `num_classes` or
             `null_class`; the scheduler has no known noise level, or not the timesteps of the network.
@@ -63,26 +64,26 @@ class Denoiser(nn.Module):
         vae: AutoencoderKL | None = None,
     ):
         super().__init__()
+        check_network("unet", unet)
         self.scheduler = scheduler
         if num_classes == 0:
+            if any(argument is not None for argument in (null_class, unconditional_unet, prompt_embeddings)):
+                raise ValueError(
+                    "`num_classes` is 0 beside `null_class`, `unconditional_unet` or `prompt_embeddings`; accepted is "
+                    "a network alone."
+                )
             self.conditioning, unconditional_unet = NoClasses(), unet
         elif prompt_embeddings is not None:
             self.conditioning = PromptEmbeddings(unet, prompt_embeddings, num_classes, null_class)
         else:
             self.conditioning = ClassLabels(unet, num_classes, null_class)
-        check_network("unet", unet)
-        self.encoder = None if vae is None else LatentEncoder(vae)
+        self.encoder = None if vae is None else LatentEncoder(vae, unet.config.in_channels)
         if vae is not None:
             check_weights("vae", vae)
-            if vae.config.latent_channels != unet.config.in_channels:
-                raise ValueError(
-                    f"`vae` has {vae.config.latent_channels} latent channels and the network in_channels="
-                    f"{unet.config.in_channels}; accepted are as many."
-                )
         tables = {embedded_steps(unet)}
         if unconditional_unet is not None:
             check_network("unconditional_unet", unconditional_unet)
-            if unconditional_unet.class_embedding is not None:
+            if has_classes("unconditional_unet", unconditional_unet):
                 name = "unet` with num_classes=0" if unconditional_unet is unet else "unconditional_unet`"
                 raise ValueError(f"`{name} has a class embedding; accepted is a network without classes.")
             self.unconditional_arguments = without_text("unconditional_unet", unconditional_unet)
@@ -260,7 +261,8 @@ def check_weights(name: str, network: nn.Module) -> None:
 
 
 def check_network(name: str, network: nn.Module) -> None:
-    """Refuse a network with weights that are not finite, or whose output is no estimate of its input's shape."""
+    """Refuse a network that is none, with weights that are not finite, or whose output has not its input's shape."""
+    has_classes(name, network)
     check_weights(name, network)
     inputs, outputs = network.config.in_channels, network.config.out_channels or network.config.in_channels
     if outputs not in (inputs, 2 * inputs):

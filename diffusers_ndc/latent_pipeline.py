@@ -66,15 +66,7 @@ class LatentDiffusionClassifierPipeline(NoisedDiffusionClassifierPipeline):
         levels: dict | None = None,
     ):
         DiffusionPipeline.__init__(self)  # the parent's takes other components
-        check_kind("unet", unet, (UNet2DConditionModel, UNet2DModel))
-        check_kind("transformer", transformer, (DiTTransformer2DModel,))
-        check_kind("text_encoder", text_encoder, (CLIPTextModel,))
-        check_kind("pixel_unet", pixel_unet, (UNet2DModel, UNet2DConditionModel))
-        if (unet is None) == (transformer is None):
-            given = "neither" if unet is None else "both"
-            raise ValueError(f"`unet` and `transformer`: {given} given; accepted is one of them.")
-        if (pixel_unet is None) != (pixel_scheduler is None):
-            raise ValueError("`pixel_unet` and `pixel_scheduler`: one is given; accepted are both or none.")
+        check_components(unet, transformer, text_encoder, pixel_unet, pixel_scheduler)
         id2label = None if id2label is None else with_integer_labels(id2label)
         if prompts is not None:
             if null_class is not None:
@@ -207,8 +199,20 @@ class LatentDiffusionClassifierPipeline(NoisedDiffusionClassifierPipeline):
         return super().calibrate(images, labels, 0.0, *args, **settings)
 
 
-def check_kind(name: str, component, kinds: tuple[type, ...]) -> None:
-    """Refuse a component of a class that is not supported; `None` passes."""
-    if component is not None and not isinstance(component, kinds):
-        accepted = " or ".join(kind.__name__ for kind in kinds)
-        raise TypeError(f"`{name}` is a {type(component).__name__}; accepted is a {accepted}.")
+def check_components(unet, transformer, text_encoder, pixel_unet, pixel_scheduler) -> None:
+    """Refuse components of classes that are not supported, and sets of them that make no model."""
+    unets = (UNet2DConditionModel, UNet2DModel)
+    for name, component, kinds in (
+        ("unet", unet, unets),
+        ("transformer", transformer, (DiTTransformer2DModel,)),
+        ("text_encoder", text_encoder, (CLIPTextModel,)),
+        ("pixel_unet", pixel_unet, unets),
+    ):
+        if component is not None and not isinstance(component, kinds):
+            accepted = " or ".join(kind.__name__ for kind in kinds)
+            raise TypeError(f"`{name}` is a {type(component).__name__}; accepted is a {accepted}.")
+    if (unet is None) == (transformer is None):
+        given = "neither is" if unet is None else "both are"
+        raise ValueError(f"`unet` and `transformer`: {given} given; accepted is one of them.")
+    if (pixel_unet is None) != (pixel_scheduler is None):
+        raise ValueError("`pixel_unet` and `pixel_scheduler`: one is given; accepted are both or none.")

@@ -13,19 +13,26 @@ class LatentEncoder(nn.Module):
 
     Args:
         vae: The autoencoder.
+        channels: Of the latents that the diffusion model takes.
 
     Raises:
-        TypeError: It is no `AutoencoderKL`.
-        ValueError: Its latents are normalised by channel (`latents_mean`, `latents_std`), which is not supported.
+        TypeError: `vae` is no `AutoencoderKL`.
+        ValueError: Its latents have other channels, or are normalised channel by channel (`latents_mean`,
+            `latents_std`), which is not supported.
     """
 
-    def __init__(self, vae: AutoencoderKL):
+    def __init__(self, vae: AutoencoderKL, channels: int):
         super().__init__()
         if not isinstance(vae, AutoencoderKL):
             raise TypeError(f"`vae` is a {type(vae).__name__}; accepted is an AutoencoderKL.")
         for setting in ("latents_mean", "latents_std"):
             if vae.config[setting] is not None:
                 raise ValueError(f"`vae` has {setting}={vae.config[setting]}; accepted is None.")
+        if vae.config.latent_channels != channels:
+            raise ValueError(
+                f"`vae` has {vae.config.latent_channels} latent channels and the network in_channels={channels}; "
+                "accepted are as many."
+            )
         self.vae = vae
 
     @property

@@ -3,6 +3,7 @@
 import json
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from inspect import signature
 from pathlib import Path
 
 import torch
@@ -49,7 +50,7 @@ class NoisedDiffusionClassifierPipeline(DiffusionPipeline):
     """A class-conditional diffusion model as a classifier with provable l2 robustness (Chen et al., arXiv:2402.02316).
 
     Args:
-        unet: Class-conditional network.
+        unet: Class-conditional network in pixel space. A `UNet2DConditionModel` has no cross-attention.
         scheduler: Scheduler that it was trained with, or an equivalent one; only its noise levels are used.
         unconditional_unet: Network without classes as the unconditional denoiser of APNDC. Default: the `null_class`,
             or, without one, the mean over the classes.
@@ -358,6 +359,11 @@ class NoisedDiffusionClassifierPipeline(DiffusionPipeline):
     def _dict_from_json_file(cls, *args, **kwargs):
         # For the named class the repository's own `pipeline.py` is not remote code to be trusted: it is this class.
         config = super()._dict_from_json_file(*args, **kwargs)
+        if "vae" in config and "vae" not in signature(cls.__init__).parameters:
+            raise ValueError(
+                f"This model has a `vae`: its network denoises latents, not images. Accepted by {cls.__name__} are "
+                "models in pixel space; this one is for LatentDiffusionClassifierPipeline."
+            )
         if isinstance(config.get("_class_name"), list):
             config["_class_name"] = config["_class_name"][-1]
         return config

@@ -26,6 +26,7 @@ from diffusers_ndc import (
     Denoiser,
     LatentDiffusionClassifierPipeline,
     NoisedDiffusionClassifier,
+    NoisedDiffusionClassifierPipeline,
     NoiseLevels,
     SmoothedClassifier,
     embed_prompts,
@@ -114,7 +115,7 @@ def stable_diffusion(folder):
         text_encoder=tiny_text_encoder(),
         tokenizer=tiny_tokenizer(),
         unet=tiny_text_unet(),
-        scheduler=PNDMScheduler(beta_schedule="scaled_linear", beta_start=0.00085, beta_end=0.012),
+        scheduler=PNDMScheduler(beta_schedule="scaled_linear", beta_start=0.00085, beta_end=0.012, steps_offset=1),
         safety_checker=None,
         feature_extractor=None,
         requires_safety_checker=False,
@@ -126,7 +127,8 @@ def dit(folder):
     names = {0: "cat", 1: "dog", 2: "bird"}
     DiTPipeline(tiny_dit(), tiny_vae(shift_factor=0.1), DDIMScheduler(), names).save_pretrained(folder)
     index = json.loads((folder / "model_index.json").read_text())  # as in the folders that were published
-    (folder / "model_index.json").write_text(json.dumps({**index, "id2label": names}))
+    index |= {"id2label": names, "transformer": ["diffusers", "Transformer2DModel"]}
+    (folder / "model_index.json").write_text(json.dumps(index))
     return {}
 
 
@@ -424,6 +426,23 @@ def test_refuses_a_dit_that_drops_labels_at_random():
         Denoiser(tiny_dit().train(), DDPMScheduler(), vae=tiny_vae())
 
 
+def test_a_latent_model_is_not_taken_for_one_of_pixels(tmp_path):
+    """Its latents may well have as many channels as an image."""
+    unet, vae = tiny_unet(in_channels=3, out_channels=3), tiny_vae(latent_channels=3)
+    LatentDiffusionClassifierPipeline(vae, DDPMScheduler(), unet, null_class=3).save_pretrained(tmp_path)
+    assert load(tmp_path)(torch.rand(1, 1, 16, 16), levels=LEVELS).logits.shape == (1, 3)
+    with pytest.raises(ValueError, match="has a `vae`.*LatentDiffusionClassifierPipeline"):
+        NoisedDiffusionClassifierPipeline.from_pretrained(tmp_path)
+
+
+@pytest.mark.parametrize("network", [torch.nn.Linear(1, 1), tiny_vae(), None])
+def test_refuses_networks_of_an_unknown_class(network):
+    with pytest.raises(TypeError, match="`unet` is a .*accepted are UNet2DModel"):
+        Denoiser(network, DDPMScheduler())
+    with pytest.raises(TypeError, match="`unet` is a .*accepted are UNet2DModel"):
+        Denoiser(network, DDPMScheduler(), num_classes=0)
+
+
 def test_a_denoiser_without_classes_denoises_and_does_not_classify(images):
     network = tiny_unet(num_class_embeds=None)
     denoiser = Denoiser(network, DDPMScheduler(), num_classes=0)
@@ -432,5 +451,9 @@ def test_a_denoiser_without_classes_denoises_and_does_not_classify(images):
         denoiser(images, 0.5, torch.zeros(4, dtype=torch.long))
     with pytest.raises(ValueError, match="`denoiser` has no classes"):
         NoisedDiffusionClassifier(denoiser)
+    with pytest.raises(ValueError, match="`num_classes` is 0 beside"):
+        Denoiser(network, DDPMScheduler(), num_classes=0, null_class=3)
+    with pytest.raises(ValueError, match="num_classes=0 has a class embedding"):
+        Denoiser(tiny_dit(), DDPMScheduler(), num_classes=0)
     with pytest.raises(ValueError, match="num_classes=0 has a class embedding"):
         Denoiser(tiny_unet(), DDPMScheduler(), num_classes=0)
