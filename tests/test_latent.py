@@ -31,6 +31,7 @@ from diffusers_ndc import (
     SmoothedClassifier,
     embed_prompts,
 )
+from diffusers_ndc.pool import Copy, handing_out
 
 
 PROMPTS = {0: ["a photo of a cat", "a cat"], 1: ["a dog"], 2: ["a bird", "one bird", "birds"]}
@@ -317,8 +318,15 @@ def test_noise_is_on_the_pixels_and_removed_before_the_encoder(sd, pictures, set
     with torch.no_grad():
         front = Denoiser(sd.pixel_unet, sd.pixel_scheduler, None if settings else 0)
         clean = (front(2 * noisy - 1, 0.5).clamp(-1, 1) + 1) / 2
-        torch.testing.assert_close(base(noisy), sd.classifier(levels=LEVELS, seed=7)(clean), rtol=1e-3, atol=1e-2)
-    assert base.evaluations == 3 * (evaluations + 2 * 3) and not base.randomized
+        expected = sd.classifier(levels=LEVELS, seed=7)(clean)
+        torch.testing.assert_close(base(noisy), expected, rtol=1e-4, atol=1e-3)
+        copies = [Copy(place, image, None) for place, image in enumerate(noisy)]
+        for decided in base.stream(handing_out(copies)):  # the way that votes take
+            torch.testing.assert_close(decided.logits, expected[decided.keys], rtol=1e-4, atol=1e-3)
+            assert decided.evaluations == [evaluations + 2 * 3] * len(decided.keys)
+        plain = sd.classifier(levels=LEVELS, seed=7)(noisy)
+        assert (plain - expected).abs().max() > 1, "the denoising should make a difference"
+    assert base.evaluations == 2 * 3 * (evaluations + 2 * 3) and not base.randomized
     image = noisy[:1].requires_grad_()
     (gradient,) = torch.autograd.grad(base(image)[0, 0], image)
     assert gradient.abs().max() > 0

@@ -191,7 +191,8 @@ def learned():
 def test_a_learned_time_embedding_is_told_the_nearest_step(learned, images, eps):
     for t in (0, 17, 49):
         sigma = learned.parametrisation.step_sigmas[t].item()
-        assert learned.nearest_sigma(1.01 * sigma) == learned.nearest_sigma(sigma) == sigma
+        assert learned.nearest_sigma(1.01 * sigma) == learned.nearest_sigma(0.99 * sigma) == sigma
+        assert learned.parametrisation.network_time(sigma * torch.tensor([0.99, 1.0, 1.01])).tolist() == [t] * 3
         a = learned.scheduler.alphas_cumprod[t]
         x_t = a.sqrt() * (2 * images - 1 + sigma * eps)
         expected = learned.scheduler.step(learned.unet(x_t, t, class_labels=LABELS).sample, t, x_t)
