@@ -3,12 +3,13 @@
 import math
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager
+from dataclasses import replace
 from typing import NamedTuple
 
 import torch
 from torch import nn
 
-from .denoiser import Denoiser
+from .denoiser import SAME_NOISE, Denoiser
 from .likelihoods import get_likelihood
 from .noise import check_seed, check_sigma, content_hash, derive_seeds, fresh_seed, standard_normal
 from .noise_levels import NoiseLevels
@@ -20,6 +21,13 @@ POOL_BATCHES = 4
 
 OPENED_BATCHES = 16
 """Network batches that the triples of the copies taken at a time may fill, unless it is one copy."""
+
+LATENT_NOISE = (
+    "A certificate is about Gaussian noise on the pixels; encoded to latents that is neither Gaussian nor of a known "
+    "level, so that a latent model cannot be told of it. Accepted for noisy images is a pixel-space denoiser in front "
+    "of it, after which it classifies clean ones: `DenoisedDiffusionClassifier`, or `pixel_unet` and "
+    "`pixel_scheduler` of `LatentDiffusionClassifierPipeline`."
+)
 
 
 class Classified(NamedTuple):
@@ -61,6 +69,16 @@ def check_trained_sigma(sigma: float, denoiser: Denoiser) -> None:
         )
 
 
+def check_told_sigma(sigma: float, denoiser: Denoiser) -> None:
+    """Refuse noise of images (pixel units) that the model cannot be told truthfully before it denoises them."""
+    nearest = denoiser.nearest_sigma(model_sigma(sigma)) / 2
+    if not math.isclose(sigma, nearest, rel_tol=SAME_NOISE):
+        raise ValueError(
+            f"`sigma` is {sigma} (pixel units); this model has a learned time embedding, which knows the noise of "
+            f"whole training steps only: accepted for denoising is one of these, such as {nearest:.6g}."
+        )
+
+
 def check_batch_size(batch_size: int) -> None:
     """Refuse a batch size that is no whole number of at least 1."""
     if type(batch_size) is not int or batch_size < 1:
@@ -78,7 +96,36 @@ def default_levels(sigma: float, denoiser: Denoiser) -> NoiseLevels:
     return NoiseLevels.log_grid(max(0.5, 1.5 * tau), min(max(9.0, 6 * tau), denoiser.sigma_range[1]))
 
 
-class NoisedDiffusionClassifier(nn.Module):
+class StreamingClassifier(nn.Module):
+    """What a classifier with `stream` and `inference` can do with images that come one by one."""
+
+    def classify_each(self, images: Iterable[torch.Tensor], seed: int) -> Iterator[tuple[int, Classified]]:
+        """Classify images as they come, each as soon as it is decided; without gradients.
+
+        Args:
+            images: Images of shape `(C, H, W)`, pixel units, carrying noise `sigma`.
+            seed: Seed of the noise. That of an image depends on this and on the image, not on its place or company.
+
+        Yields:
+            The image's place among the images, and its result.
+
+        Raises:
+            FloatingPointError: A loss is not finite.
+        """
+
+        def copies():
+            for place, image in enumerate(images):
+                image_hash = content_hash(image)
+                (own,) = derive_seeds((seed, image_hash, "classify"), 1)
+                yield Copy((place, image_hash), image, own)
+
+        # as a decorator, the context is left whenever the caller has the word
+        for decided in self.inference()(self.stream)(handing_out(copies())):
+            for (place, image_hash), logits, spent in zip(*decided, strict=True):
+                yield place, Classified(image_hash, logits, spent)
+
+
+class NoisedDiffusionClassifier(StreamingClassifier):
     """A diffusion model as a classifier of images, clean or carrying Gaussian noise (Chen et al., arXiv:2402.02316).
 
     A class scores `logit_y = -sum_i w_i * ||h(x_i, sigma_i, y) - target_i||^2`, the sum over pixels; under `elbo`
@@ -90,7 +137,8 @@ class NoisedDiffusionClassifier(nn.Module):
         denoiser: The network and its scheduler.
         sigma: Standard deviation of the Gaussian noise that the images carry, pixel units; 0 for clean images.
         method: `dc` (clean images), `epndc`, `apndc` or `apndc-clean` (noisy images). Default: `dc` or `apndc`.
-        levels: Noise levels and weights, model units, all above `2 * sigma`. Default: `default_levels`.
+        levels: Noise levels and weights, model units, all above `2 * sigma`. Default: `default_levels`. A model with a
+            learned time embedding is given the nearest levels that it knows, and `levels` then says which.
         batch_size: (image, class, level) triples per network evaluation; peak memory depends on it, not on the number
             of images, classes or levels.
         seed: If given, every image meets the same noise and the classifier is a fixed function; its noise is otherwise
@@ -117,14 +165,22 @@ class NoisedDiffusionClassifier(nn.Module):
         self.likelihood = get_likelihood(method, sigma)
         check_batch_size(batch_size)
         check_seed(seed)
+        if denoiser.num_classes == 0:
+            raise ValueError("`denoiser` has no classes; accepted is a class-conditional one.")
         if sigma > 0:
+            if denoiser.encoder is not None:
+                raise ValueError(f"`sigma` is {sigma} with a latent model; accepted is 0. {LATENT_NOISE}")
             check_trained_sigma(sigma, denoiser)
+        if self.likelihood.uses_denoised:
+            check_told_sigma(sigma, denoiser)
         tau = model_sigma(sigma)
         low, high = denoiser.sigma_range
         levels = default_levels(sigma, denoiser) if levels is None else levels
         if not isinstance(levels, NoiseLevels):
             raise TypeError(f"`levels` is a {type(levels).__name__}; accepted is NoiseLevels or None.")
-        lowest, highest = min(levels.sigmas), max(levels.sigmas)
+        # where the network knows the noise of whole steps only, that is the noise which is added
+        told = replace(levels, sigmas=[denoiser.nearest_sigma(level) for level in levels.sigmas])
+        lowest, highest = min(levels.sigmas + told.sigmas), max(levels.sigmas + told.sigmas)
         if lowest <= tau or lowest < low or highest > high:
             raise ValueError(
                 f"`levels` go from {lowest:.4g} to {highest:.4g} (model units); accepted are levels above {tau:.4g}, "
@@ -137,7 +193,7 @@ class NoisedDiffusionClassifier(nn.Module):
             )
         self.denoiser = denoiser
         self.sigma = sigma
-        self.levels = levels
+        self.levels = told
         self.batch_size = batch_size
         self.seed = seed
         self.evaluations = 0
@@ -167,6 +223,7 @@ class NoisedDiffusionClassifier(nn.Module):
             "null_source": self.denoiser.null_source if self.likelihood.uses_denoised else None,
             "dtype": self.denoiser.dtype,
             "seed": self.seed,
+            **self.denoiser.conditioning.settings,
         }
 
     def inference(self) -> AbstractContextManager:
@@ -228,31 +285,6 @@ class NoisedDiffusionClassifier(nn.Module):
             if decided.keys:
                 yield decided
 
-    def classify_each(self, images: Iterable[torch.Tensor], seed: int) -> Iterator[tuple[int, Classified]]:
-        """Classify images as they come, each as soon as it is decided; without gradients.
-
-        Args:
-            images: Images of shape `(C, H, W)`, pixel units, carrying noise `sigma`.
-            seed: Seed of the noise. That of an image depends on this and on the image, not on its place or company.
-
-        Yields:
-            The image's place among the images, and its result.
-
-        Raises:
-            FloatingPointError: A loss is not finite.
-        """
-
-        def copies():
-            for place, image in enumerate(images):
-                image_hash = content_hash(image)
-                (own,) = derive_seeds((seed, image_hash, "classify"), 1)
-                yield Copy((place, image_hash), image, own)
-
-        # as a decorator, the context is left whenever the caller has the word
-        for decided in self.inference()(self.stream)(handing_out(copies())):
-            for (place, image_hash), logits, spent in zip(*decided, strict=True):
-                yield place, Classified(image_hash, logits, spent)
-
     def squared_errors(self, images: torch.Tensor, seeds: Sequence[int] | None = None) -> torch.Tensor:
         """`||h(x_i, sigma_i, y) - target_i||^2`, shape (images, levels, classes): what the logits weigh and sum.
 
@@ -274,6 +306,8 @@ class NoisedDiffusionClassifier(nn.Module):
         """Copies before their first level, with all classes in play."""
         x_tau, x0_hat, spent = model_images(torch.stack([copy.image for copy in copies])), None, 0
         x_tau = x_tau.to(torch.promote_types(x_tau.dtype, torch.float32))
+        if self.denoiser.encoder is not None:
+            x_tau = torch.cat([self.denoiser.encode(part) for part in x_tau.split(self.batch_size)])
         if self.likelihood.uses_denoised:
             parts = x_tau.split(self.batch_size)
             x0_hat = torch.cat([self.denoiser.denoise(part, model_sigma(self.sigma)) for part in parts])

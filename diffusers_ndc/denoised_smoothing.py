@@ -9,7 +9,14 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from .classifier import check_batch_size, check_trained_sigma, model_images, model_sigma, pixel_images
+from .classifier import (
+    check_batch_size,
+    check_told_sigma,
+    check_trained_sigma,
+    model_images,
+    model_sigma,
+    pixel_images,
+)
 from .denoiser import Denoiser, computing_dtype, inference
 from .noise import check_sigma
 from .pool import Copy, Decided
@@ -51,14 +58,17 @@ class DenoisedClassifier(nn.Module):
     def __init__(self, denoiser: Denoiser, classifier: nn.Module, image_processor, sigma: float, batch_size: int = 64):
         super().__init__()
         check_sigma(sigma)
+        if denoiser.encoder is not None:
+            raise ValueError("`denoiser` is a latent model; accepted is one in pixel space, where the noise is.")
         check_trained_sigma(sigma, denoiser)
+        check_told_sigma(sigma, denoiser)
         check_batch_size(batch_size)
         if not hasattr(getattr(classifier, "config", None), "num_labels"):
             raise TypeError(
                 f"`classifier` is a {type(classifier).__name__}; accepted is an image classification model of "
                 "transformers."
             )
-        given, wanted = denoiser.unet.config.in_channels, getattr(classifier.config, "num_channels", 3)
+        given, wanted = denoiser.image_channels, getattr(classifier.config, "num_channels", 3)
         if (given, wanted) != (1, 3) and given != wanted:
             raise ValueError(
                 f"`classifier` takes {wanted} channels and the denoiser {given}; accepted are as many, or three for "
@@ -166,17 +176,32 @@ class DenoisedClassifier(nn.Module):
 
     def _classify(self, images: torch.Tensor) -> torch.Tensor:
         """Logits of one batch."""
-        x_tau = model_images(images)
-        x_tau = x_tau.to(torch.promote_types(x_tau.dtype, torch.float32))
-        x0_hat = self.denoiser.denoise(x_tau, model_sigma(self.sigma))
+        clean = denoise_once(self.denoiser, images, self.sigma)
         self.evaluations += len(images) * self.denoiser.null_evaluations
-        if not x0_hat.isfinite().all():  # clamping would make an image of an infinity
-            raise FloatingPointError(
-                "A denoised image is not finite: NaN or infinity in the images, or an overflow in the network's "
-                f"dtype ({self.denoiser.unet.dtype})."
-            )
-        inputs = preprocess(pixel_images(x0_hat.clamp(-1, 1)), self.num_channels, **self.preprocessing)
-        return self.classifier(pixel_values=inputs.to(self.classifier.dtype)).logits.to(x_tau.dtype)
+        inputs = preprocess(clean, self.num_channels, **self.preprocessing)
+        return self.classifier(pixel_values=inputs.to(self.classifier.dtype)).logits.to(clean.dtype)
+
+
+def denoise_once(denoiser: Denoiser, images: torch.Tensor, sigma: float) -> torch.Tensor:
+    """Noisy images denoised without a class, as images in [0, 1]: float32, or float64 as they are.
+
+    Args:
+        denoiser: The diffusion model, in pixel space.
+        images: Shape `(N, C, H, W)`, pixel units, carrying noise `sigma`; one batch for the network.
+        sigma: Pixel units.
+
+    Raises:
+        FloatingPointError: A denoised image is not finite.
+    """
+    x_tau = model_images(images)
+    x_tau = x_tau.to(torch.promote_types(x_tau.dtype, torch.float32))
+    x0_hat = denoiser.denoise(x_tau, model_sigma(sigma))
+    if not x0_hat.isfinite().all():  # clamping would make an image of an infinity
+        raise FloatingPointError(
+            "A denoised image is not finite: NaN or infinity in the images, or an overflow in the network's dtype "
+            f"({denoiser.unet.dtype})."
+        )
+    return pixel_images(x0_hat.clamp(-1, 1))
 
 
 def preprocess(

@@ -2,109 +2,55 @@
 
 Everything after this file is free of schedulers, prediction types and network layouts. Coordinates are
 variance-exploding (`x_sigma = x + sigma * eps`) and units are the model's: images in [-1, 1], `sigma` on that scale.
+Of a latent diffusion model `x` is the latent, and `sigma` on its scale.
 """
 
+import math
 from contextlib import AbstractContextManager
 
 import torch
+from diffusers import AutoencoderKL
 from torch import nn
 
-
-class VariancePreserving:
-    """Schedulers with `alphas_cumprod` (DDPM, DDIM, PNDM, DPM-Solver, Euler, ...) in VE coordinates.
-
-    With `a = 1 / (1 + sigma^2)` the network sees `sqrt(a) * x_sigma` and a fractional timestep, found by interpolating
-    `log sigma` over the training table, as k-diffusion and `EulerDiscreteScheduler` do.
-    """
-
-    prediction_types = ("epsilon", "v_prediction", "sample")
-
-    def __init__(self, scheduler):
-        config = scheduler.config
-        self.prediction_type = config.get("prediction_type", "epsilon")
-        if self.prediction_type not in self.prediction_types:
-            raise ValueError(
-                f"`scheduler` ({type(scheduler).__name__}) has prediction_type={self.prediction_type!r}; "
-                f"accepted are {self.prediction_types}."
-            )
-        for key, usual in (("use_flow_sigmas", False), ("timestep_type", "discrete")):
-            if config.get(key, usual) != usual:
-                raise ValueError(
-                    f"`scheduler` ({type(scheduler).__name__}) has {key}={config[key]!r}, for which the noise level "
-                    f"of a timestep is not known here; accepted is {usual!r}."
-                )
-        alphas_cumprod = scheduler.alphas_cumprod.detach().double().cpu()
-        sigmas = ((1 - alphas_cumprod) / alphas_cumprod).sqrt()
-        sigmas = sigmas[sigmas.isfinite()]  # a schedule with zero terminal SNR ends in sigma = inf
-        self.sigma_min, self.sigma_max = sigmas[0].item(), sigmas[-1].item()
-        self.log_sigmas = sigmas.log().float()
-
-    def network_input(self, x_sigma: torch.Tensor, sigma: torch.Tensor) -> torch.Tensor:
-        return x_sigma / (1 + sigma**2).sqrt()
-
-    def network_time(self, sigma: torch.Tensor) -> torch.Tensor:
-        self.log_sigmas = self.log_sigmas.to(sigma.device)
-        log_sigma = sigma.float().log().contiguous()
-        high = torch.searchsorted(self.log_sigmas, log_sigma).clamp(1, len(self.log_sigmas) - 1)
-        below, above = self.log_sigmas[high - 1], self.log_sigmas[high]
-        return high - 1 + ((log_sigma - below) / (above - below)).clamp(0, 1)
-
-    def denoised(self, x_sigma: torch.Tensor, sigma: torch.Tensor, output: torch.Tensor) -> torch.Tensor:
-        if self.prediction_type == "epsilon":
-            return x_sigma - sigma * output
-        if self.prediction_type == "v_prediction":
-            return (x_sigma - sigma * (1 + sigma**2).sqrt() * output) / (1 + sigma**2)
-        return output
+from .conditioning import ClassLabels, NoClasses, PromptEmbeddings, has_classes, without_text
+from .latents import LatentEncoder
+from .parametrisation import parametrisation
 
 
-class EDM:
-    """Schedulers with EDM preconditioning (Karras et al. 2022, arXiv:2206.00364, Table 1), by their own functions."""
-
-    def __init__(self, scheduler):
-        self.scheduler = scheduler
-        self.sigma_min, self.sigma_max = scheduler.config.sigma_min, scheduler.config.sigma_max
-
-    def network_input(self, x_sigma: torch.Tensor, sigma: torch.Tensor) -> torch.Tensor:
-        return self.scheduler.precondition_inputs(x_sigma, sigma)
-
-    def network_time(self, sigma: torch.Tensor) -> torch.Tensor:
-        return self.scheduler.precondition_noise(sigma)
-
-    def denoised(self, x_sigma: torch.Tensor, sigma: torch.Tensor, output: torch.Tensor) -> torch.Tensor:
-        return self.scheduler.precondition_outputs(x_sigma, output, sigma)
-
-
-def parametrisation(scheduler) -> VariancePreserving | EDM:
-    """The coordinates of a scheduler: how `(x_sigma, sigma)` becomes network input and network output becomes `x0`."""
-    if hasattr(scheduler, "precondition_outputs"):
-        return EDM(scheduler)
-    if hasattr(scheduler, "alphas_cumprod"):
-        return VariancePreserving(scheduler)
-    raise ValueError(
-        f"`scheduler` is a {type(scheduler).__name__}, which has no known noise level; accepted are schedulers with "
-        "`alphas_cumprod` (DDPM, DDIM, PNDM, DPM-Solver, Euler, ...) and EDM schedulers (`EDMEulerScheduler`, "
-        "`EDMDPMSolverMultistepScheduler`)."
-    )
+SAME_NOISE = 1e-3
+"""Largest relative difference from a training step's noise at which a network may be told that it is that step's."""
 
 
 class Denoiser(nn.Module):
     """A class-conditional network and its scheduler as `h(x_sigma, sigma, y)`, the mean of the clean image.
 
     Args:
-        unet: A `UNet2DModel` with a class embedding (`num_class_embeds`, or `class_embed_type="timestep"`).
-        scheduler: One with `alphas_cumprod` and prediction type epsilon, v_prediction or sample, or an EDM scheduler.
-            It is only read, never changed.
-        num_classes: Number of classes. Needed only where `unet.config.num_class_embeds` does not say it.
+        unet: A `UNet2DModel`, or a `UNet2DConditionModel` without cross-attention, with a class embedding
+            (`num_class_embeds`, or `class_embed_type="timestep"`). Where it has twice as many output channels as
+            input channels, the second half (a learned variance) is left aside. Also a `DiTTransformer2DModel`, and a
+            text-conditional `UNet2DConditionModel` with `prompt_embeddings`.
+        scheduler: One with `alphas_cumprod` and prediction type epsilon, v_prediction or sample, an EDM scheduler,
+            `CMStochasticIterativeScheduler` or `FlowMatchEulerDiscreteScheduler`. It is only read, never changed.
+        num_classes: Number of classes. Needed only where `unet.config.num_class_embeds` does not say it. 0: a network
+            without classes, which can denoise and not classify.
         null_class: Index of the embedding row that training with label dropout reserved for "no class"; it must be
-            the last one. `None` if there is none.
+            the last one. `None` if there is none (a DiT always has one).
         unconditional_unet: A second network, without classes, that serves as the unconditional denoiser.
+        prompt_embeddings: `encoder_hidden_states` of the classes, shape `(K, tokens, channels)`, and of "no class" in
+            a last row where `null_class` says so; see `embed_prompts`.
+        vae: Autoencoder of a latent diffusion model: `encode` then takes images to its latents.
 
     The unconditional denoiser is, in this order, the `unconditional_unet`, the `null_class`, or the mean of `h` over
     the classes under a uniform prior (one network evaluation for each class). `null_source` says which one it is.
 
+    A network with a learned time embedding (a table) knows the noise levels of whole training steps only. It is told
+    the nearest step, and only images that carry that step's noise are accepted; `nearest_sigma` gives it.
+
     Raises:
-        ValueError: The network has no class embedding, more outputs than inputs, weights that are not finite, or
-            disagrees with `num_classes` or `null_class`; the scheduler has no known noise level.
+        TypeError: The network or the `vae` is of a class that is not supported.
+        ValueError: The network has no class embedding, an output that is neither as deep as its input nor twice that,
+            weights that are not finite, needs to be told more than a class, or disagrees with `num_classes` or
+            `null_class`; the scheduler has no known noise level, or not the timesteps of the network.
     """
 
     def __init__(
@@ -114,18 +60,38 @@ class Denoiser(nn.Module):
         num_classes: int | None = None,
         null_class: int | None = None,
         unconditional_unet: nn.Module | None = None,
+        prompt_embeddings: torch.Tensor | None = None,
+        vae: AutoencoderKL | None = None,
     ):
         super().__init__()
-        self.scheduler = scheduler
-        self.parametrisation = parametrisation(scheduler)
-        self.num_classes = check_class_embedding(unet, num_classes, null_class)
         check_network("unet", unet)
+        self.scheduler = scheduler
+        if num_classes == 0:
+            if any(argument is not None for argument in (null_class, unconditional_unet, prompt_embeddings)):
+                raise ValueError(
+                    "`num_classes` is 0 beside `null_class`, `unconditional_unet` or `prompt_embeddings`; accepted is "
+                    "a network alone."
+                )
+            self.conditioning, unconditional_unet = NoClasses(), unet
+        elif prompt_embeddings is not None:
+            self.conditioning = PromptEmbeddings(unet, prompt_embeddings, num_classes, null_class)
+        else:
+            self.conditioning = ClassLabels(unet, num_classes, null_class)
+        self.encoder = None if vae is None else LatentEncoder(vae, unet.config.in_channels)
+        if vae is not None:
+            check_weights("vae", vae)
+        tables = {embedded_steps(unet)}
         if unconditional_unet is not None:
             check_network("unconditional_unet", unconditional_unet)
-            if unconditional_unet.class_embedding is not None:
-                raise ValueError("`unconditional_unet` has a class embedding; accepted is a network without classes.")
+            if has_classes("unconditional_unet", unconditional_unet):
+                name = "unet` with num_classes=0" if unconditional_unet is unet else "unconditional_unet`"
+                raise ValueError(f"`{name} has a class embedding; accepted is a network without classes.")
+            self.unconditional_arguments = without_text("unconditional_unet", unconditional_unet)
+            tables.add(embedded_steps(unconditional_unet))
+        for table in tables - {None} or {None}:
+            self.parametrisation = parametrisation(scheduler, table)
         self.unet = unet
-        self.null_class = null_class
+        self.num_classes, self.null_class = self.conditioning.num_classes, self.conditioning.null_class
         self.unconditional_unet = unconditional_unet
 
     @property
@@ -154,34 +120,55 @@ class Denoiser(nn.Module):
         """Smallest and largest noise level (model units) that the network was trained for."""
         return self.parametrisation.sigma_min, self.parametrisation.sigma_max
 
+    def nearest_sigma(self, sigma: float) -> float:
+        """The noise level (model units) nearest to `sigma` that the network can be told truthfully.
+
+        That is `sigma` itself, unless the network has a learned time embedding: then it is a training step's.
+        """
+        steps = self.parametrisation.step_sigmas
+        return sigma if steps is None else steps[(steps.log() - math.log(sigma)).abs().argmin()].item()
+
     @property
     def image_size(self) -> tuple[int, int] | None:
-        """Height and width of the network's images, `None` where it does not fix them."""
-        size = self.unet.config.sample_size
-        return (size, size) if isinstance(size, int) else size and tuple(size)
+        """Height and width of the images, in pixels; `None` where the network does not fix them."""
+        size, factor = self.unet.config.sample_size, self._pixels_per_value
+        return size and tuple(factor * side for side in ((size, size) if isinstance(size, int) else size))
+
+    @property
+    def image_channels(self) -> int:
+        """Channels of the images."""
+        return (self.unet if self.encoder is None else self.encoder.vae).config.in_channels
+
+    @property
+    def _pixels_per_value(self) -> int:
+        return 1 if self.encoder is None else self.encoder.downscaling
+
+    def encode(self, images: torch.Tensor) -> torch.Tensor:
+        """Images in [-1, 1] to the space of the diffusion: themselves, or their latents."""
+        return images if self.encoder is None else self.encoder(images)
 
     def check_images(self, images: torch.Tensor) -> None:
         """Refuse a batch that the network cannot take.
 
         Raises:
             TypeError: `images` is not a floating-point tensor.
-            ValueError: It has not the shape `(N, C, H, W)` with N at least 1 and the network's channels and size.
+            ValueError: It has not the shape `(N, C, H, W)` with N at least 1 and the model's channels and size.
         """
         if not isinstance(images, torch.Tensor) or not images.is_floating_point():
             given = images.dtype if isinstance(images, torch.Tensor) else type(images).__name__
             raise TypeError(f"`images` is {given}; accepted is a floating-point tensor.")
-        config, size = self.unet.config, self.image_size
-        multiple = 2 ** (len(config.block_out_channels) - 1)
+        size, channels = self.image_size, self.image_channels
+        multiple = 1 if size else self._pixels_per_value * 2 ** (len(self.unet.config.block_out_channels) - 1)
         if (
             images.ndim != 4
             or len(images) == 0
-            or images.shape[1] != config.in_channels
+            or images.shape[1] != channels
             or (tuple(images.shape[2:]) != size if size else any(side % multiple for side in images.shape[2:]))
         ):
             sides = " x ".join(map(str, size)) if size else f"sides that are multiples of {multiple}"
             raise ValueError(
-                f"`images` has the shape {tuple(images.shape)}; accepted is (N, {config.in_channels}, height, width) "
-                f"with at least one image and {sides} pixels."
+                f"`images` has the shape {tuple(images.shape)}; accepted is (N, {channels}, height, width) with at "
+                f"least one image and {sides} pixels."
             )
 
     def forward(
@@ -198,10 +185,18 @@ class Denoiser(nn.Module):
             Denoised images of the shape and dtype of `x_sigma`, whatever the dtype of the network.
 
         Raises:
-            ValueError: `class_labels` has another shape, or a label that the network does not have.
+            ValueError: `class_labels` has another shape, or a label that the network does not have; `sigma` is not
+                the noise of a training step, where the network knows no other.
         """
+        if self.parametrisation.step_sigmas is not None:
+            for value in torch.as_tensor(sigma).flatten().tolist():
+                if not math.isclose(value, self.nearest_sigma(value), rel_tol=SAME_NOISE):
+                    raise ValueError(
+                        f"`sigma` is {value}; the network has a learned time embedding, and accepted is the noise of "
+                        f"a training step, such as {self.nearest_sigma(value):.6g} (model units)."
+                    )
         if class_labels is not None:
-            rows = self.unet.config.num_class_embeds or self.num_classes
+            rows = self.conditioning.rows
             if class_labels.shape != x_sigma.shape[:1] or not (0 <= class_labels.min() and class_labels.max() < rows):
                 raise ValueError(
                     f"`class_labels` is {class_labels.tolist()} for {len(x_sigma)} images; accepted is one label from "
@@ -215,19 +210,22 @@ class Denoiser(nn.Module):
         """`forward` without its check of the labels, which would make an accelerator wait in every batch."""
         sigma = torch.as_tensor(sigma, dtype=x_sigma.dtype, device=x_sigma.device).expand(len(x_sigma))
         if class_labels is not None:
-            return self._run(self.unet, x_sigma, sigma, class_labels)
+            return self._run(self.unet, x_sigma, sigma, self.conditioning(class_labels))
         if self.unconditional_unet is not None:
-            return self._run(self.unconditional_unet, x_sigma, sigma, None)
+            return self._run(self.unconditional_unet, x_sigma, sigma, self.unconditional_arguments)
         rows = range(self.num_classes) if self.null_class is None else (self.null_class,)
         labels = torch.empty(len(x_sigma), dtype=torch.long, device=x_sigma.device)
-        return sum(self._run(self.unet, x_sigma, sigma, labels.fill_(row)) for row in rows) / len(rows)
+        return sum(self._run(self.unet, x_sigma, sigma, self.conditioning(labels.fill_(row))) for row in rows) / len(
+            rows
+        )
 
-    def _run(self, network, x_sigma, sigma, class_labels):
+    def _run(self, network, x_sigma, sigma, arguments):
         per_image = sigma.view(-1, *[1] * (x_sigma.ndim - 1))
         dtype = next(network.parameters()).dtype  # `network.dtype` walks through all modules, in every batch
         x_in = self.parametrisation.network_input(x_sigma, per_image).to(dtype)
         time = self.parametrisation.network_time(sigma)
-        output = network(x_in, time, class_labels=class_labels, return_dict=False)[0]
+        output = network(x_in, time, return_dict=False, **arguments)[0]
+        output = output[:, : x_sigma.shape[1]]  # a learned variance comes after the mean
         return self.parametrisation.denoised(x_sigma, per_image, output.to(x_sigma.dtype))
 
 
@@ -249,52 +247,26 @@ def inference(module: nn.Module) -> AbstractContextManager:
     return torch.no_grad() if moved else torch.inference_mode()
 
 
-def check_network(name: str, network: nn.Module) -> None:
-    """Refuse a network with weights that are not finite, or with an output of another shape than its input."""
+def embedded_steps(network: nn.Module) -> int | None:
+    """Size of the table of a network with a learned time embedding, `None` for others."""
+    learned = getattr(network.config, "time_embedding_type", None) == "learned"
+    return network.config.num_train_timesteps if learned else None
+
+
+def check_weights(name: str, network: nn.Module) -> None:
+    """Refuse a network with weights that are not finite."""
     weights = [weight for weight in network.parameters() if not weight.is_meta]  # meta: offloaded, not here to read
     if weights and not torch.stack([weight.isfinite().all() for weight in weights]).all():
         raise ValueError(f"`{name}` has weights that are NaN or infinite; accepted are finite weights.")
-    if network.config.out_channels != network.config.in_channels:
-        raise ValueError(
-            f"`{name}` has in_channels={network.config.in_channels} and out_channels={network.config.out_channels}; "
-            "accepted are networks with as many outputs as inputs."
-        )
 
 
-def check_class_embedding(unet: nn.Module, num_classes: int | None, null_class: int | None) -> int:
-    """Number of classes of a network, `num_classes` and `null_class` checked against its embedding.
-
-    Raises:
-        ValueError: There is no usable class embedding, or the numbers do not agree.
-    """
-    class_embed_type = unet.config.get("class_embed_type")
-    if unet.class_embedding is None or class_embed_type == "identity":
+def check_network(name: str, network: nn.Module) -> None:
+    """Refuse a network that is none, with weights that are not finite, or whose output has not its input's shape."""
+    has_classes(name, network)
+    check_weights(name, network)
+    inputs, outputs = network.config.in_channels, network.config.out_channels or network.config.in_channels
+    if outputs not in (inputs, 2 * inputs):
         raise ValueError(
-            f"`unet` has no class embedding (num_class_embeds={unet.config.num_class_embeds}, "
-            f"class_embed_type={class_embed_type!r}); accepted is a class-conditional network that takes "
-            "integer class labels."
+            f"`{name}` has in_channels={inputs} and out_channels={outputs}; accepted are networks with as many "
+            "outputs as inputs, or twice as many, the second half being a learned variance."
         )
-    if unet.config.time_embedding_type == "learned":
-        raise ValueError(
-            "`unet` has time_embedding_type='learned', which knows whole timesteps only; accepted are 'positional' "
-            "and 'fourier'."
-        )
-    rows = unet.config.num_class_embeds
-    if class_embed_type is not None:  # "timestep": labels are embedded by a function, not a table
-        if num_classes is None or null_class is not None:
-            raise ValueError(
-                f"`unet` has class_embed_type={class_embed_type!r}: it needs `num_classes` (or an "
-                f"`id2label`), given {num_classes}, and has no row for a `null_class`, given {null_class}."
-            )
-        return num_classes
-    if null_class is not None and null_class != rows - 1:
-        raise ValueError(
-            f"`null_class` is {null_class}; accepted is the last of the {rows} embedding rows, {rows - 1}, or None."
-        )
-    expected = rows - (null_class is not None)
-    if num_classes not in (None, expected):
-        raise ValueError(
-            f"`num_classes` (the size of `id2label`) is {num_classes}, but the network has {expected} classes "
-            f"(num_class_embeds={rows}, null_class={null_class})."
-        )
-    return expected

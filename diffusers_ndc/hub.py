@@ -6,6 +6,7 @@ that is a class of this package. Our own pipeline class needs neither files nor 
 """
 
 import json
+from inspect import signature
 from pathlib import Path
 
 from diffusers import DiffusionPipeline
@@ -59,6 +60,11 @@ class SharedPipeline(DiffusionPipeline):
     def _dict_from_json_file(cls, *args, **kwargs):
         # For the named class the files of the repository are not remote code to be trusted: they are this package.
         config = super()._dict_from_json_file(*args, **kwargs)
+        if "vae" in config and "vae" not in signature(cls.__init__).parameters:
+            raise ValueError(
+                f"This model has a `vae`: its network denoises latents, not images. Accepted by {cls.__name__} are "
+                "models in pixel space; this one is for LatentDiffusionClassifierPipeline."
+            )
         if isinstance(config.get("_class_name"), list):
             config["_class_name"] = config["_class_name"][-1]
         for component, value in config.items():

@@ -5,7 +5,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import torch
-from diffusers import UNet2DModel
+from diffusers import UNet2DConditionModel, UNet2DModel
 from diffusers.schedulers import SchedulerMixin
 from diffusers.utils import BaseOutput
 
@@ -42,7 +42,7 @@ class NoisedDiffusionClassifierPipeline(SharedPipeline):
     """A class-conditional diffusion model as a classifier with provable l2 robustness (Chen et al., arXiv:2402.02316).
 
     Args:
-        unet: Class-conditional network.
+        unet: Class-conditional network in pixel space. A `UNet2DConditionModel` has no cross-attention.
         scheduler: Scheduler that it was trained with, or an equivalent one; only its noise levels are used.
         unconditional_unet: Network without classes as the unconditional denoiser of APNDC. Default: the `null_class`,
             or, without one, the mean over the classes.
@@ -61,9 +61,9 @@ class NoisedDiffusionClassifierPipeline(SharedPipeline):
 
     def __init__(
         self,
-        unet: UNet2DModel | EDMUNet2DModel,
+        unet: UNet2DModel | UNet2DConditionModel | EDMUNet2DModel,
         scheduler: SchedulerMixin,
-        unconditional_unet: UNet2DModel | EDMUNet2DModel | None = None,
+        unconditional_unet: UNet2DModel | UNet2DConditionModel | EDMUNet2DModel | None = None,
         id2label: dict | None = None,
         null_class: int | None = None,
         levels: dict | None = None,
@@ -364,7 +364,7 @@ class NoisedDiffusionClassifierPipeline(SharedPipeline):
         return results[0] if single else results
 
     def _preprocess(self, images, classifier: NoisedDiffusionClassifier) -> tuple[torch.Tensor, bool]:
-        batch, single = to_pixel_batch(images, self.unet.config.in_channels, classifier.denoiser.image_size)
+        batch, single = to_pixel_batch(images, classifier.denoiser.image_channels, classifier.denoiser.image_size)
         classifier.denoiser.check_images(batch)
         return batch.to(self._execution_device), single
 

@@ -10,6 +10,7 @@ from diffusers import (
     EDMEulerScheduler,
     EulerDiscreteScheduler,
     FlowMatchEulerDiscreteScheduler,
+    ScoreSdeVeScheduler,
 )
 
 from diffusers_ndc import Denoiser
@@ -145,8 +146,7 @@ def test_timestep_class_embedding_takes_its_number_of_classes_from_the_user(x_si
     [
         ({"num_class_embeds": None}, {}, "no class embedding"),
         ({"num_class_embeds": None, "class_embed_type": "identity"}, {}, "no class embedding"),
-        ({"time_embedding_type": "learned", "num_train_timesteps": 1000}, {}, "learned"),
-        ({"out_channels": 2}, {}, "out_channels=2"),
+        ({"out_channels": 3}, {}, "out_channels=3.*twice as many"),
         ({}, {"null_class": 0}, "accepted is the last of the 4"),
         ({}, {"num_classes": 3}, "4 classes"),
         ({}, {"num_classes": 4, "null_class": 3}, "3 classes"),
@@ -177,7 +177,8 @@ def test_refuses_labels_that_the_network_does_not_have(unet, x_sigma, labels):
 @pytest.mark.parametrize(
     "scheduler, match",
     [
-        (FlowMatchEulerDiscreteScheduler(), "FlowMatchEulerDiscreteScheduler, which has no known noise level"),
+        (ScoreSdeVeScheduler(), "ScoreSdeVeScheduler, which has no known noise level"),
+        (FlowMatchEulerDiscreteScheduler(invert_sigmas=True), "invert_sigmas"),
         (diffusers.DPMSolverMultistepScheduler(prediction_type="flow_prediction"), "flow_prediction"),
         (diffusers.DPMSolverMultistepScheduler(use_flow_sigmas=True), "use_flow_sigmas"),
         (EulerDiscreteScheduler(timestep_type="continuous", prediction_type="v_prediction"), "timestep_type"),

@@ -7,7 +7,7 @@ import PIL.Image
 import pytest
 import torch
 from conftest import tiny_unet
-from diffusers import DDIMScheduler, DDPMPipeline, DDPMScheduler, EDMEulerScheduler, FlowMatchEulerDiscreteScheduler
+from diffusers import DDIMScheduler, DDPMPipeline, DDPMScheduler, EDMEulerScheduler, ScoreSdeVeScheduler
 
 from diffusers_ndc import (
     Certificate,
@@ -205,7 +205,7 @@ def test_cpu_offload(pipe, images):
     "arguments, match",
     [
         ({"unet": tiny_unet(num_class_embeds=None)}, "no class embedding"),
-        ({"scheduler": FlowMatchEulerDiscreteScheduler()}, "no known noise level"),
+        ({"scheduler": ScoreSdeVeScheduler()}, "no known noise level"),
         ({"id2label": {0: "a", 1: "b"}}, "`id2label`"),
         ({"id2label": {0: "a", 1: "b", 3: "c"}}, "`id2label`"),
         ({"id2label": {"a": 0, "b": 1, "c": 2}}, "`id2label`"),

@@ -248,8 +248,8 @@ class _Run:
 
     def _read(self, data: LabelledImages, number: int) -> torch.Tensor:
         """An image as the network takes it, shape `(C, H, W)`; raises one of `FAULTS`."""
-        unet, denoiser = self.pipe.unet, self.pipe.denoiser
-        batch, _ = to_pixel_batch(data.image(number), unet.config.in_channels, denoiser.image_size)
+        denoiser = self.pipe.denoiser
+        batch, _ = to_pixel_batch(data.image(number), denoiser.image_channels, denoiser.image_size)
         denoiser.check_images(batch)
         check_noisy_range(batch, sigma=0)
         return batch[0]
