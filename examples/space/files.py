@@ -85,17 +85,17 @@ def read_runs(path: str | Path) -> list[dict]:
 
 def placed(run: dict, certificate: Certificate | None) -> str:
     """A run's certified accuracy in a table, and a certificate's radius among its radii."""
-    heads = [f"radius {point['radius']:g}" for point in run["certified_accuracy"]]
-    shares = [f"{point['share']:.0%}" for point in run["certified_accuracy"]]
-    name = "".join(letter for letter in run["name"][:40] if letter.isalnum() or letter in " .-")
-    lines = [
-        f"**{name}**: right and certified, of {run['certificates']:,} images at sigma {run['run']['sigma']:g}",
-        "",
-    ]
-    lines += [f"| {' | '.join(heads)} |", "|" + " --- |" * len(heads), f"| {' | '.join(shares)} |", ""]
+    name = "".join(letter for letter in run["name"][:40] if letter.isprintable() and letter != "`")
+    lines = [f"`{name}`: {run['certificates']:,} images at sigma {run['run']['sigma']:g}", ""]
+    lines += ["| radius | right and certified | 95% interval |", "| --- | --- | --- |"]
+    radii, shares = [], []
+    for point in run["certified_accuracy"]:
+        radii.append(point["radius"])
+        shares.append(f"{point['share']:.0%}")
+        lines.append(f"| {radii[-1]:g} | {shares[-1]} | {point['low']:.0%} to {point['high']:.0%} |")
+    lines.append("")
     if certificate is None or certificate.abstained:
         return "\n".join(lines)
-    radii = [point["radius"] for point in run["certified_accuracy"]]
     below = bisect_right(radii, certificate.radius) - 1
     if below < 0:
         where = "is smaller than all of these"
