@@ -53,7 +53,7 @@ TAKE_BRUSH = """() => {
 }"""
 
 # The editor's left tool bar covers part of the canvas on a phone; undo and bin stay.
-CSS = "#sketch .toolbar-wrap { display: none; } footer { display: none !important; }"
+CSS = "#sketch .toolbar-wrap { display: none; } #table th { word-break: normal; }"
 
 LAUNCH = {
     "max_file_size": "5mb",
@@ -225,16 +225,16 @@ def build(model: str | Path) -> gr.Blocks:
                     upload = gr.File(label="A picture, at most 5 MB", elem_id="picture", height=140)
                     gallery = gr.Gallery(
                         samples,
-                        label="Samples from MNIST",
+                        show_label=False,
                         columns=5,
-                        height=170,
+                        height="auto",
                         allow_preview=False,
                         interactive=False,
                         buttons=[],
                         visible=bool(samples),
                         elem_id="samples",
                     )
-                    preview = gr.HTML(elem_id="preview")
+                    preview = gr.HTML(elem_id="preview", padding=False)
                 with gr.Row():
                     go = gr.Button("Certify", variant="primary", min_width=100, elem_id="certify")
                     stop = gr.Button("Stop", variant="stop", min_width=100, interactive=False, elem_id="stop")
@@ -254,9 +254,9 @@ def build(model: str | Path) -> gr.Blocks:
                     copies = gr.Slider(*COPIES, 1000, step=100, label="Most noisy copies", elem_id="copies")
             with gr.Column(min_width=320):
                 status = gr.Markdown("## Draw, and press Certify", elem_id="status")
-                download = gr.HTML(elem_id="download")
-                figure = gr.HTML(elem_id="figure")
-                shown = gr.HTML(elem_id="shown")
+                download = gr.HTML(elem_id="download", padding=False)
+                figure = gr.HTML(elem_id="figure", padding=False)
+                shown = gr.HTML(elem_id="shown", padding=False)
                 gr.Markdown(MEANING)
         with gr.Tab("Verify"):
             gr.Markdown(
@@ -271,13 +271,13 @@ def build(model: str | Path) -> gr.Blocks:
                 "certified there. The bundled run: the digits model on 100 test digits, 500 copies each."
             )
             report = gr.File(label="Another report.json of diffusers_ndc.evaluation", file_types=[".json"], height=140)
-            curves = gr.HTML(elem_id="curves")
+            curves = gr.HTML(elem_id="curves", padding=False)
             table = gr.Markdown(elem_id="table")
 
         hidden = {"show_progress": "hidden", "api_visibility": "private"}
         outputs = [status, figure, shown, download, kept]
         settings = [source, sketch, chosen, sigma, wanted, copies]
-        began = go.click(begin, None, [*outputs, go, stop], queue=False, **hidden)
+        began = go.click(begin, None, [*outputs, go, stop], queue=False, scroll_to_output=True, **hidden)
         running = began.then(
             run, settings, outputs, concurrency_limit=VISITORS, show_progress="hidden", api_name="certify"
         )

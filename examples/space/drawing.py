@@ -78,7 +78,8 @@ def copies_figure(image: torch.Tensor, noisy: torch.Tensor, denoised: torch.Tens
     axes = figure.subplot_mosaic([["image", *top], ["image", *bottom]], width_ratios=(1.9, *[1] * count))
     shown = {"image": image, **dict(zip(top, noisy, strict=True)), **dict(zip(bottom, denoised, strict=True))}
     for place, values in shown.items():
-        axes[place].imshow(values.clamp(0, 1).movedim(0, -1), cmap="gray", vmin=0, vmax=1, interpolation="nearest")
+        pixels = values.clamp(0, 1).movedim(0, -1).numpy()
+        axes[place].imshow(pixels, cmap="gray", vmin=0, vmax=1, interpolation="nearest")
         axes[place].set(xticks=[], yticks=[])
     axes["image"].set_title("certified image", fontsize=10)
     axes[top[0]].set_title("noisy copies", fontsize=10, loc="left")
