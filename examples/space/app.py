@@ -52,8 +52,13 @@ TAKE_BRUSH = """() => {
     setTimeout(take, 300);
 }"""
 
-# The editor's left tool bar covers part of the canvas on a phone; undo and bin stay.
-CSS = "#sketch .toolbar-wrap { display: none; } #table th { word-break: normal; }"
+# The editor's left tool bar covers part of the canvas on a phone (undo and bin stay); the rest is about empty space.
+CSS = """
+#sketch .toolbar-wrap { display: none; }
+#samples .grid-wrap { min-height: 0; }
+#table th { word-break: normal; }
+.html-container { padding: 0 !important; }
+"""
 
 LAUNCH = {
     "max_file_size": "5mb",
@@ -234,7 +239,7 @@ def build(model: str | Path) -> gr.Blocks:
                         visible=bool(samples),
                         elem_id="samples",
                     )
-                    preview = gr.HTML(elem_id="preview", padding=False)
+                    preview = gr.HTML(elem_id="preview")
                 with gr.Row():
                     go = gr.Button("Certify", variant="primary", min_width=100, elem_id="certify")
                     stop = gr.Button("Stop", variant="stop", min_width=100, interactive=False, elem_id="stop")
@@ -254,9 +259,9 @@ def build(model: str | Path) -> gr.Blocks:
                     copies = gr.Slider(*COPIES, 1000, step=100, label="Most noisy copies", elem_id="copies")
             with gr.Column(min_width=320):
                 status = gr.Markdown("## Draw, and press Certify", elem_id="status")
-                download = gr.HTML(elem_id="download", padding=False)
-                figure = gr.HTML(elem_id="figure", padding=False)
-                shown = gr.HTML(elem_id="shown", padding=False)
+                download = gr.HTML(elem_id="download")
+                figure = gr.HTML(elem_id="figure")
+                shown = gr.HTML(elem_id="shown")
                 gr.Markdown(MEANING)
         with gr.Tab("Verify"):
             gr.Markdown(
@@ -271,7 +276,7 @@ def build(model: str | Path) -> gr.Blocks:
                 "certified there. The bundled run: the digits model on 100 test digits, 500 copies each."
             )
             report = gr.File(label="Another report.json of diffusers_ndc.evaluation", file_types=[".json"], height=140)
-            curves = gr.HTML(elem_id="curves", padding=False)
+            curves = gr.HTML(elem_id="curves")
             table = gr.Markdown(elem_id="table")
 
         hidden = {"show_progress": "hidden", "api_visibility": "private"}
