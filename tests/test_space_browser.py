@@ -67,9 +67,12 @@ def draw(page, points):
 
 def want(page, radius, copies):
     page.locator("#settings button").first.click()
+    page.wait_for_timeout(500)  # sliders that have just come to sight may miss what is typed
     for name, value in (("wanted", radius), ("copies", copies)):
-        page.locator(f"#{name} input[type=number]").fill(str(value))
-        page.keyboard.press("Tab")
+        number, slider = (page.locator(f"#{name} input[type={kind}]") for kind in ("number", "range"))
+        number.fill(str(value))
+        number.press("Tab")
+        playwright.expect(slider).to_have_value(f"{value:g}")
 
 
 def shows(page, element, words):
