@@ -12,6 +12,7 @@ from diffusers import UNet2DModel
 
 SPACE = Path(__file__).parents[1] / "examples" / "space"
 sys.path.insert(0, str(SPACE))
+certifying, deploy, files, pictures = map(importlib.import_module, ("certifying", "deploy", "files", "pictures"))
 
 DIGITS = sorted(SPACE.glob("digits/*.png"))
 

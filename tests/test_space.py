@@ -14,19 +14,13 @@ import PIL.ImageDraw
 import PIL.ImageOps
 import pytest
 import torch
-from space import DIGITS, SPACE
+from space import DIGITS, SPACE, certifying, deploy, files, pictures
 from space import address as address
 from space import app as app
 from space import network_calls as network_calls
 
 from diffusers_ndc import Certificate, NoisedDiffusionClassifierPipeline, SmoothedClassifier
 from diffusers_ndc.noise import content_hash
-
-
-import certifying  # isort: skip  (in examples/space, which `space` puts on the path)
-import deploy  # isort: skip
-import files  # isort: skip
-import pictures  # isort: skip
 
 
 @pytest.fixture(scope="module")

@@ -18,6 +18,7 @@ os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"  # gradio reads it when it is i
 import certifying
 import gradio as gr
 import PIL.Image
+import torch
 from drawing import comparison_figure, copies_figure, download_link, picture_figure, progress_figure
 from files import placed, read_certificate, read_runs, verdict
 from pictures import model_picture, read_picture
@@ -78,12 +79,7 @@ def load(model: str | Path) -> tuple[NoisedDiffusionClassifierPipeline | None, s
         logging.exception("The model %s cannot be loaded", model)
         return None, f"The model `{model}` cannot be loaded. Files can still be verified and compared."
     pipe.set_progress_bar_config(disable=True)
-    return pipe, ""
-
-
-def names_of(pipe: NoisedDiffusionClassifierPipeline) -> dict[int, str]:
-    """Names of the model's classes, their numbers where it has none."""
-    return pipe.config.id2label or {label: str(label) for label in range(pipe.denoiser.num_classes)}
+    return pipe.to("cuda" if torch.cuda.is_available() else "cpu"), ""
 
 
 def prepare(pipe: NoisedDiffusionClassifierPipeline | None, image: PIL.Image.Image | None) -> PIL.Image.Image:
@@ -93,7 +89,8 @@ def prepare(pipe: NoisedDiffusionClassifierPipeline | None, image: PIL.Image.Ima
     if image is None:
         raise refusal("The picture is empty: draw or choose a digit first.")
     try:
-        return model_picture(image, pipe.unet.config.in_channels, pipe.denoiser.image_size)
+        size = pipe.denoiser.image_size or image.size[::-1]
+        return model_picture(image, pipe.unet.config.in_channels, size)
     except ValueError as error:
         raise refusal(str(error)) from None
 
@@ -119,7 +116,8 @@ def certify(pipe: NoisedDiffusionClassifierPipeline | None, image: PIL.Image.Ima
     most = largest_provable(sigma, certifying.ALPHA, "mixture", copies)
     if wanted > most:
         gr.Warning(f"{copies:,} copies at sigma {sigma:g} prove at most {most:.2f}, less than the wanted radius.")
-    names, shown = names_of(pipe), None
+    names = pipe.config.id2label or {label: str(label) for label in range(pipe.denoiser.num_classes)}
+    shown = None
     try:
         for progress in certifying.certify(pipe, picture, sigma, wanted, copies):
             certificate, proved = progress.certificate, progress.certificate.radius
