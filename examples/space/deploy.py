@@ -1,0 +1,87 @@
+"""Make a Space on the Hugging Face Hub out of the app: its files, the digits model, and the package itself.
+
+    python examples/space/deploy.py NAMESPACE/NAME      # after `hf auth login`
+    python examples/space/deploy.py --dry-run FOLDER    # the files alone
+
+Given again, it brings the Space up to date.
+"""
+
+import argparse
+import shutil
+import sys
+import tempfile
+from pathlib import Path
+
+from huggingface_hub import HfApi
+
+
+SPACE = Path(__file__).resolve().parent
+REPOSITORY = SPACE.parents[1]
+
+
+def assemble(folder: str | Path) -> Path:
+    """Put all that the Space needs into a folder: no release of the package, no other repository.
+
+    Args:
+        folder: New or empty.
+
+    Returns:
+        The folder.
+
+    Raises:
+        OSError: It is not empty, or cannot be written.
+    """
+    folder = Path(folder)
+    if folder.exists() and any(folder.iterdir()):
+        raise FileExistsError(f"{folder} is not empty; accepted is a new or empty folder.")
+    ignored = shutil.ignore_patterns("__pycache__", "deploy.py", "screenshot.png")
+    shutil.copytree(SPACE, folder, ignore=ignored, dirs_exist_ok=True)
+    shutil.copytree(SPACE.parent / "mnist", folder / "mnist", ignore=shutil.ignore_patterns("data"))
+    shutil.copytree(REPOSITORY / "diffusers_ndc", folder / "diffusers_ndc", ignore=ignored)
+    shutil.copy(REPOSITORY / "LICENSE", folder)
+    return folder
+
+
+def deploy(repo_id: str, private: bool = False) -> str:
+    """Create the Space where it does not exist, and replace its files.
+
+    Args:
+        repo_id: `NAMESPACE/NAME` on the Hub.
+        private: Whether a new Space is to be seen by its owner alone.
+
+    Returns:
+        Its address.
+
+    Raises:
+        OSError, ValueError: The Hub does not answer, or does not accept it.
+    """
+    api = HfApi()
+    with tempfile.TemporaryDirectory() as folder:
+        assemble(folder)
+        url = api.create_repo(repo_id, repo_type="space", space_sdk="gradio", private=private, exist_ok=True)
+        api.upload_folder(
+            repo_id=repo_id,
+            repo_type="space",
+            folder_path=folder,
+            delete_patterns="*",  # files that the app no longer has
+            commit_message="The app, the digits model and diffusers-ndc",
+        )
+    return str(url)
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("repo_id", nargs="?", metavar="NAMESPACE/NAME", help="the Space on the Hub")
+    parser.add_argument("--private", action="store_true", help="a new Space is to be seen by its owner alone")
+    parser.add_argument("--dry-run", type=Path, metavar="FOLDER", help="only put the files there; it must be empty")
+    args = parser.parse_args()
+    if (args.repo_id is None) == (args.dry_run is None):
+        parser.error("give NAMESPACE/NAME, or --dry-run FOLDER")
+    try:
+        print(assemble(args.dry_run) if args.dry_run else deploy(args.repo_id, args.private))
+    except (OSError, ValueError) as error:
+        sys.exit(f"error: {error}")
+
+
+if __name__ == "__main__":
+    main()
