@@ -286,7 +286,7 @@ def unsifted(bench: Benchmark):
 
 def decisions(bench: Benchmark) -> None:
     """Whether stopping early decides as a fixed number of copies does."""
-    digits, n = (4, 200) if bench.args.quick else (50, 1_000)
+    digits, n = (4, 400) if bench.args.quick else (50, 1_000)
     bench.say(f"## The same decisions: {digits} digits, fixed n = {n:,}, or stopped early\n")
     fixed, _ = bench.certify(digits, n=n)
     early = {f"mixture, n at most {bench.args.n:,}": {}, f"clopper-pearson, curtailed, n = {n:,}": {"n": n}}
