@@ -40,7 +40,7 @@ class ClassLabels(nn.Module):
     def __init__(self, network: nn.Module, num_classes: int | None, null_class: int | None):
         super().__init__()
         self.others = without_text("unet", network)
-        class_embed_type = getattr(network.config, "class_embed_type", None)  # networks of other packages know one kind only
+        class_embed_type = getattr(network.config, "class_embed_type", None)  # `EDMUNet2DModel` has one kind only
         if isinstance(network, DiTTransformer2DModel):
             if network.training:
                 raise ValueError(
