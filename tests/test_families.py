@@ -91,6 +91,8 @@ def test_saved_model_answers_as_before(family, images, tmp_path):
     pipe.save_pretrained(tmp_path, max_shard_size="20KB", variant="fp16")
     read = NoisedDiffusionClassifierPipeline.from_pretrained(tmp_path, variant="fp16")
     assert torch.equal(read(images, seed=0, levels=LEVELS).logits, expected)
+    placed = NoisedDiffusionClassifierPipeline.from_pretrained(folder, device_map="cpu", **arguments)
+    assert torch.equal(placed(images, seed=0, levels=LEVELS).logits, expected)
     shared = NoisedDiffusionClassifierPipeline.from_pipe(pipe)
     assert torch.equal(shared(images, seed=0, levels=LEVELS).logits, expected)
     if isinstance(pipe.unet, UNet2DModel) and pipe.unet.config.class_embed_type == "timestep":

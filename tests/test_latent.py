@@ -189,6 +189,8 @@ def test_published_folders_load_classify_and_certify(latent_folder, pictures, tm
     read = load(tmp_path / "saved", variant="fp16")
     assert torch.equal(read(noisy, sigma=0.25, seed=0, levels=LEVELS).logits, expected)
     assert read.certify(pictures[0], n0=3, n=20, levels=LEVELS, seed=0) == certificate
+    placed = load(tmp_path / "saved", variant="fp16", device_map="cpu")
+    assert torch.equal(placed(noisy, sigma=0.25, seed=0, levels=LEVELS).logits, expected)
     shared = LatentDiffusionClassifierPipeline.from_pipe(pipe)
     assert torch.equal(shared(noisy, sigma=0.25, seed=0, levels=LEVELS).logits, expected)
 

@@ -1,5 +1,6 @@
 """The embedded model and the real test digits beside it."""
 
+import json
 from pathlib import Path
 
 import numpy as np
@@ -8,6 +9,8 @@ import torch
 from datasets import load_dataset
 
 from diffusers_ndc import NoisedDiffusionClassifierPipeline
+from diffusers_ndc.evaluation.report import Report
+from diffusers_ndc.evaluation.run import weight_hash
 
 
 MODEL = Path(__file__).parents[1] / "examples" / "mnist"
@@ -58,3 +61,13 @@ def test_method_and_smoothing_noise_of_other_kinds(pipe, digits):
     for method, sigma in (("epndc", 0.25), ("apndc-clean", 0.25), ("apndc", 0.5)):
         certificate = pipe.certify(image, sigma=sigma, method=method, n0=5, n=20, alpha=0.01, seed=0)
         assert certificate.label == label and certificate.base_classifier["method"] == method
+
+
+@pytest.mark.parametrize("name", ["clean", "sigma-0.25", "sigma-0.5", "sigma-1.0"])
+def test_the_runs_beside_the_model_are_its_own_and_verify(pipe, name):
+    report = Report.from_folder(MODEL / "evaluation" / name)
+    assert report.rejected == report.failed == {} and report.missing == 0
+    classifier = pipe.classifier(report.run["sigma"], report.run["method"])
+    assert report.run["weight_hash"] == weight_hash(classifier)
+    assert report.run["base_classifier"] == json.loads(json.dumps(classifier.settings))
+    assert f"| {name} | right" in (MODEL / "README.md").read_text()
