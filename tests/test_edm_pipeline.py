@@ -111,6 +111,13 @@ def test_variants_and_shards(arguments, folder, pictures, tmp_path):
     assert torch.equal(logits(read, pictures), logits(pipe, pictures))
 
 
+def test_offloading(folder, pictures):
+    pipe = NoisedDiffusionClassifierPipeline.from_pretrained(folder)
+    expected = logits(pipe, pictures)
+    pipe.enable_model_cpu_offload(device="cpu")
+    assert torch.equal(logits(pipe, pictures), expected) and hasattr(pipe.unet, "_hf_hook")
+
+
 LOAD = """
 import sys
 from {package} import {pipeline}
