@@ -13,7 +13,6 @@ import argparse
 import time
 from collections import Counter
 from contextlib import nullcontext
-from itertools import product
 from pathlib import Path
 
 import matplotlib
@@ -289,9 +288,11 @@ def decisions(bench: Benchmark) -> None:
     digits, n = (4, 400) if bench.args.quick else (50, 1_000)
     bench.say(f"## The same decisions: {digits} digits, fixed n = {n:,}, or stopped early\n")
     fixed, _ = bench.certify(digits, n=n)
-    early = {f"mixture, n at most {bench.args.n:,}": {}, f"clopper-pearson, curtailed, n = {n:,}": {"n": n}}
+    anytime = f"mixture, n at most {bench.args.n:,}"
+    early = [(radii, anytime, {}) for radii in bench.radii]
+    early.append((bench.radii[-1], f"clopper-pearson, curtailed, n = {n:,}", {"n": n}))
     rows = []
-    for radii, (bound, settings) in product(bench.radii, early.items()):
+    for radii, bound, settings in early:
         stopped, _ = bench.certify(digits, radii=radii, bound=bound.partition(",")[0], **settings)
         for radius in radii:
             rows.append(
