@@ -11,8 +11,11 @@ from pathlib import Path
 
 from diffusers import DiffusionPipeline
 from diffusers.pipelines.pipeline_loading_utils import LOADABLE_CLASSES
+from huggingface_hub import HfApi
 
 from .edm import EDMUNet2DModel, IDDPMPrecondScheduler, VEPrecondScheduler, VPPrecondScheduler
+from .model_card import add_metadata, certifying, model_section, read_card, with_section, write_card
+from .noise_levels import NoiseLevels
 
 
 COMPONENT_CLASSES = {
@@ -55,6 +58,31 @@ class SharedPipeline(DiffusionPipeline):
         for file, (module, name) in files.items():
             Path(save_directory, file).parent.mkdir(exist_ok=True)
             Path(save_directory, file).write_text(IMPORT_FILE.format(module=module, name=name))
+
+    def _upload_folder(self, working_dir, repo_id, token=None, **kwargs):
+        # all ways of pushing end here, with the repository's card in the folder, or one that says nothing
+        card = Path(working_dir, "README.md")
+        if not HfApi(token=token).file_exists(repo_id, "README.md"):
+            card.unlink(missing_ok=True)
+        section = model_section(repo_id, self._usage(), self._all_levels(), type(self).__name__)
+        metadata, text = read_card(card, repo_id.rpartition("/")[2])
+        add_metadata(metadata)
+        write_card(card, metadata, with_section(text, "model", section))
+        return super()._upload_folder(working_dir, repo_id, token=token, **kwargs)
+
+    def _usage(self) -> list[str]:
+        """Lines for the model card that use `pipe` on `image`: with a noise that the model has levels for."""
+        sigma, method = min(((s, m) for s, m, _ in self._all_levels() if s > 0), default=(0.25, "apndc"))
+        return certifying(sigma, sigma, method)
+
+    def _all_levels(self) -> list[tuple[float, str, NoiseLevels]]:
+        """The noise levels that were calibrated, with their smoothing noise and method."""
+        saved = self.config.levels or {}
+        return [
+            (float(sigma), method, NoiseLevels.from_dict(levels))
+            for sigma, methods in saved.items()
+            for method, levels in methods.items()
+        ]
 
     @classmethod
     def _dict_from_json_file(cls, *args, **kwargs):

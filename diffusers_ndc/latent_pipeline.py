@@ -188,6 +188,11 @@ class LatentDiffusionClassifierPipeline(NoisedDiffusionClassifierPipeline):
         clean = super().classifier(0.0, "dc", levels, batch_size, seed)
         return clean if sigma == 0 else DenoisedDiffusionClassifier(self._pixel_denoiser(), clean, sigma)
 
+    def _usage(self) -> list[str]:
+        if self.pixel_unet is None:
+            return ["print(pipe(image).labels)"]
+        return super()._usage()
+
     def calibrate(self, images, labels: Sequence[int], sigma: float = 0.0, *args, **settings) -> NoiseLevels:
         """Choose noise levels for clean images, which serve the denoised ones too; see the parent's `calibrate`.
 

@@ -174,6 +174,13 @@ def test_an_edited_certificate_is_not_valid_and_the_reason_is_said(certificate, 
     assert re.search(words, files.verdict(files.read_certificate(path)))
 
 
+def test_an_edit_that_the_votes_do_not_show_is_found_out(certificate, tmp_path):
+    path = tmp_path / "certificate.json"
+    path.write_text(json.dumps({**certificate.to_dict(), "seed": 1234}))
+    with pytest.raises(ValueError, match="altered"):
+        files.read_certificate(path)
+
+
 def test_an_abstention_is_valid_and_no_class():
     abstained = Certificate.from_counts({7: 20}, {7: 5, 1: 15}, sigma=0.25, alpha=0.001, bound="mixture")
     assert files.verdict(abstained).startswith("**Valid.** It abstains")

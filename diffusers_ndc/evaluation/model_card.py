@@ -8,7 +8,6 @@ made anew. The push uploads the records too, under `evaluation/`; the card there
 """
 
 import argparse
-import json
 import re
 import shlex
 import shutil
@@ -17,45 +16,35 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
-from huggingface_hub import EvalResult, HfApi, ModelCard, ModelCardData, metadata_load
+from huggingface_hub import EvalResult, HfApi, ModelCardData
 from huggingface_hub.errors import HTTPError  # the HTTP library's own, whichever that is: a lost connection is one too
-from huggingface_hub.utils import yaml_dump
 
+from ..model_card import (
+    GUARANTEE,
+    LIBRARY,
+    add_metadata,
+    certifying,
+    markers,
+    model_section,
+    read_card,
+    table,
+    with_section,
+    write_card,
+)
 from ..noise_levels import NoiseLevels
 from .records import RUN_FILE
 from .report import Report, plot, share_cells, write_report
 
 
-BEGIN = "<!-- diffusers-ndc: begin. Made from the records of the runs; what is written in here gets lost. -->"
-END = "<!-- diffusers-ndc: end -->"
-
-LIBRARY = "diffusers-ndc"
 PICTURE = "certified_accuracy.png"
-
-GUARANTEE = """### What a certificate says, and what it does not
-
-- With probability at least 1 - alpha over its noisy copies, the *smoothed* classifier (the class that wins most often
-  under Gaussian noise sigma) has the certified label at every image within the radius. Alpha is for each certificate:
-  of m certificates about alpha * m may be wrong (at most, in expectation).
-- The radius is one of the l2 norm, in pixel units (images in [0, 1]), of the image as the network sees it: an image of
-  another size is resized first.
-- It holds for one and the same function: these weights, noise levels, method and precision. With others it is another
-  classifier, which needs its own certificates.
-- It does not say that the label is right. The shares above count an image only where it is; an abstention counts as
-  wrong.
-- It does not speak of shifts, rotations, blur, or any other change that leaves the l2 ball.
-- The proof is one of real numbers; rounding in floating point is covered only where the noise was drawn on a grid.
-- The average certified radius is one of proved radii, wrong or abstained counting as 0. More copies, or a run without
-  early stopping, may prove more.
-"""
 
 
 def fill_card(reports: Sequence[Report], path: str | Path, model: str | None = None) -> None:
     """Make a model card from runs, or fill one that exists; filling it twice changes nothing.
 
-    Of an existing card, metadata and text stay as they are, but for what an earlier call wrote: the section between
-    `BEGIN` and `END` (appended where there is none), and the results in `model-index`. Beside the card the picture of
-    the certified runs, `certified_accuracy.png`, is written.
+    Of an existing card, metadata and text stay as they are, but for what an earlier call wrote: the section of the
+    results, and the results in `model-index`. How to use the model is told where the card does not do so yet. Beside
+    the card the picture of the certified runs, `certified_accuracy.png`, is written.
 
     Args:
         reports: The runs, of different names, all of one model.
@@ -69,23 +58,27 @@ def fill_card(reports: Sequence[Report], path: str | Path, model: str | None = N
     path = Path(path)
     model = model or str(reports[0].run["model"])
     title = Path(model).resolve().name
-    metadata, text = {}, f"\n# {title}\n"
-    if path.exists():
-        metadata, text = metadata_load(path) or {}, ModelCard.load(path).text
-    section = f"{BEGIN}\n{_section(reports, model)}{END}"
-    before, begin, rest = text.partition(BEGIN)
-    inside, end, after = rest.partition(END)
-    if not begin and END not in text:
-        text = f"{text.rstrip()}\n\n{section}\n"
-    elif begin and end and BEGIN not in inside + after and END not in after:
-        text = before + section + after
-    else:
-        raise ValueError(f"{path} has half a section; accepted is one {BEGIN!r} and one {END!r} after it, or neither.")
-    _merge(metadata, _metadata(reports, title))
-    path.parent.mkdir(parents=True, exist_ok=True)
-    if certified := [report for report in reports if report.certified]:
+    certified = [report for report in reports if report.certified]
+    # dds of an outside classifier has no noise levels: that classifier is not part of this model
+    of_model = [report for report in reports if "levels" in report.run["base_classifier"]]
+    metadata, text = read_card(path, title)
+    if markers("model")[0] not in text and (usable := [report for report in of_model if report.certified]):
+        run = usable[0].run
+        # a radius that takes seconds, and that any sigma can prove
+        radius = min((radius for radius in run["radii"] if 0 < radius <= run["sigma"]), default=run["sigma"])
+        levels = [
+            (report.run["sigma"], report.run["method"], NoiseLevels.from_dict(report.run["base_classifier"]["levels"]))
+            for report in of_model
+        ]
+        call = certifying(run["sigma"], radius, run["method"])
+        text = with_section(text, "model", model_section(model, call, levels))
+    _add_results(metadata, reports, title)
+    section = _section(reports)
+    if certified and markers("model")[0] not in text:
+        section += GUARANTEE
+    write_card(path, metadata, with_section(text, "results", section))
+    if certified:
         plot(certified, path.parent / PICTURE)
-    path.write_text(f"---\n{yaml_dump(metadata, sort_keys=False)}---\n{text}", encoding="utf-8", newline="")
 
 
 def _check(reports: Sequence[Report]) -> None:
@@ -99,8 +92,11 @@ def _check(reports: Sequence[Report]) -> None:
             raise ValueError(f"The run {report.name} has no result; accepted are runs with images that count.")
 
 
-def _metadata(reports: Sequence[Report], title: str) -> dict:
-    """The card's metadata as far as they are ours, with a result for each radius and average of each run."""
+def _add_results(metadata: dict, reports: Sequence[Report], title: str) -> None:
+    """Put a result for each radius and average of each run into a card's metadata, in place of earlier ones of ours.
+
+    Those of others stay; this is done on plain values since `ModelCardData` keeps only one model and one source.
+    """
     results = []
     for report in reports:
         settings = {name: report.run.get(name) for name in ("method", "sigma", "n0", "n", "alpha", "seed")}
@@ -128,14 +124,15 @@ def _metadata(reports: Sequence[Report], title: str) -> dict:
                     metric_args={"library": LIBRARY, "run": report.name, **settings, **args},
                 )
             )
-    return ModelCardData(
-        library_name="diffusers",
-        pipeline_tag="image-classification",
-        tags=[LIBRARY, "certified-robustness", "randomized-smoothing"],
-        datasets=sorted({_dataset(report.run) for report in reports if "/" in _dataset(report.run)}) or None,
-        model_name=title,
-        eval_results=results,
-    ).to_dict()
+    ours = ModelCardData(model_name=title, eval_results=results).to_dict()["model-index"]
+    index = metadata.pop("model-index", None) or [{"name": title, "results": []}]
+    for entry in index:
+        for result in entry["results"]:
+            result["metrics"] = [m for m in result["metrics"] if (m.get("args") or {}).get("library") != LIBRARY]
+        entry["results"] = [result for result in entry["results"] if result["metrics"]]
+    index[0]["results"] += ours[0]["results"]
+    datasets = sorted({_dataset(report.run) for report in reports if "/" in _dataset(report.run)})
+    add_metadata(metadata, **({"datasets": datasets} if datasets else {}), **{"model-index": index})
 
 
 def _dataset(run: dict) -> str:
@@ -145,105 +142,38 @@ def _dataset(run: dict) -> str:
     return dataset if on_hub else Path(dataset).name
 
 
-def _merge(metadata: dict, ours: dict) -> None:
-    """Add our metadata to a card's own, in place; of two single values the card's own stays.
-
-    This is done on plain values since `ModelCardData` keeps only one model and one source of its results.
-    """
-    index = metadata.get("model-index") or [{"name": ours["model-index"][0]["name"], "results": []}]
-    for entry in index:
-        for result in entry["results"]:
-            result["metrics"] = [m for m in result["metrics"] if (m.get("args") or {}).get("library") != LIBRARY]
-        entry["results"] = [result for result in entry["results"] if result["metrics"]]
-    index[0]["results"] += ours["model-index"][0]["results"]
-    for key, value in ours.items():
-        own = metadata.get(key)
-        if isinstance(value, list) and own is not None:
-            own = own if isinstance(own, list) else [own]
-            metadata[key] = [*own, *(item for item in value if item not in own)]
-        elif own is None:
-            metadata[key] = value
-    metadata["model-index"] = index
-
-
-def _section(reports: Sequence[Report], model: str) -> str:
-    certified = [report for report in reports if report.certified]
-    # dds has no noise levels: its classifier is not part of this model
-    with_levels = [report for report in reports if "levels" in report.run["base_classifier"]]
-    lines = ["## Accuracy", ""]
-    if certified:
-        lines = ["## Certified robustness", ""]
-        lines += [f"With {LIBRARY} (`pip install {LIBRARY}`) an answer of this model comes with an l2 radius within"]
-        lines += ["which no perturbation changes it, proved up to an error probability alpha.", ""]
-    if usable := [report for report in with_levels if report.certified]:
-        lines += [*_usage(usable[0].run, model), ""]
-    if certified:
+def _section(reports: Sequence[Report]) -> str:
+    lines = ["## Results", ""]
+    if any(report.certified for report in reports):
         lines += [f"![Certified accuracy against l2 radius]({PICTURE})", ""]
-    lines += [*_results(reports), ""]
-    if with_levels:
-        lines += [*_levels(with_levels), ""]
-    return "\n".join([*lines, ""]) + (GUARANTEE if certified else "")
-
-
-def _usage(run: dict, model: str) -> list[str]:
-    """Lines that certify an image at the run's smallest radius: a matter of seconds, and provable with any sigma."""
-    radius = min((radius for radius in run["radii"] if 0 < radius <= run["sigma"]), default=run["sigma"])
-    method = "" if run["method"] == "apndc" else f', method="{run["method"]}"'
-    return [
-        "```python",
-        "from diffusers_ndc import NoisedDiffusionClassifierPipeline",
-        "",
-        f"pipe = NoisedDiffusionClassifierPipeline.from_pretrained({json.dumps(model)})",
-        "# image: a PIL image, or an array or tensor with values in [0, 1]",
-        f"certificate = pipe.certify(image, sigma={run['sigma']}, radii=({radius},){method})",
-        "print(certificate.label, certificate.radius)",
-        "```",
-    ]
+        lines += ["Of certified images one counts only where the label is right; an abstention counts as wrong. The"]
+        lines += [
+            "average certified radius is one of proved radii, wrong or abstained counting as 0: more copies, or a"
+        ]
+        lines += ["run without early stopping, may prove more.", ""]
+    return "\n".join([*lines, *_results(reports), ""])
 
 
 def _results(reports: Sequence[Report]) -> list[str]:
     heads = ["run", "data set", "method", "sigma", "n0", "n", "alpha", "average certified radius", "weights"]
-    lines = ["### Results", "", "Sigma and radii are in pixel units (images in [0, 1]).", "", *_table_head(heads)]
+    rows, shares = [], []
     for report in reports:
         run, drawn = report.run, ["-"] * 5
         if report.certified:
             drawn = [f"{run['sigma']:g}", f"{run['n0']:,}", f"{run['n']:,}", f"{run['alpha']:g}"]
             drawn += [f"{report.average_radius:.3f}"]
         dataset = ", ".join(filter(None, [_dataset(run), run.get("split")]))
-        lines += [_row([report.name, dataset, run["method"], *drawn, str(run.get("weight_hash") or "-")[:12]])]
-    lines += ["", *_table_head(["run", "of its images", "share", "", "95% interval"])]
-    for report in reports:
+        rows.append([report.name, dataset, run["method"], *drawn, str(run.get("weight_hash") or "-")[:12]])
         for radius in report.radii:
             what = f"right, and certified at l2 radius {radius:g}" if report.certified else "right, no certificate"
-            lines += [_row([report.name, what, share_cells(report.at(radius))])]
+            shares.append([report.name, what, share_cells(report.at(radius))])
+    lines = ["Sigma and radii are in pixel units (images in [0, 1]).", "", *table(heads, rows), ""]
+    lines += table(["run", "of its images", "share", "", "95% interval"], shares)
     for report in reports:
         if report.failed or report.rejected:
             lines += ["", f"In no figure of {report.name}: {len(report.failed)} images that failed, and"]
             lines += [f"{len(report.rejected)} records that do not verify."]
     return [*lines, "", "Intervals are Clopper-Pearson's, for the share among all images that could have been drawn."]
-
-
-def _levels(reports: Sequence[Report]) -> list[str]:
-    lines = ["### Noise levels", ""]
-    lines += ["Where the losses of the classes are compared, in the model's units (images in [-1, 1]: twice the pixel"]
-    lines += ["units), in order; weights in brackets.", ""]
-    lines += _table_head(["run", "sigma (pixel units)", "method", "levels (model units)"])
-    for report in reports:
-        levels = NoiseLevels.from_dict(report.run["base_classifier"]["levels"])
-        told = ", ".join(f"{s:.3g} ({w:.2g})" for s, w in zip(levels.sigmas, levels.weights, strict=True))
-        if len(levels) > 16:
-            told = f"{len(levels)} from {min(levels.sigmas):.3g} to {max(levels.sigmas):.3g}"
-        told += "" if levels.thresholds is None else "; hopeless classes are dropped after each one"
-        lines += [_row([report.name, f"{report.run['sigma']:g}", report.run["method"], told])]
-    return lines
-
-
-def _row(cells: Iterable[str]) -> str:
-    return f"| {' | '.join(cells)} |"
-
-
-def _table_head(names: Sequence[str]) -> list[str]:
-    return [_row(names), _row(["---"] * len(names))]
 
 
 def push_to_hub(folders: Iterable[str | Path], repo_id: str, card: str | Path | None = None) -> str:

@@ -21,16 +21,23 @@ def read_json(path: str | Path):
 
 
 def read_certificate(path: str | Path) -> Certificate:
-    """The certificate in a file.
+    """The certificate in a file; one that does not follow from its votes as it is, for `verdict` to say so.
 
     Raises:
-        ValueError: There is none.
+        ValueError: There is none, or it was altered in a way that the votes do not show.
     """
     data = read_json(path)
     try:
         return Certificate.from_dict(data)
     except ValueError:
+        pass
+    try:
+        certificate = Certificate.from_dict({name: value for name, value in data.items() if name != "digest"})
+    except (ValueError, AttributeError):
         raise ValueError("The file holds no certificate: fields are missing, unknown, or not counts.") from None
+    if certificate.verify():
+        raise ValueError("The file was altered: its digest is that of other values.")
+    return certificate
 
 
 def verdict(certificate: Certificate) -> str:
@@ -43,7 +50,7 @@ def verdict(certificate: Certificate) -> str:
         proved = f"Class {certificate.label} and radius {certificate.radius:.4f}"
         return f"**Valid.** {proved} follow from {votes} ({settings})."
     given = {"label": certificate.label, "radius": certificate.radius}
-    votes = {name: value for name, value in certificate.to_dict().items() if name not in given}
+    votes = {name: value for name, value in certificate.to_dict().items() if name not in {*given, "digest"}}
     try:
         right = Certificate.from_counts(**votes)
         if not right.verify():
