@@ -5,10 +5,9 @@ from contextlib import AbstractContextManager
 
 import torch
 
-from .classifier import NoisedDiffusionClassifier, StreamingClassifier, check_told_sigma, check_trained_sigma
-from .denoised_smoothing import denoise_once, preprocess
+from .classifier import NoisedDiffusionClassifier, StreamingClassifier
+from .denoised_smoothing import check_channels, check_front, denoise_once, preprocess
 from .denoiser import Denoiser, inference
-from .noise import check_sigma
 from .pool import Copy, Decided
 
 
@@ -34,23 +33,14 @@ class DenoisedDiffusionClassifier(StreamingClassifier):
 
     def __init__(self, denoiser: Denoiser, classifier: NoisedDiffusionClassifier, sigma: float):
         super().__init__()
-        check_sigma(sigma)
-        if denoiser.encoder is not None:
-            raise ValueError("`denoiser` is a latent model; accepted is one in pixel space, where the noise is.")
-        check_trained_sigma(sigma, denoiser)
-        check_told_sigma(sigma, denoiser)
+        check_front(denoiser, sigma)
         if not isinstance(classifier, NoisedDiffusionClassifier):
             raise TypeError(
                 f"`classifier` is a {type(classifier).__name__}; accepted is a NoisedDiffusionClassifier with sigma=0."
             )
         if classifier.sigma > 0:
             raise ValueError(f"`classifier` has sigma={classifier.sigma}; accepted is 0: it meets denoised images.")
-        given, wanted = denoiser.image_channels, classifier.denoiser.image_channels
-        if (given, wanted) != (1, 3) and given != wanted:
-            raise ValueError(
-                f"`classifier` takes {wanted} channels and the denoiser {given}; accepted are as many, or three for "
-                "a grey denoiser."
-            )
+        check_channels(denoiser, classifier.denoiser.image_channels)
         self.denoiser = denoiser
         self.classifier = classifier
         self.sigma = sigma

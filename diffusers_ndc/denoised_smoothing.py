@@ -57,27 +57,18 @@ class DenoisedClassifier(nn.Module):
 
     def __init__(self, denoiser: Denoiser, classifier: nn.Module, image_processor, sigma: float, batch_size: int = 64):
         super().__init__()
-        check_sigma(sigma)
-        if denoiser.encoder is not None:
-            raise ValueError("`denoiser` is a latent model; accepted is one in pixel space, where the noise is.")
-        check_trained_sigma(sigma, denoiser)
-        check_told_sigma(sigma, denoiser)
+        check_front(denoiser, sigma)
         check_batch_size(batch_size)
         if not hasattr(getattr(classifier, "config", None), "num_labels"):
             raise TypeError(
                 f"`classifier` is a {type(classifier).__name__}; accepted is an image classification model of "
                 "transformers."
             )
-        given, wanted = denoiser.image_channels, getattr(classifier.config, "num_channels", 3)
-        if (given, wanted) != (1, 3) and given != wanted:
-            raise ValueError(
-                f"`classifier` takes {wanted} channels and the denoiser {given}; accepted are as many, or three for "
-                "a grey denoiser."
-            )
+        self.num_channels = getattr(classifier.config, "num_channels", 3)
+        check_channels(denoiser, self.num_channels)
         self.denoiser = denoiser
         self.classifier = classifier
-        self.num_channels = wanted
-        self.preprocessing = read_preprocessing(image_processor, wanted)
+        self.preprocessing = read_preprocessing(image_processor, self.num_channels)
         self.sigma = sigma
         self.batch_size = batch_size
         self.evaluations = 0
@@ -180,6 +171,29 @@ class DenoisedClassifier(nn.Module):
         self.evaluations += len(images) * self.denoiser.null_evaluations
         inputs = preprocess(clean, self.num_channels, **self.preprocessing)
         return self.classifier(pixel_values=inputs.to(self.classifier.dtype)).logits.to(clean.dtype)
+
+
+def check_front(denoiser: Denoiser, sigma: float) -> None:
+    """Refuse a denoiser that cannot stand in front of a classifier: none of pixels, or none for this noise.
+
+    Raises:
+        TypeError, ValueError: `sigma` is no number, the denoiser is a latent model, or it cannot be told of `sigma`.
+    """
+    check_sigma(sigma)
+    if denoiser.encoder is not None:
+        raise ValueError("`denoiser` is a latent model; accepted is one in pixel space, where the noise is.")
+    check_trained_sigma(sigma, denoiser)
+    check_told_sigma(sigma, denoiser)
+
+
+def check_channels(denoiser: Denoiser, num_channels: int) -> None:
+    """Refuse a denoiser whose images a classifier with so many channels cannot take."""
+    given = denoiser.image_channels
+    if (given, num_channels) != (1, 3) and given != num_channels:
+        raise ValueError(
+            f"`classifier` takes {num_channels} channels and the denoiser {given}; accepted are as many, or three for "
+            "a grey denoiser."
+        )
 
 
 def denoise_once(denoiser: Denoiser, images: torch.Tensor, sigma: float) -> torch.Tensor:
