@@ -59,16 +59,17 @@ class SharedPipeline(DiffusionPipeline):
             Path(save_directory, file).parent.mkdir(exist_ok=True)
             Path(save_directory, file).write_text(IMPORT_FILE.format(module=module, name=name))
 
-    def _upload_folder(self, working_dir, repo_id, token=None, **kwargs):
+    def _upload_folder(self, working_dir, repo_id, token=None, commit_message=None, create_pr=False, subfolder=None):
         # all ways of pushing end here, with the repository's card in the folder, or one that says nothing
-        card = Path(working_dir, "README.md")
-        if not HfApi(token=token).file_exists(repo_id, "README.md"):
-            card.unlink(missing_ok=True)
-        section = model_section(repo_id, self._usage(), self._all_levels(), type(self).__name__)
-        metadata, text = read_card(card, repo_id.rpartition("/")[2])
-        add_metadata(metadata)
-        write_card(card, metadata, with_section(text, "model", section))
-        return super()._upload_folder(working_dir, repo_id, token=token, **kwargs)
+        if not subfolder:
+            card = Path(working_dir, "README.md")
+            if not HfApi(token=token).file_exists(repo_id, "README.md"):
+                card.unlink(missing_ok=True)
+            metadata, text = read_card(card, repo_id.rpartition("/")[2])
+            add_metadata(metadata)
+            section = model_section(repo_id, self._usage(), self._all_levels(), type(self).__name__)
+            write_card(card, metadata, with_section(text, "model", section))
+        return super()._upload_folder(working_dir, repo_id, token, commit_message, create_pr, subfolder)
 
     def _usage(self) -> list[str]:
         """Lines for the model card that use `pipe` on `image`: with a noise that the model has levels for."""
