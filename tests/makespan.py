@@ -36,6 +36,7 @@ def main():
     static = makespan(accelerator, seconds, dealt)
     if accelerator.is_main_process:
         print(f"processes {accelerator.num_processes} ideal {ideal:.3f} claimed {claimed:.3f} dealt out {static:.3f}")
+    accelerator.end_training()
 
 
 if __name__ == "__main__":
