@@ -39,7 +39,7 @@ def test_what_is_written_is_read_and_verifies(tmp_path):
             assert index in read_records(folder)  # already on the disk, before the file is closed
     (path,) = folder.iterdir()
     stamp, process, pid = path.stem.split("-")
-    assert path == writer.path and path.suffix == ".jsonl" and len(stamp) == 15
+    assert path == writer.path and path.suffix == ".jsonl" and len(stamp) == 22
     assert (process, pid) == ("003", str(os.getpid()))
     records = read_records(folder)
     assert list(records) == [2, 7]
