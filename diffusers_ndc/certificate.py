@@ -140,7 +140,7 @@ class Certificate:
 
     @property
     def flaw(self) -> str | None:
-        """What is wrong with the record, or `None`. A flawless one is not yet true: see `replay` in `smoothing.py`."""
+        """What is wrong with the record, or `None`. That its votes were cast, no record can show by itself."""
         try:
             return self._flaw()
         except (TypeError, ValueError, AttributeError, ArithmeticError, KeyError) as error:

@@ -8,7 +8,7 @@ from hub import hub as hub
 from diffusers_ndc import NoisedDiffusionClassifierPipeline
 
 
-def tiny_unet(num_class_embeds=4, **settings):
+def tiny_unet(num_class_embeds=4, network=UNet2DModel, **settings):
     """A real, tiny, randomly initialised network for 8 x 8 grey images."""
     torch.manual_seed(0)
     config = {
@@ -22,7 +22,7 @@ def tiny_unet(num_class_embeds=4, **settings):
         "up_block_types": ("UpBlock2D", "UpBlock2D"),
         "num_class_embeds": num_class_embeds,
     }
-    return UNet2DModel(**{**config, **settings}).eval()
+    return network(**{**config, **settings}).eval()
 
 
 @pytest.fixture

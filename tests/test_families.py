@@ -19,22 +19,8 @@ from diffusers_ndc import Denoiser, NoisedDiffusionClassifierPipeline, NoiseLeve
 
 def tiny_condition_unet(num_class_embeds=4, **settings):
     """A real, tiny `UNet2DConditionModel` for 8 x 8 grey images, without cross-attention."""
-    torch.manual_seed(0)
-    config = {
-        "sample_size": 8,
-        "in_channels": 1,
-        "out_channels": 1,
-        "block_out_channels": (8, 8),
-        "layers_per_block": 1,
-        "norm_num_groups": 4,
-        "cross_attention_dim": 16,
-        "attention_head_dim": 4,
-        "down_block_types": ("DownBlock2D", "DownBlock2D"),
-        "up_block_types": ("UpBlock2D", "UpBlock2D"),
-        "mid_block_type": "UNetMidBlock2D",
-        "num_class_embeds": num_class_embeds,
-    }
-    return UNet2DConditionModel(**{**config, **settings}).eval()
+    config = {"cross_attention_dim": 16, "attention_head_dim": 4, "mid_block_type": "UNetMidBlock2D"}
+    return tiny_unet(num_class_embeds, UNet2DConditionModel, **{**config, **settings})
 
 
 LEARNED = {"time_embedding_type": "learned", "num_train_timesteps": 1000}

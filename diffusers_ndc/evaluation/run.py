@@ -32,7 +32,7 @@ from ..pipeline import NoisedDiffusionClassifierPipeline
 from ..smoothing import SmoothedClassifier
 from ..stopping import largest_provable
 from .claims import Claims
-from .data import FAULTS, LabelledImages, load_labelled_images
+from .data import FAULTS, load_labelled_images
 from .model_card import fill_card, push_to_hub
 from .records import RUN_FILE, RecordWriter, differences, read_records, read_run, write_run
 from .report import Report, write_report
@@ -239,17 +239,17 @@ class _Run:
             try:
                 if label is None:
                     raise ValueError("it has no label.")
-                image = self._read(self.data, number)
+                image = self._read(number)
             except FAULTS as error:
                 self._keep({"index": index, "failed": f"{type(error).__name__}: {error}"})
                 continue
             opened.append((index, label))
             yield image.to(self.accelerator.device)
 
-    def _read(self, data: LabelledImages, number: int) -> torch.Tensor:
+    def _read(self, number: int) -> torch.Tensor:
         """An image as the network takes it, shape `(C, H, W)`; raises one of `FAULTS`."""
         denoiser = self.pipe.denoiser
-        batch, _ = to_pixel_batch(data.image(number), denoiser.image_channels, denoiser.image_size)
+        batch, _ = to_pixel_batch(self.data.image(number), denoiser.image_channels, denoiser.image_size)
         denoiser.check_images(batch)
         check_noisy_range(batch, sigma=0)
         return batch[0]
