@@ -190,6 +190,9 @@ ANYTIME = frozenset({"mixture"})
 CURTAILED = frozenset({"clopper-pearson", "randomized-clopper-pearson"})
 """Bounds of a fixed number of draws that count those never made as failures, so that a run may be cut short."""
 
+SOFT = frozenset({"empirical-bernstein"})
+"""Bounds on the mean of soft votes."""
+
 
 def _check_counts(count: int, n: int, alpha: float) -> None:
     check_alpha(alpha)

@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 
-from .bounds import ANYTIME, BOUNDS, CURTAILED, Tally, certified_radius, check_alpha
+from .bounds import ANYTIME, BOUNDS, CURTAILED, SOFT, Tally, certified_radius, check_alpha
 from .grid_noise import MOST_STEPS, slack
 
 
@@ -185,10 +185,27 @@ class Certificate:
             return False
         if self.bound == "randomized-clopper-pearson" and not 0 <= self.u <= 1:
             return False
-        if self.bound == "empirical-bernstein":  # scores in [0, 1] have squares that are smaller, and a variance
+        if self.bound in SOFT:  # scores in [0, 1] have squares that are smaller, and a variance
             total, squares = self.score_sum, self.score_squares
             return self.n0 > 0 and 0 <= squares <= total <= self.n and total**2 <= squares * self.n * (1 + 1e-9)
         return self.n0 > 0 or self.bound in ANYTIME | CURTAILED
+
+    @property
+    def votes(self) -> int:
+        """Number of all votes."""
+        return sum(self.selection_counts.values()) + sum(self.counts.values())
+
+    def agrees(self, again: "Certificate") -> bool:
+        """Whether `again`, a certificate from the same draws, has the same votes; soft ones, to within round-off."""
+        return self.votes_moved(again) == 0 and math.isclose(self.radius, again.radius, rel_tol=1e-6)
+
+    def votes_moved(self, again: "Certificate") -> int:
+        """How many of the votes fall otherwise in `again`, a certificate from the same draws."""
+        moved = 0
+        for mine, others in ((self.selection_counts, again.selection_counts), (self.counts, again.counts)):
+            gained = [others.get(label, 0) - mine.get(label, 0) for label in {*mine, *others}]
+            moved += max(sum(votes for votes in gained if votes > 0), -sum(votes for votes in gained if votes < 0))
+        return moved
 
     def to_dict(self) -> dict:
         """The record as plain values, for JSON, with a `digest` of them by which damage is found out.
@@ -283,23 +300,62 @@ def main():
         description="Recompute bound and radius of certificates from their votes, without torch, model or images.",
         epilog="Exit code: 0 where all certificates are sound, 1 where one is not, 2 where a file cannot be read.",
     )
-    parser.add_argument("files", type=Path, nargs="+", metavar="FILE", help="certificates as JSON, or a run's records")
+    add = parser.add_argument
+    add("files", type=Path, nargs="+", metavar="FILE", help="certificates as JSON, or a run's records")
+    add("--replay", action="store_true", help="then also cast the votes of the runs again: needs torch, model, images")
+    add("--count", type=int, help="replay so many certificates of each run, chosen at random (default: all)")
+    add("--model", help="folder or Hub id of the model, if it is not where the run had it")
+    add("--dataset", help="the same of the images")
+    args = parser.parse_args()
+    worst = max(_say_checked(path) for path in args.files)
+    if args.replay:
+        folders = sorted({path.parent for path in args.files})
+        worst = max(worst, *(_say_replayed(folder, args.count, args.model, args.dataset) for folder in folders))
+    sys.exit(worst)
+
+
+def _say_checked(path: Path) -> int:
+    """Print a verdict on each certificate of a file; the exit code that they deserve."""
     worst = 0
-    for path in parser.parse_args().files:
-        try:
-            checked = list(check_file(path))
-        except OSError as error:
-            checked, worst = [], 2
-            print(f"UNREAD  {path}: {error}")
-        for place, certificate, flaw in checked:
+    try:
+        for place, certificate, flaw in check_file(path):
             if flaw is not None:
                 print(f"FLAWED  {place}: {flaw}")
-                worst = max(worst, 1)
+                worst = 1
             else:
-                said = "abstained" if certificate.abstained else f"label {certificate.label}"
-                made = sum(certificate.counts.values())
-                print(f"sound   {place}: {said}, radius {certificate.radius:.4f}, {made:,} votes")
-    sys.exit(worst)
+                print(f"sound   {place}: {_said(certificate)}, {sum(certificate.counts.values()):,} votes")
+    except OSError as error:
+        print(f"UNREAD  {path}: {error}")
+        worst = 2
+    return worst
+
+
+def _say_replayed(folder: Path, count: int | None, model: str | None, dataset: str | None) -> int:
+    """Print a verdict on each certificate of a run whose votes are cast again; the exit code that they deserve."""
+    from .evaluation.replay import replay  # with torch and the model
+
+    worst = 0
+    try:
+        for found in replay(folder, count, model, dataset):
+            place, votes = f"{folder}, image {found.index}", found.certificate.votes
+            if found.again is None:
+                print(f"FLAWED  {place}: {found.problem}", flush=True)
+                worst = 1
+            elif found.certificate.agrees(found.again):
+                print(f"again   {place}: {_said(found.again)}, {votes:,} votes as recorded", flush=True)
+            else:
+                moved = found.certificate.votes_moved(found.again)
+                print(f"MOVED   {place}: {moved:,} of {votes:,} votes; it is {_said(found.again)} now", flush=True)
+                worst = 1
+    except (OSError, TypeError, ValueError) as error:
+        print(f"UNREAD  {folder}: {error}")
+        worst = 2
+    return worst
+
+
+def _said(certificate: Certificate) -> str:
+    label = "abstained" if certificate.abstained else f"label {certificate.label}"
+    return f"{label}, radius {certificate.radius:.4f}"
 
 
 if __name__ == "__main__":

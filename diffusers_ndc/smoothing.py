@@ -5,8 +5,9 @@ from dataclasses import dataclass, replace
 
 import torch
 
-from .bounds import ANYTIME, BOUNDS, CURTAILED, check_alpha, majority_pvalue
+from .bounds import ANYTIME, BOUNDS, CURTAILED, SOFT, check_alpha, majority_pvalue
 from .certificate import Certificate, plurality
+from .differences import differences
 from .draws import Draws, Votes, run, select
 from .grid_noise import LEVELS, MOST_STEPS, grid_steps
 from .noise import check_noisy_range, check_seed, check_sigma, content_hash, derive_seeds, fresh_seed, standard_normal
@@ -230,6 +231,43 @@ class SmoothedClassifier:
         self.check_settings(alpha, seed, n0=n0, n=n)
         return self._watch(image, n0, n, alpha, fresh_seed() if seed is None else seed, on_draws)
 
+    def replay(
+        self, image: torch.Tensor, certificate: Certificate, on_draws: Callable[[int], object] | None = None
+    ) -> Certificate:
+        """Make the draws of a certificate again: the certificate that they give now, its votes to be compared.
+
+        The votes are the same where the certificate is what it says: this classifier's, on this image, by its seed. On
+        other hardware, or in other batches, a vote may move where two logits tie to within round-off.
+
+        Args:
+            image: Shape `(C, H, W)`, values in [0, 1].
+            certificate: What is said of it.
+            on_draws: Called with a number of draws whenever so many more are done.
+
+        Raises:
+            TypeError, ValueError: `image` is not as described; or `certificate` does not follow from its own votes,
+                names no seed, or is about another image or classifier, or another `sigma` or `grid`.
+        """
+        self.check_images(image[None])
+        if certificate.flaw is not None:
+            raise ValueError(f"`certificate` is flawed: {certificate.flaw}; accepted is a sound one.")
+        check_seed(certificate.seed)
+        record = self._record(certificate.seed, image, content_hash(image), certificate.bound)
+        there = {name: getattr(certificate, name) for name in record}
+        differing = differences({**there, "sigma": certificate.sigma}, {**record, "sigma": self.sigma})
+        if differing:
+            listed = "; ".join(f"{name} {old!r} instead of {new!r}" for name, (old, new) in differing.items())
+            raise ValueError(f"`certificate` is of other draws, it has {listed}; accepted is one of these draws.")
+
+        def draw_again(image, image_hash):
+            n0, n, made = certificate.n0, certificate.n, sum(certificate.counts.values())
+            selection = yield from select(n0)
+            votes = yield Draws("estimate", 0, made, _scored(certificate.bound, selection))
+            return self._certificate(selection, votes, n0, n, certificate.alpha, record)
+
+        ((_, again),) = self._run(image[None], certificate.seed, draw_again, on_draws)
+        return again
+
     def _watch(self, image, n0, n, alpha, seed, on_draws) -> Iterator[Certificate]:
         record = self._record(seed, image, content_hash(image), "mixture")
 
@@ -247,8 +285,7 @@ class SmoothedClassifier:
 
     def _certify_fixed(self, n0, n, alpha, record) -> Generator[Draws, Votes, Certificate]:
         selection = yield from select(n0)
-        scored = plurality(selection.counts) if record["bound"] == "empirical-bernstein" else None
-        votes = yield Draws("estimate", 0, n, scored)
+        votes = yield Draws("estimate", 0, n, _scored(record["bound"], selection))
         return self._certificate(selection, votes, n0, n, alpha, record)
 
     def _certify_watched(self, n0, n, alpha, record, radii, resolution) -> Generator[Draws, Votes, Certificate]:
@@ -290,7 +327,7 @@ class SmoothedClassifier:
         }
 
     def _certificate(self, selection: Votes, votes: Votes, n0, n, alpha, record) -> Certificate:
-        soft = record["bound"] == "empirical-bernstein"
+        soft = record["bound"] in SOFT
         return Certificate.from_counts(
             selection.counts,
             votes.counts,
@@ -340,3 +377,8 @@ class SmoothedClassifier:
         if stops:
             share = alpha if n0 else alpha / getattr(self.base_classifier, "num_classes", 1)
             check_stopping(radii, resolution, largest_provable(self.sigma, share, bound, n))
+
+
+def _scored(bound: str, selection: Votes) -> int | None:
+    """The class whose soft votes the bound wants."""
+    return plurality(selection.counts) if bound in SOFT else None

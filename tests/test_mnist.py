@@ -10,7 +10,7 @@ from datasets import load_dataset
 
 from diffusers_ndc import NoisedDiffusionClassifierPipeline
 from diffusers_ndc.evaluation.report import Report
-from diffusers_ndc.evaluation.run import weight_hash
+from diffusers_ndc.evaluation.subject import weight_hash
 
 
 MODEL = Path(__file__).parents[1] / "examples" / "mnist"

@@ -5,7 +5,8 @@ from contextlib import contextmanager
 import pytest
 
 from diffusers_ndc import Certificate
-from diffusers_ndc.evaluation.records import RecordWriter, differences, read_records, read_run, write_run
+from diffusers_ndc.differences import differences
+from diffusers_ndc.evaluation.records import RecordWriter, read_records, read_run, write_run
 
 
 def record_of(index, seconds=1.5):

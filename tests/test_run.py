@@ -19,7 +19,8 @@ from filelock import FileLock
 from transformers import ViTConfig, ViTForImageClassification, ViTImageProcessor
 
 from diffusers_ndc import Certificate, NoisedDiffusionClassifierPipeline
-from diffusers_ndc.evaluation.records import RecordWriter, differences, read_records, read_run
+from diffusers_ndc.differences import differences
+from diffusers_ndc.evaluation.records import RecordWriter, read_records, read_run
 from diffusers_ndc.evaluation.run import LOCK_FILE, evaluate
 from diffusers_ndc.evaluation.settings import Settings
 

@@ -129,20 +129,3 @@ def read_run(folder: str | Path) -> dict:
     if not isinstance(settings, dict):
         raise ValueError(f"{path} holds a {type(settings).__name__}; accepted is an object of settings.")
     return settings
-
-
-def differences(a: dict, b: dict) -> dict[str, tuple[object, object]]:
-    """Settings that differ between two runs: their names, those of nested ones as `outer.inner`, and both values.
-
-    Settings are compared as JSON has them: a tuple is a list, a label that is a key is a string. An absent one
-    is `None`.
-    """
-    a, b = (_flat(json.loads(json.dumps(settings))) for settings in (a, b))
-    return {name: (a.get(name), b.get(name)) for name in sorted({*a, *b}) if a.get(name) != b.get(name)}
-
-
-def _flat(settings: dict, prefix: str = "") -> dict:
-    flat = {}
-    for name, value in settings.items():
-        flat |= _flat(value, f"{prefix}{name}.") if isinstance(value, dict) else {prefix + name: value}
-    return flat

@@ -1,9 +1,5 @@
 """A run of the evaluation: the images of a data set, shared by all processes, each certified once and recorded."""
 
-import hashlib
-import json
-import os
-import platform
 import sys
 import time
 import warnings
@@ -11,7 +7,6 @@ from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from dataclasses import asdict
 from datetime import timedelta
-from importlib.metadata import version
 from pathlib import Path
 
 import datasets
@@ -21,28 +16,21 @@ import torch.distributed as dist
 from accelerate import Accelerator
 from accelerate.utils import InitProcessGroupKwargs, gather_object
 from filelock import FileLock, Timeout
-from torch import nn
 from tqdm.auto import tqdm
 
-from .. import __version__
-from ..denoised_smoothing import DenoisedClassifier
-from ..images import to_pixel_batch
-from ..noise import check_noisy_range
-from ..pipeline import NoisedDiffusionClassifierPipeline
+from ..differences import differences
 from ..smoothing import SmoothedClassifier
 from ..stopping import largest_provable
 from .claims import Claims
-from .data import FAULTS, load_labelled_images
+from .data import FAULTS
 from .model_card import fill_card, push_to_hub
-from .records import RUN_FILE, RecordWriter, differences, read_records, read_run, write_run
+from .records import RUN_FILE, RecordWriter, read_records, read_run, write_run
 from .report import Report, write_report
 from .settings import Settings
+from .subject import load_subject
 
 
 LOCK_FILE = "run.lock"
-
-OUTSIDE = ("output", "overwrite", "patience", "report_to", "push_to_hub")
-"""Settings that no record depends on."""
 
 
 def evaluate(settings: Settings) -> Report | None:
@@ -95,7 +83,7 @@ class _Run:
         self._together(lambda: self._open_folder(runs))
         known = {index: counts for part in self._together(self._done) for index, counts in part.items()}
         self.known = list(known.values())
-        self.todo = [number for number, index in enumerate(self.data.indices) if index not in known]
+        self.todo = [number for number, index in enumerate(self.subject.data.indices) if index not in known]
         self.claims = Claims(len(self.todo), settings.patience)
 
     def _together(self, step: Callable[[], object]) -> list:
@@ -123,48 +111,21 @@ class _Run:
             raise OSError(f"--output {self.folder}: another run is at work in this folder.") from None
 
     def _load(self) -> str:
-        """The images, the base classifier, and the run's id: a hash of all that its records depend on."""
-        settings, device = self.settings, self.accelerator.device
-        self.data = load_labelled_images(settings)
-        try:
-            self.pipe = NoisedDiffusionClassifierPipeline.from_pretrained(settings.model).to(device)
-        except (OSError, ValueError) as error:
-            raise ValueError(f"--model {settings.model} cannot be loaded: {error}") from error
-        if settings.method == "dds":
-            self.base = DenoisedClassifier.from_pretrained(
-                self.pipe.denoiser, settings.classifier, settings.sigma, batch_size=settings.batch_size
-            ).to(device)
-            id2label = self.base.id2label
-        else:
-            self.base = self.pipe.classifier(settings.sigma, settings.method, batch_size=settings.batch_size)
-            id2label = self.pipe.config.id2label
+        """The model and the images; returns the run's id."""
+        settings = self.settings
+        self.subject = load_subject(settings, self.accelerator)
         if settings.certifies:
-            self.smoothed = SmoothedClassifier(self.base, settings.sigma, settings.grid)
-        self.labels = self.data.labels(self.base.num_classes, id2label)
+            self.smoothed = SmoothedClassifier(self.subject.base, settings.sigma, settings.grid)
         self.radii = None
         if settings.stop_early:  # larger radii than can be proved are reported, not pursued
-            share = settings.alpha if settings.n0 else settings.alpha / self.base.num_classes
+            share = settings.alpha if settings.n0 else settings.alpha / self.subject.base.num_classes
             provable = largest_provable(settings.sigma, share, "mixture", settings.n)
             self.radii = [radius for radius in settings.radii if radius <= provable]
             if not self.radii:
                 raise ValueError(
                     f"--radii are {settings.radii}; accepted with --n {settings.n} are some <= {provable:.4g}."
                 )
-        with self.accelerator.autocast():
-            base_settings = self.base.settings
-        self.described = {
-            **{name: value for name, value in asdict(settings).items() if name not in OUTSIDE},
-            "dataset": _told_from_hub_ids(settings.dataset),
-            "mixed_precision": self.accelerator.mixed_precision,
-            "id2label": id2label and dict(id2label),
-            "base_classifier": base_settings,
-            "images": len(self.data),
-            "weight_hash": weight_hash(self.base),
-            "data_hash": self.data.content_hash(),
-            "versions": _versions(),
-        }
-        self.id = hashlib.sha256(json.dumps(self.described, sort_keys=True).encode()).hexdigest()[:16]
-        return self.id
+        return self.subject.id
 
     def _open_folder(self, runs: list[str]) -> None:
         """The folder of each machine, or the one that they share, says which run it holds; all have the same one."""
@@ -177,8 +138,8 @@ class _Run:
             for path in (*self.folder.glob("*.jsonl"), self.folder / RUN_FILE):
                 path.unlink(missing_ok=True)
         if not (self.folder / RUN_FILE).exists():
-            write_run(self.folder, {"id": self.id, **self.described})
-        elif differing := differences(read_run(self.folder), {"id": self.id, **self.described}):
+            write_run(self.folder, {"id": self.subject.id, **self.subject.described})
+        elif differing := differences(read_run(self.folder), {"id": self.subject.id, **self.subject.described}):
             differing.pop("id", None)
             listed = "".join(f"\n  {name}: {old!r} there, {new!r} now" for name, (old, new) in differing.items())
             raise ValueError(
@@ -191,7 +152,7 @@ class _Run:
         if not self.accelerator.is_local_main_process:
             return {}
         records = read_records(self.folder)
-        strange = [index for index, record in records.items() if record.get("run") != self.id]
+        strange = [index for index, record in records.items() if record.get("run") != self.subject.id]
         if strange:
             raise ValueError(
                 f"--output {self.folder} holds records of another run, of the images {strange[:5]}; accepted are "
@@ -217,7 +178,7 @@ class _Run:
         if settings.report_to:
             shown = {name: str(value) for name, value in asdict(settings).items()}
             accelerator.init_trackers("diffusers-ndc", config=shown)
-        total, main = len(self.data), accelerator.is_main_process
+        total, main = len(self.subject.data), accelerator.is_main_process
         with (
             tqdm(total=total, initial=len(self.known), unit="image", disable=not main) as self.bar,
             RecordWriter(self.folder, accelerator.process_index) as self.writer,
@@ -235,24 +196,16 @@ class _Run:
         """Images as they are claimed, and of each one its index and label, added to `opened`."""
         for claimed in self.claims:
             number = self.todo[claimed]
-            index, label = self.data.indices[number], self.labels[number]
+            index, label = self.subject.data.indices[number], self.subject.labels[number]
             try:
                 if label is None:
                     raise ValueError("it has no label.")
-                image = self._read(number)
+                image = self.subject.image(number)
             except FAULTS as error:
                 self._keep({"index": index, "failed": f"{type(error).__name__}: {error}"})
                 continue
             opened.append((index, label))
-            yield image.to(self.accelerator.device)
-
-    def _read(self, number: int) -> torch.Tensor:
-        """An image as the network takes it, shape `(C, H, W)`; raises one of `FAULTS`."""
-        denoiser = self.pipe.denoiser
-        batch, _ = to_pixel_batch(self.data.image(number), denoiser.image_channels, denoiser.image_size)
-        denoiser.check_images(batch)
-        check_noisy_range(batch, sigma=0)
-        return batch[0]
+            yield image
 
     def _certified(self) -> Iterator[dict]:
         settings, opened = self.settings, []
@@ -277,7 +230,7 @@ class _Run:
 
     def _classified(self) -> Iterator[dict]:
         opened = []
-        for place, result in self.base.classify_each(self._images(opened), self.settings.seed):
+        for place, result in self.subject.base.classify_each(self._images(opened), self.settings.seed):
             index, label = opened[place]
             self._beat()
             yield {
@@ -291,10 +244,10 @@ class _Run:
 
     def _seconds(self, evaluations: int) -> float:
         """An image's share of this process's time, by network evaluations: batches are shared."""
-        return (time.perf_counter() - self.started) * evaluations / self.base.evaluations
+        return (time.perf_counter() - self.started) * evaluations / self.subject.base.evaluations
 
     def _keep(self, record: dict) -> None:
-        self.writer.write({**record, "run": self.id})
+        self.writer.write({**record, "run": self.subject.id})
         self.claims.finish(self._counts(record))
         self._look()
 
@@ -321,7 +274,7 @@ class _Run:
         self.bar.update(finished - self.bar.n)
 
     def _report(self) -> Report:
-        if missing := len(self.data) - len(read_records(self.folder)):
+        if missing := len(self.subject.data) - len(read_records(self.folder)):
             warnings.warn(
                 f"the records of {missing} images are on other machines: copy their *.jsonl files to {self.folder} "
                 f"and make the report again: python -m diffusers_ndc.evaluation.report {self.folder}",
@@ -333,23 +286,3 @@ class _Run:
         if self.settings.push_to_hub:
             push_to_hub([self.folder], self.settings.push_to_hub, card)
         return report
-
-
-def weight_hash(module: nn.Module) -> str:
-    """Hash of a module's weights and buffers: their names, types and values."""
-    digest = hashlib.sha256()
-    for name, tensor in module.state_dict().items():
-        digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
-        digest.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes())
-    return digest.hexdigest()[:32]
-
-
-def _told_from_hub_ids(dataset: str) -> str:
-    """A data set, with `./` before the name of a local folder."""
-    return os.path.join(".", os.path.normpath(dataset)) if Path(dataset).is_dir() else dataset
-
-
-def _versions() -> dict[str, str]:
-    libraries = ("accelerate", "datasets", "diffusers", "numpy", "pillow", "scipy", "torch", "transformers")
-    versions = {library: version(library) for library in libraries}
-    return {"python": platform.python_version(), "diffusers-ndc": __version__, **versions}
