@@ -350,6 +350,39 @@ class NoisedDiffusionClassifierPipeline(SharedPipeline):
         seed = resolve_seed(generator, seed)
         return SmoothedClassifier(classifier, sigma, grid).certify_iter(batch[0], n0, n, alpha, seed)
 
+    def replay(self, image, certificate: Certificate, batch_size: int = 64) -> Certificate:
+        """Make the draws of a certificate again: the one that they give now, to be compared by `agrees`.
+
+        The base classifier is made as the certificate describes it. On other hardware, or in other batches, a vote may
+        move where two logits tie to within round-off.
+
+        Args:
+            image: The image that it is about, as for a call of the pipeline.
+            certificate: What `certify` returned.
+            batch_size: (image, class, level) triples per network evaluation.
+
+        Raises:
+            TypeError, ValueError: `image` is not as described; or `certificate` does not follow from its own votes,
+                names no seed, or is about another image or model.
+        """
+        try:
+            settings = certificate.base_classifier
+            levels = NoiseLevels.from_dict(settings["levels"])
+            classifier = self.classifier(certificate.sigma, settings["method"], levels, batch_size, settings["seed"])
+        except (KeyError, TypeError) as error:
+            raise ValueError(
+                f"`certificate` has no such base classifier as this pipeline makes: {certificate.base_classifier}."
+            ) from error
+        batch, single = self._preprocess(image, classifier)
+        if not single:
+            raise ValueError(f"`image` is a batch of {len(batch)}; accepted is a single image.")
+        with self.progress_bar(total=certificate.votes) as bar:
+            again = SmoothedClassifier(classifier, certificate.sigma, certificate.grid).replay(
+                batch[0], certificate, bar.update
+            )
+        self.maybe_free_model_hooks()
+        return again
+
     def _smooth(self, algorithm: str, images, sigma, method, levels, batch_size, generator, seed, grid, **settings):
         classifier = self.classifier(sigma, method, levels, batch_size)
         smoothed = SmoothedClassifier(classifier, sigma, grid)

@@ -251,6 +251,8 @@ class SmoothedClassifier:
         self.check_images(image[None])
         if certificate.flaw is not None:
             raise ValueError(f"`certificate` is flawed: {certificate.flaw}; accepted is a sound one.")
+        if certificate.seed is None:
+            raise ValueError("`certificate` has the seed None; accepted is one that names the seed of its draws.")
         check_seed(certificate.seed)
         record = self._record(certificate.seed, image, content_hash(image), certificate.bound)
         there = {name: getattr(certificate, name) for name in record}

@@ -1,4 +1,5 @@
 import math
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -7,7 +8,7 @@ from conftest import tiny_unet
 from diffusers import EDMEulerScheduler
 from scipy import stats
 
-from diffusers_ndc import Denoiser, NoisedDiffusionClassifier, NoiseLevels, SmoothedClassifier
+from diffusers_ndc import Certificate, Denoiser, NoisedDiffusionClassifier, NoiseLevels, SmoothedClassifier
 from diffusers_ndc.bounds import BOUNDS, clopper_pearson_lower
 from diffusers_ndc.noise import derive_seeds, standard_normal
 from diffusers_ndc.pool import Decided
@@ -270,6 +271,58 @@ def test_evaluations_are_those_that_were_spent(images):
         assert draws * 4 <= certificate.evaluations < draws * base.evaluations_per_image
     *_, last = SmoothedClassifier(base, SIGMA).certify_iter(images[0], n0=10, n=30, seed=0)
     assert (last.evaluations, last.counts) == (certificates[0].evaluations, certificates[0].counts)
+
+
+SETTINGS = [
+    *({"n0": 6, "n": 40, "bound": bound} for bound in sorted(BOUNDS)),
+    {"n0": 0, "n": 60},
+    {"n0": 6, "n": 200, "radii": [0.05, 0.4]},
+    {"n0": 6, "n": 200, "radii": [0.05, 0.4], "bound": "randomized-clopper-pearson"},
+]
+
+
+@pytest.mark.parametrize("settings", SETTINGS)
+@pytest.mark.parametrize("grid", [None, 4])
+def test_draws_can_be_made_again(images, settings, grid):
+    images = (images * 255).round() / 255
+    denoiser = Denoiser(tiny_unet(), EDMEulerScheduler(), null_class=3)
+    classifier = NoisedDiffusionClassifier(denoiser, SIGMA, levels=NoiseLevels.log_grid(0.6, 3, 3))
+    smoothed = SmoothedClassifier(classifier, SIGMA, grid)
+    for image, certificate in zip(images[:2], smoothed.certify(images[:2], seed=3, **settings), strict=True):
+        again = smoothed.replay(image, certificate)
+        assert certificate.agrees(again) and not certificate.votes_moved(again)
+        assert again.evaluations <= certificate.evaluations
+
+
+def test_votes_that_were_never_cast_are_found_out():
+    smoothed, image = SmoothedClassifier(halfspace, SIGMA), halfspace_image(0.3)[0]
+    (certificate,) = smoothed.certify(image[None], n0=10, n=100, seed=1)
+    counts = {**certificate.counts, 1: certificate.counts[1] + 3, 0: certificate.counts[0] - 3}
+    forged = Certificate.from_counts(
+        certificate.selection_counts, counts, SIGMA, 0.001, seed=1, image_hash=certificate.image_hash
+    )
+    assert forged.verify() and forged.radius > certificate.radius
+    again = smoothed.replay(image, forged)
+    assert forged.votes_moved(again) == 3 and not forged.agrees(again) and again.radius == certificate.radius
+
+
+@pytest.mark.parametrize(
+    "change, match",
+    [
+        ({"seed": None}, "seed None"),
+        ({"image_hash": "0" * 32}, "image_hash '0000"),
+        ({"base_classifier": {"method": "dc"}}, "base_classifier.method 'dc' instead of None"),
+        ({"radius": 3.0}, "flawed"),
+        ({"seed": -1}, "seed"),
+    ],
+)
+def test_replay_refuses_certificates_of_other_draws(change, match):
+    smoothed, image = SmoothedClassifier(halfspace, SIGMA), halfspace_image(0.3)[0]
+    (certificate,) = smoothed.certify(image[None], n0=10, n=100, seed=1)
+    with pytest.raises(ValueError, match=match):
+        smoothed.replay(image, replace(certificate, **change))
+    with pytest.raises(ValueError, match="sigma 0.25 instead of 0.5"):
+        SmoothedClassifier(halfspace, 0.5).replay(image, certificate)
 
 
 def test_progress_counts_every_draw(images):

@@ -1,0 +1,109 @@
+"""Records whose votes are cast again, by the run's model and on its images."""
+
+import json
+import shutil
+import sys
+
+import pytest
+from accelerate.state import AcceleratorState
+
+from diffusers_ndc import Certificate
+from diffusers_ndc.certificate import main
+from diffusers_ndc.evaluation.replay import replay
+from diffusers_ndc.evaluation.run import evaluate
+from diffusers_ndc.evaluation.settings import Settings
+
+
+@pytest.fixture
+def make(small_model, tmp_path):
+    AcceleratorState._reset_state(reset_partial_state=True)
+    model, data = small_model(tmp_path)
+
+    def make(**settings):
+        settings = {"n0": 3, "n": 30, "limit": 5, "seed": 1, "output": str(tmp_path / "run"), **settings}
+        evaluate(Settings(str(model), str(data), **settings))
+        return tmp_path / "run"
+
+    return make
+
+
+def rewrite(folder, change):
+    """Alter the certificate of each record; the digest is made anew, as a forger would."""
+    (path,) = folder.glob("*.jsonl")
+    records = [json.loads(line) for line in path.read_text().splitlines()]
+    for record in records:
+        certificate = Certificate.from_dict(record["certificate"])
+        record["certificate"] = change(certificate).to_dict()
+    path.write_text("".join(json.dumps(record) + "\n" for record in records))
+    return path
+
+
+def verdicts(monkeypatch, capsys, *words):
+    monkeypatch.setattr(sys, "argv", ["certificate", *map(str, words)])
+    with pytest.raises(SystemExit) as stopped:
+        main()
+    return stopped.value.code, capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    "settings", [{}, {"stop_early": True, "radii": [0.05, 0.2], "n": 90}, {"grid": 16}, {"mixed_precision": "bf16"}]
+)
+def test_the_votes_of_a_run_fall_as_recorded(make, settings):
+    replays = list(replay(make(**settings)))
+    assert sorted(found.index for found in replays) == [0, 1, 2, 3, 4]
+    assert all(found.certificate.agrees(found.again) for found in replays)
+
+
+def test_forged_votes_are_found_out(make, monkeypatch, capsys):
+    """Records that are consistent in themselves: only the draws can tell."""
+    folder = make()
+    genuine = verdicts(monkeypatch, capsys, *folder.glob("*.jsonl"), "--replay")
+    assert genuine[0] == 0 and genuine[1].count("again ") == 5 and genuine[1].count("votes as recorded") == 5
+
+    def forge(certificate):
+        votes = ({certificate.candidate: 3}, {certificate.candidate: 30}, certificate.sigma, certificate.alpha)
+        record = ("num_classes", "seed", "image_hash", "base_classifier")
+        return Certificate.from_counts(*votes, **{name: getattr(certificate, name) for name in record})
+
+    path = rewrite(folder, forge)
+    assert verdicts(monkeypatch, capsys, path)[0] == 0
+    code, said = verdicts(monkeypatch, capsys, path, "--replay", "--count", "2")
+    assert code == 1 and said.count("sound ") == 5 and said.count("MOVED ") == 2 and "of 33 votes" in said
+
+
+def test_a_luckier_number_of_true_votes_is_found_out(make, monkeypatch, capsys):
+    """Votes that were cast, but for a stop chosen after seeing them, or of another seed or alpha."""
+    folder = make()
+    shutil.copytree(folder, folder.with_name("genuine"))
+    path = rewrite(folder, lambda c: Certificate.from_counts(**_fields(c, n=20, counts={c.candidate: 20})))
+    code, said = verdicts(monkeypatch, capsys, path, "--replay")
+    assert code == 1 and said.count("FLAWED ") == 5 and "the n 20, the run 30" in said
+    for change in ({"alpha": 0.4}, {"seed": 2}, {"image_hash": "0" * 32}):
+        shutil.rmtree(folder)
+        shutil.copytree(folder.with_name("genuine"), folder)
+        rewrite(folder, lambda c, change=change: Certificate.from_counts(**_fields(c, **change)))
+        assert all(f"{next(iter(change))} " in found.problem for found in replay(folder, 2))
+
+
+def _fields(certificate, **change):
+    return {**{name: value for name, value in vars(certificate).items() if name not in ("label", "radius")}, **change}
+
+
+def test_another_model_or_folder_is_refused(make, small_model, tmp_path, monkeypatch, capsys):
+    folder = make()
+    with pytest.raises(ValueError, match="`count` is 6; accepted for .* is 1 to 5"):
+        next(replay(folder, 6))
+    other, data = small_model(tmp_path / "elsewhere", images_per_class=5)
+    assert len(list(replay(folder, model=str(other)))) == 5  # the same weights in another place
+    with pytest.raises(ValueError, match="data_hash"):
+        next(replay(folder, dataset=str(data)))
+    path = folder / "run.json"
+    run = json.loads(path.read_text())
+    path.write_text(json.dumps({**run, "weight_hash": "0"}))
+    assert verdicts(monkeypatch, capsys, *folder.glob("*.jsonl"), "--replay")[0] == 2
+    path.write_text(json.dumps({"id": "1"}))
+    with pytest.raises(ValueError, match="run.json without what a run needs"):
+        next(replay(folder))
+    path.unlink()
+    code, said = verdicts(monkeypatch, capsys, *folder.glob("*.jsonl"), "--replay")
+    assert code == 2 and "has no run.json" in said
