@@ -12,6 +12,7 @@ if TYPE_CHECKING:
     from .denoiser import Denoiser
     from .edm import EDMUNet2DModel
     from .latent_pipeline import LatentDiffusionClassifierPipeline
+    from .lipschitz import LipschitzCertificate
     from .noise_levels import NoiseLevels
     from .pipeline import ClassifierOutput, NoisedDiffusionClassifierPipeline
     from .prompts import embed_prompts
@@ -28,6 +29,7 @@ __all__ = [
     "Denoiser",
     "EDMUNet2DModel",
     "LatentDiffusionClassifierPipeline",
+    "LipschitzCertificate",
     "NoiseLevels",
     "NoisedDiffusionClassifier",
     "NoisedDiffusionClassifierPipeline",
@@ -44,6 +46,7 @@ _FILES = {
     "denoiser": ["Denoiser"],
     "edm": ["EDMUNet2DModel"],
     "latent_pipeline": ["LatentDiffusionClassifierPipeline"],
+    "lipschitz": ["LipschitzCertificate"],
     "noise_levels": ["NoiseLevels"],
     "pipeline": ["ClassifierOutput", "NoisedDiffusionClassifierPipeline"],
     "prompts": ["embed_prompts"],

@@ -350,7 +350,7 @@ class NoisedDiffusionClassifier(StreamingClassifier):
         pair comes from a seed of its own, and all classes share it. It is made for a few batches at a time, which is
         quicker than in between them.
         """
-        num_levels, num_classes, x_tau = len(self.levels), self.num_classes, pool.x_tau
+        num_levels, num_classes, cap, x_tau = len(self.levels), self.num_classes, self.levels.cap, pool.x_tau
         sigmas = x_tau.new_tensor(self.levels.sigmas)
         errors = []
         for numbers in triples.split(POOL_BATCHES * self.batch_size):
@@ -370,7 +370,10 @@ class NoisedDiffusionClassifier(StreamingClassifier):
             )
             for part, labels in zip(row.split(self.batch_size), label.split(self.batch_size), strict=True):
                 x0 = self.denoiser.denoise(x_i[part], sigma[part], labels)
-                errors.append((x0 - target[part]).square().flatten(1).sum(1))
+                if cap is not None:
+                    x0 = x0.clamp(-1, 1)
+                error = (x0 - target[part]).square().flatten(1).sum(1)
+                errors.append(error if cap is None else error.clamp(max=cap * x0[0].numel()))
         self.evaluations += len(triples)
         errors = torch.cat(errors)
         if not errors.isfinite().all():

@@ -51,6 +51,9 @@ class NoiseLevels:
         smoothing_sigma: The image noise, pixel units, that the levels were calibrated for; `None`: any that they are
             above. Another one is refused.
         method: The likelihood that they were calibrated for, likewise.
+        cap: If given, denoised images are clipped to [-1, 1], and a class is charged a mean squared error (per value,
+            model units) of at most this at a level. 4 is the most that there can be. With it the classifier is one of
+            bounded losses, as `LipschitzCertificate` asks.
 
     Raises:
         ValueError: They differ in length, are empty, or hold a value that is not accepted.
@@ -63,6 +66,7 @@ class NoiseLevels:
     max_classes: int | None = None
     smoothing_sigma: float | None = None
     method: str | None = None
+    cap: float | None = None
 
     def __post_init__(self):
         for name in ("sigmas", "weights", "thresholds"):
@@ -91,6 +95,9 @@ class NoiseLevels:
                 f"`max_classes` is {self.max_classes!r}; accepted is a whole number of at least 1 beside "
                 "`thresholds`, or None."
             )
+
+        if self.cap is not None and not 0 < self.cap <= 4:
+            raise ValueError(f"`cap` is {self.cap!r}; accepted is a mean squared error above 0 and up to 4, or None.")
 
     def __len__(self) -> int:
         return len(self.sigmas)

@@ -9,6 +9,7 @@ from diffusers import UNet2DConditionModel, UNet2DModel
 from diffusers.schedulers import SchedulerMixin
 from diffusers.utils import BaseOutput
 
+from .bounds import check_alpha
 from .calibration import calibrate_levels, check_levels, levels_key
 from .certificate import Certificate
 from .classifier import NoisedDiffusionClassifier, default_levels
@@ -17,6 +18,8 @@ from .edm import EDMUNet2DModel, read_checkpoints
 from .hub import SharedPipeline
 from .images import to_pixel_batch
 from .likelihoods import get_likelihood
+from .lipschitz import LEVELS, LipschitzCertificate
+from .margins import certify_margin, with_bounded_losses
 from .noise import check_noisy_range, check_seed, check_sigma, resolve_seed
 from .noise_levels import NoiseLevels
 from .smoothing import Prediction, SmoothedClassifier
@@ -283,22 +286,29 @@ class NoisedDiffusionClassifierPipeline(SharedPipeline):
         resolution: float | None = None,
         bound: str | None = None,
         grid: int | None = None,
-    ) -> Certificate | list[Certificate]:
+    ) -> Certificate | LipschitzCertificate | list[Certificate] | list[LipschitzCertificate]:
         """Class and proved l2 radius of the smoothed classifier at clean images: CERTIFY of Cohen et al. 2019.
 
         With probability at least `1 - alpha` for each image, no perturbation of an l2 norm below the radius changes
         the smoothed classifier's class. The radius is in pixel units and, where a PIL image was resized to the
         network's size, in the resized image.
 
+        With `sigma=0` (and the method `dc`) it is the diffusion classifier itself that is certified, without
+        smoothing, by the Lipschitz constant of its losses: `LipschitzCertificate`. That radius is smaller, and no
+        noise is in the way of the prediction.
+
         Args:
             images: Clean images, as for a call of the pipeline.
-            sigma: Standard deviation of the smoothing noise, pixel units, above 0.
+            sigma: Standard deviation of the smoothing noise, pixel units; 0: none.
             n0: Number of noisy copies that choose the candidate class, or fewer if they settle it; 0: the leader is
                 certified, at an `alpha` split over the classes. Default: 100, or 10 with `radii` or `resolution`.
             n: Number of further noisy copies that bound its probability; with `radii` or `resolution`, the most that
                 are spent.
             alpha: Probability with which a certificate may be wrong.
             method: As for a call of the pipeline, and so the others.
+            levels: Noise levels and weights. Default: the model's own for this sigma, else `default_levels`; with
+                `sigma=0`, `lipschitz.LEVELS`. There all classes are scored at all levels, and losses are clipped
+                where the levels have no `cap`.
             radii: If given, an image is done as soon as each of these radii (pixel units, ascending; 0 for the label
                 alone) is proved or given up, by a bound that allows for it.
             resolution: If given instead, an image is done when further copies would hardly raise its radius by more
@@ -314,6 +324,11 @@ class NoisedDiffusionClassifierPipeline(SharedPipeline):
         Raises:
             TypeError, ValueError: An argument is not as described, or beyond what the model was trained for.
         """
+        if sigma == 0:
+            beside = {"radii": radii, "resolution": resolution, "bound": bound, "grid": grid}
+            return self._certify_margins(
+                images, n0, n, alpha, method, levels, batch_size, resolve_seed(generator, seed), beside
+            )
         settings = {"n0": n0, "n": n, "alpha": alpha, "radii": radii, "resolution": resolution, "bound": bound}
         return self._smooth("certify", images, sigma, method, levels, batch_size, generator, seed, grid, **settings)
 
@@ -395,6 +410,25 @@ class NoisedDiffusionClassifierPipeline(SharedPipeline):
             results = getattr(smoothed, algorithm)(batch, seed=seed, on_draws=bar.update, **settings)
         self.maybe_free_model_hooks()
         return results[0] if single else results
+
+    def _certify_margins(self, images, n0, n, alpha, method, levels, batch_size, seed, beside):
+        """Certificates without smoothing."""
+        given = sorted(name for name, value in beside.items() if value is not None)
+        if given:
+            raise ValueError(f"`{given[0]}` goes with smoothing; accepted with sigma=0 is None.")
+        levels = with_bounded_losses(LEVELS if levels is None else levels)
+        classifier = self.classifier(0.0, method, levels, batch_size)
+        n0 = 20 if n0 is None else n0
+        check_alpha(alpha)
+        for name, value in (("n0", n0), ("n", n)):
+            if type(value) is not int or value < 1:
+                raise ValueError(f"`{name}` is {value!r}; accepted with sigma=0 is a whole number of at least 1.")
+        batch, single = self._preprocess(images, classifier)
+        check_noisy_range(batch, sigma=0)
+        with self.progress_bar(total=len(batch) * (n0 + n)) as bar:
+            found = [certify_margin(classifier, image, n0, n, alpha, seed, bar.update) for image in batch]
+        self.maybe_free_model_hooks()
+        return found[0] if single else found
 
     def _preprocess(self, images, classifier: NoisedDiffusionClassifier) -> tuple[torch.Tensor, bool]:
         batch, single = to_pixel_batch(images, classifier.denoiser.image_channels, classifier.denoiser.image_size)

@@ -299,7 +299,7 @@ def test_votes_that_were_never_cast_are_found_out():
     (certificate,) = smoothed.certify(image[None], n0=10, n=100, seed=1)
     counts = {**certificate.counts, 1: certificate.counts[1] + 3, 0: certificate.counts[0] - 3}
     forged = Certificate.from_counts(
-        certificate.selection_counts, counts, SIGMA, 0.001, seed=1, image_hash=certificate.image_hash
+        certificate.selection_counts, counts, SIGMA, 0.001, n0=10, seed=1, image_hash=certificate.image_hash
     )
     assert forged.verify() and forged.radius > certificate.radius
     again = smoothed.replay(image, forged)

@@ -1,0 +1,141 @@
+"""The diffusion classifier as a Lipschitz function: a certificate without smoothing, checked without torch.
+
+Chen et al., arXiv:2402.02316, on the robustness of the diffusion classifier itself. `dc` gives the class with the
+smallest expected loss `L_y(x) = sum_i w_i E[l(h(x + sigma_i eps, sigma_i, y), x)]`, where `h` is clipped to [-1, 1]
+and `l(h, x) = min(||h - x||^2 / D, cap)`. The margin `L_b - L_a` of two classes cannot change faster than
+`lipschitz_constant`, so that class a keeps on leading within margin / constant. The classifier has no randomness: only
+its expectation is estimated.
+"""
+
+import math
+from dataclasses import dataclass, field
+
+from .bounds import check_alpha, empirical_bernstein_lower
+from .noise_levels import NoiseLevels
+from .record import Record
+
+
+LEVELS = NoiseLevels((4.0,), (1.0,), cap=0.3)
+"""The default. At levels of little noise the classes differ by far less than the constant grows; and a cap not far
+above the losses that occur makes the constant small and leaves the margins as they are."""
+
+
+def lipschitz_constant(levels: NoiseLevels, pixels: int) -> float:
+    """Bound on how fast the margin of two classes changes with the image, per unit of l2 in model units.
+
+    `sum_i w_i (c sqrt(2 / pi) / sigma_i + min(4, 4 sqrt(c)) / sqrt(D))` with the cap c. The first part: as a function
+    of `x + sigma eps` alone the difference of two losses lies in [-c, c], and the mean of such a function under
+    Gaussian noise moves by `c sqrt(2 / pi) / sigma` at most (Stein's identity, or the total variation between two
+    Gaussians: the network need not be smooth). The second: the losses compare with x itself, and below the cap
+    `||h - x||^2 / D` has a gradient of at most `2 sqrt(c / D)` in x, the difference of two of them one of
+    `2 ||h_a - h_b|| / D <= 4 / sqrt(D)`. The paper's constant is that of c = 4.
+
+    Args:
+        levels: Noise levels and weights, with a `cap` (4: the losses of clipped images as they are).
+        pixels: Number D of values of an image.
+    """
+    direct = min(4, 4 * math.sqrt(levels.cap)) / math.sqrt(pixels)
+    return sum(
+        weight * (levels.cap * math.sqrt(2 / math.pi) / sigma + direct)
+        for sigma, weight in zip(levels.sigmas, levels.weights, strict=True)
+    )
+
+
+@dataclass(frozen=True)
+class LipschitzCertificate(Record):
+    """A prediction of the diffusion classifier with clipped, capped losses, certified or abstained.
+
+    Guarantee: with probability at least `1 - alpha` over the draws, `label` is the class of the smallest expected loss
+    at every image within the open l2 ball of `radius`. Each draw gives, for each rival b of the candidate a,
+    a margin `sum_i w_i (l_b - l_a)`, bounded by the cap; its mean is bounded from below by Maurer & Pontil's empirical
+    Bernstein bound at `alpha / (K - 1)`, so that all hold at once, and the smallest one is divided by
+    `lipschitz_constant`.
+
+    Args:
+        label: Class that is certified, or `None` for an abstention.
+        radius: l2 radius in pixel units; 0 for an abstention.
+        alpha: Probability with which the certificate may be wrong.
+        n0: Number of draws that choose the candidate.
+        n: Number of further draws that the bounds rest on.
+        selection_losses: Mean loss of each class over the selection draws, model units per value.
+        score_sums: For each rival, the sum of its scores: margins, mapped from [-W cap, W cap] to [0, 1], with W the
+            sum of the weights.
+        score_squares: Sums of their squares.
+        pixels: Number of values of the image.
+        seed: Seed of all draws.
+        image_hash: Content hash of the image, which enters the seeds of its draws.
+        evaluations: Network evaluations spent.
+        base_classifier: Settings of the classifier; its `levels` give the constant.
+    """
+
+    labelled = ("selection_losses", "score_sums", "score_squares")
+
+    label: int | None
+    radius: float
+    alpha: float
+    n0: int
+    n: int
+    selection_losses: dict[int, float]
+    score_sums: dict[int, float]
+    score_squares: dict[int, float]
+    pixels: int
+    base_classifier: dict = field(default_factory=dict)
+    seed: int | None = None
+    image_hash: str | None = None
+    evaluations: int | None = None
+
+    @classmethod
+    def from_scores(cls, **record) -> "LipschitzCertificate":
+        """The certificate that these scores give; arguments are the fields but `label` and `radius`."""
+        scores = cls(None, 0.0, **record)
+        radius = scores.margin_lower / lipschitz_constant(scores.levels, scores.pixels) / 2  # model to pixel units
+        return cls(scores.candidate, radius, **record) if radius > 0 else scores
+
+    @property
+    def abstained(self) -> bool:
+        """Whether no class could be certified at any radius."""
+        return self.label is None
+
+    @property
+    def candidate(self) -> int:
+        """The class with the smallest loss over the selection draws, the smallest label among equals."""
+        return min(self.selection_losses, key=lambda label: (self.selection_losses[label], label))
+
+    @property
+    def levels(self) -> NoiseLevels:
+        """Noise levels, weights and cap, model units."""
+        return NoiseLevels.from_dict(self.base_classifier["levels"])
+
+    @property
+    def margin_lower(self) -> float:
+        """Lower bound on the smallest margin of the candidate (model units per value), recomputed from the scores."""
+        share = self.alpha / len(self.score_sums)
+        lowest = min(
+            empirical_bernstein_lower(total, self.score_squares[rival], self.n, share)
+            for rival, total in self.score_sums.items()
+        )
+        return (2 * lowest - 1) * self.levels.cap * sum(self.levels.weights)
+
+    def _flaws(self):
+        check_alpha(self.alpha)
+        for name in ("n0", "n", "pixels"):
+            if type(getattr(self, name)) is not int or getattr(self, name) < 1:
+                yield f"{name} is {getattr(self, name)!r}"
+        if self.levels.cap is None or self.levels.thresholds is not None:
+            yield "the levels have no cap, or they sift the classes"
+        if self.base_classifier.get("method") != "dc":
+            yield f"the method is {self.base_classifier.get('method')!r}"
+        losses, rivals = self.selection_losses, set(self.selection_losses) - {self.candidate}
+        if not rivals or not rivals == set(self.score_sums) == set(self.score_squares):
+            yield f"there are losses of {sorted(losses)}, and scores of {sorted(self.score_sums)}"
+        if not all(0 <= loss <= self.levels.cap * sum(self.levels.weights) * (1 + 1e-6) for loss in losses.values()):
+            yield "a loss is outside of what the cap allows"
+        for rival, total in self.score_sums.items():  # scores in [0, 1] have squares that are smaller, and a variance
+            squares = self.score_squares[rival]
+            if not (0 <= squares <= total <= self.n and total**2 <= squares * self.n * (1 + 1e-9)):
+                yield f"no {self.n} scores have the sum {total} and the sum of squares {squares}"
+        said = self.from_scores(
+            **{name: value for name, value in vars(self).items() if name not in ("label", "radius")}
+        )
+        if self.label != said.label or not math.isclose(self.radius, said.radius, rel_tol=1e-9):
+            yield f"it has label {self.label} and radius {self.radius}, the scores {said.label} and {said.radius}"

@@ -1,0 +1,81 @@
+"""Margins of the diffusion classifier, estimated: the draws behind a `LipschitzCertificate`."""
+
+from collections.abc import Callable
+from dataclasses import replace
+
+import torch
+
+from .classifier import NoisedDiffusionClassifier
+from .lipschitz import LipschitzCertificate
+from .noise import content_hash, derive_seeds
+from .noise_levels import NoiseLevels
+
+
+CALL_SIZE = 100
+"""Draws in one call of the classifier."""
+
+
+def with_bounded_losses(levels: NoiseLevels) -> NoiseLevels:
+    """The same levels with all classes at each one, and clipped where there is no `cap`."""
+    return replace(levels, thresholds=None, relative=False, max_classes=None, cap=levels.cap or 4.0)
+
+
+def certify_margin(
+    classifier: NoisedDiffusionClassifier,
+    image: torch.Tensor,
+    n0: int,
+    n: int,
+    alpha: float,
+    seed: int,
+    on_draws: Callable[[int], object] | None = None,
+) -> LipschitzCertificate:
+    """Class and radius of the diffusion classifier at a clean image, by the Lipschitz constant of its margins.
+
+    Args:
+        classifier: With the method `dc`, in pixel space, and levels as `with_bounded_losses` makes them. Each draw
+            scores all classes at all levels with fresh noise.
+        image: Shape `(C, H, W)`, values in [0, 1].
+        n0: Number of draws that choose the candidate.
+        n: Number of further draws.
+        alpha: Error probability.
+        seed: Seed of all draws.
+        on_draws: Called with a number of draws whenever so many more are done.
+
+    Raises:
+        FloatingPointError: A loss is not finite.
+    """
+    image_hash, pixels, levels = content_hash(image), image.numel(), classifier.levels
+    before, largest = classifier.evaluations, levels.cap * sum(levels.weights)
+
+    def losses(purpose, count):
+        """Of each draw and class, model units per value; a few draws at a time."""
+        for first in range(0, count, CALL_SIZE):
+            numbers = range(first, min(first + CALL_SIZE, count))
+            seeds = [derive_seeds((seed, image_hash, purpose, number), 1)[0] for number in numbers]
+            with classifier.inference():
+                logits = classifier(image.expand(len(seeds), *image.shape), seeds=seeds)
+            if on_draws is not None:
+                on_draws(len(seeds))
+            yield -logits.double().cpu() / pixels
+
+    selected = sum(part.sum(0) for part in losses("select-margin", n0)) / n0
+    candidate = int(selected.argmin())
+    sums = torch.zeros(2, len(selected), dtype=torch.double)
+    for part in losses("margin", n):
+        scores = ((part - part[:, [candidate]]) / largest + 1) / 2
+        scores = scores.clamp(0, 1)  # round-off
+        sums += torch.stack([scores.sum(0), scores.square().sum(0)])
+    rivals = [label for label in range(len(selected)) if label != candidate]
+    return LipschitzCertificate.from_scores(
+        alpha=alpha,
+        n0=n0,
+        n=n,
+        selection_losses=dict(enumerate(selected.tolist())),
+        score_sums={label: sums[0, label].item() for label in rivals},
+        score_squares={label: sums[1, label].item() for label in rivals},
+        pixels=pixels,
+        base_classifier=classifier.settings,
+        seed=seed,
+        image_hash=image_hash,
+        evaluations=classifier.evaluations - before,
+    )

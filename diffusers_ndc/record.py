@@ -1,0 +1,68 @@
+"""What the records of certificates share: plain values, a digest of them, and a check of what they claim."""
+
+import hashlib
+import json
+from collections.abc import Iterable
+from dataclasses import MISSING, asdict, fields
+from typing import ClassVar, Self
+
+
+class Record:
+    """A frozen dataclass of plain values, written as JSON and checked from its own values."""
+
+    labelled: ClassVar[tuple[str, ...]]
+    """Names of the fields that are dictionaries by class label."""
+
+    def verify(self) -> bool:
+        """Whether label and radius follow from what was drawn, and this is no more than was to be drawn."""
+        return self.flaw is None
+
+    @property
+    def flaw(self) -> str | None:
+        """What is wrong with the record, or `None`. That its draws were made, no record can show by itself."""
+        try:
+            return next(iter(self._flaws()), None)
+        except (TypeError, ValueError, AttributeError, ArithmeticError, KeyError) as error:
+            return f"a field has no such value as it must: {error}"
+
+    def _flaws(self) -> Iterable[str]:
+        raise NotImplementedError
+
+    def to_dict(self) -> dict:
+        """The record as plain values, for JSON, with a `digest` of them by which damage is found out.
+
+        Who alters a record on purpose can make a new digest: what he cannot do is make the draws give his numbers.
+        """
+        record = asdict(self)
+        return {**record, "digest": _digest(record)}
+
+    @classmethod
+    def from_dict(cls, data: dict) -> Self:
+        """The record that `to_dict` wrote, also after a passage through JSON (where the labels become strings).
+
+        Raises:
+            ValueError: A field is missing or unknown, a dictionary by label has no whole number for its label, or
+                there is a `digest` and it is that of other values.
+        """
+        known = {f.name for f in fields(cls)}
+        required = {f.name for f in fields(cls) if f.default is MISSING and f.default_factory is MISSING}
+        if isinstance(data, dict) and "digest" in data:
+            digest, data = data["digest"], {name: value for name, value in data.items() if name != "digest"}
+            if digest != _digest(data):
+                raise ValueError(f"`data` has the digest {digest!r}; accepted is that of its values, unaltered.")
+        if not isinstance(data, dict) or not required <= set(data) <= known:
+            given = sorted(data) if isinstance(data, dict) else type(data).__name__
+            raise ValueError(f"`data` has {given}; accepted is a dictionary with {sorted(required)}, and of {known}.")
+        labelled = {}
+        for name in cls.labelled:
+            try:
+                labelled[name] = {int(label): value for label, value in data[name].items()}
+            except (AttributeError, TypeError, ValueError):
+                raise ValueError(f"`{name}` is {data[name]!r}; accepted is a dictionary by class label.") from None
+        return cls(**{**data, **labelled})
+
+
+def _digest(record: dict) -> str:
+    """Hash of a record's values as JSON has them: labels are strings there, and in their order."""
+    plain = json.loads(json.dumps(record))
+    return hashlib.sha256(json.dumps(plain, sort_keys=True).encode()).hexdigest()[:32]
