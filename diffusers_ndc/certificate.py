@@ -9,6 +9,8 @@ from collections.abc import Iterator
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 
+from scipy import stats
+
 from .bounds import ANYTIME, BOUNDS, CURTAILED, SOFT, Tally, certified_radius, check_alpha
 from .grid_noise import MOST_STEPS, slack
 
@@ -133,6 +135,16 @@ class Certificate:
         """Lower bound on the candidate's probability, recomputed from the counts."""
         lower = BOUNDS[self.bound](self.tally, self.alpha_of_candidate)
         return lower if self.grid is None else lower - slack(self.sigma, self.grid, self.pixels)
+
+    @property
+    def local_lipschitz(self) -> float:
+        """Bound on the slope of the candidate's probability at the image, per pixel unit of l2.
+
+        `Phi^-1(g_c)` changes by at most `1 / sigma` (Salman et al. 2019, arXiv:1906.04584, Lemma 2), so that `g_c` has
+        the slope `phi(Phi^-1(g_c)) / sigma` at most, and less the surer it is; taken at the lower bound, which holds
+        with probability `1 - alpha`. Where the bound does not exceed one half: what holds everywhere.
+        """
+        return stats.norm.pdf(stats.norm.ppf(max(0.5, self.p_lower))).item() / self.sigma
 
     def verify(self) -> bool:
         """Whether label and radius follow from the votes, and these are no more than `n0` and `n` draws."""

@@ -4,7 +4,10 @@ import hashlib
 import json
 from collections.abc import Iterable
 from dataclasses import MISSING, asdict, fields
-from typing import ClassVar, Self
+from typing import ClassVar, TypeVar
+
+
+Self = TypeVar("Self", bound="Record")
 
 
 class Record:
@@ -37,7 +40,7 @@ class Record:
         return {**record, "digest": _digest(record)}
 
     @classmethod
-    def from_dict(cls, data: dict) -> Self:
+    def from_dict(cls: type[Self], data: dict) -> Self:
         """The record that `to_dict` wrote, also after a passage through JSON (where the labels become strings).
 
         Raises:

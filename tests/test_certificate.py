@@ -48,6 +48,17 @@ def test_the_candidate_of_a_tie_is_the_smallest_label():
     assert Certificate.from_counts({7: 10, 2: 10}, {2: 50}, 0.25, 0.001).label == 2
 
 
+def test_the_slope_of_the_probability_is_bounded_by_what_was_proved():
+    """For a half-space at distance d the probability is Phi(d / sigma): its slope is known."""
+    for distance in (0.05, 0.3, 0.6):
+        votes = int(100_000 * stats.norm.cdf(distance / 0.25))
+        found = Certificate.from_counts({1: 20}, {1: votes, 0: 100_000 - votes}, 0.25, 0.001)
+        slope = stats.norm.pdf(distance / 0.25) / 0.25
+        assert slope < found.local_lipschitz < 1.1 * slope
+    nothing = Certificate.from_counts({1: 20}, {0: 100}, 0.25, 0.001)
+    assert nothing.local_lipschitz == pytest.approx(stats.norm.pdf(0) / 0.25)
+
+
 def test_json_round_trip_verifies(certificate):
     read = through_json(certificate.to_dict())
     assert read == certificate and read.verify()
