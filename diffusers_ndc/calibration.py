@@ -87,6 +87,7 @@ def calibrate_levels(
         relative=quantile is not None,
         smoothing_sigma=classifier.sigma,
         method=classifier.likelihood.name,
+        cap=classifier.levels.cap,
     )
 
 

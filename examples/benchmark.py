@@ -6,10 +6,12 @@
 Reference: the procedure of Chen et al. as their program has it. 124 noise levels (a grid of 126 points from tau to 3
 with `edm-reference` weights), all classes one by one, a fixed number n of copies. Where its cost would be days it is
 *counted by formula*, n * (classes * levels + 1), and marked so; everything else was run. All parts print Markdown;
-`--output DIR` also gets it, with the plot of certified accuracy against evaluations.
+`--output DIR` also gets it, with the plot of certified accuracy against evaluations, and the certificates: the same
+command goes on where it was stopped.
 """
 
 import argparse
+import json
 import time
 from collections import Counter
 from contextlib import nullcontext
@@ -67,6 +69,11 @@ class Benchmark:
         self.per_copy = self.pipe.denoiser.num_classes * len(self.reference_levels) + 1  # of the reference
         args.output.mkdir(parents=True, exist_ok=True)
         self.report = open(args.output / "benchmark.md", "w")
+        self.kept = open(args.output / "certificates.jsonl", "a+")
+        self.kept.seek(0)
+        for line in map(json.loads, self.kept):
+            found = Certificate.from_dict(line["certificate"]), line["seconds"]
+            self.done.setdefault(line["settings"], []).append(found)
 
     def say(self, text: str = "") -> None:
         print(text, flush=True)
@@ -88,14 +95,17 @@ class Benchmark:
     def certify(self, count: int, **settings) -> tuple[list[Certificate], np.ndarray]:
         """Certificates of the first images, eight at a time, and the seconds of each; none is made twice."""
         settings = {"n0": self.args.n0, "n": self.args.n, "batch_size": self.args.batch_size, **settings}
-        done = self.done.setdefault(repr(sorted(settings.items(), key=lambda item: item[0])), [])
+        settings = {"sigma": self.args.sigma, "alpha": self.args.alpha, "seed": self.args.seed, **settings}
+        told = repr((self.args.model, self.args.dataset, sorted(settings.items(), key=lambda item: item[0])))
+        done = self.done.setdefault(told, [])
         for first in tqdm(range(len(done), count, 8), leave=False):
             images, start = list(self.images[first : min(first + 8, count)]), time.perf_counter()
-            certificates = self.pipe.certify(
-                images, self.args.sigma, alpha=self.args.alpha, seed=self.args.seed, **settings
-            )
+            certificates = self.pipe.certify(images, **settings)
             seconds = (time.perf_counter() - start) / len(images)
-            done.extend((certificate, seconds) for certificate in certificates)
+            for certificate in certificates:
+                done.append((certificate, seconds))
+                line = {"settings": told, "seconds": seconds, "certificate": certificate.to_dict()}
+                print(json.dumps(line), file=self.kept, flush=True)
         return [certificate for certificate, _ in done[:count]], np.array([seconds for _, seconds in done[:count]])
 
     def each(self, certificates: list[Certificate], seconds: np.ndarray, radii: tuple[float, ...]) -> None:
