@@ -5,12 +5,14 @@ import hashlib
 import json
 import math
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 
-from .bounds import ANYTIME, BOUNDS, CURTAILED, Tally, certified_radius, check_alpha
-from .grid_noise import MOST_STEPS, slack
+from . import strict_json
+from .arguments import EXACT, check_number, check_whole
+from .bounds import ANYTIME, BOUNDS, CURTAILED, MOST_DRAWS, Tally, certified_radius, check_alpha
+from .grid_noise import check_grid, slack
 
 
 @dataclass(frozen=True)
@@ -82,7 +84,7 @@ class Certificate:
         """The certificate that these votes give: candidate by plurality of the selection, radius by the bound.
 
         Args:
-            selection_counts: Votes of each class among the selection draws.
+            selection_counts: Votes of each class among the selection draws; whole numbers, as their labels.
             counts: Votes of each class among the fresh estimation draws.
             sigma: Standard deviation of the smoothing noise, pixel units.
             alpha: Probability with which the certificate may be wrong.
@@ -90,10 +92,21 @@ class Certificate:
             n0: Number of selection draws as fixed beforehand. Default: all that were made.
             n: Number of further draws as fixed beforehand. Default: all that were made.
             **record: Further fields, by name.
+
+        Raises:
+            TypeError: An argument is of another kind.
+            ValueError: The votes are none from which this bound could make a certificate.
         """
+        for name, votes in (("selection_counts", selection_counts), ("counts", counts)):
+            if not isinstance(votes, dict) or any(type(value) is not int for value in votes.values()):
+                raise TypeError(f"`{name}` is {votes!r}; accepted is a dictionary of label to votes.")
+        check_number("sigma", sigma, "a noise level above 0 (pixel units)")
+        check_alpha(alpha)
         n0 = sum(selection_counts.values()) if n0 is None else n0
         n = sum(counts.values()) if n is None else n
         votes = cls(None, 0.0, float(sigma), float(alpha), n0, n, selection_counts, counts, bound, **record)
+        if flaw := _found(votes._flaw_of_votes):
+            raise ValueError(f"The `counts` make no certificate: {flaw}; accepted are votes as the class has them.")
         radius = certified_radius(votes.p_lower, votes.sigma)
         if radius is None:
             return votes
@@ -141,13 +154,11 @@ class Certificate:
     @property
     def flaw(self) -> str | None:
         """What is wrong with the record, or `None`. That its votes were cast, no record can show by itself."""
-        try:
-            return self._flaw()
-        except (TypeError, ValueError, AttributeError, ArithmeticError, KeyError) as error:
-            return f"a field has no such value as it must: {error}"
+        return _found(self._flaw_of_votes) or _found(self._flaw_of_result)
 
-    def _flaw(self) -> str | None:
+    def _flaw_of_votes(self) -> str | None:
         check_alpha(self.alpha)
+        check_number("sigma", self.sigma, "a number")
         votes = [*self.selection_counts.values(), *self.counts.values()]
         labels = [*self.selection_counts, *self.counts]
         made0, made = sum(self.selection_counts.values()), sum(self.counts.values())
@@ -157,31 +168,41 @@ class Certificate:
             return f"sigma is {self.sigma}"
         if any(type(value) is not int or value < 0 for value in (*labels, *votes, self.n0, self.n)):
             return "labels, votes, n0 and n are not all whole numbers from 0"
+        if 0 in votes:  # a class that nobody chose is no candidate
+            return "a class without a vote is listed"
         if not _choice_is_settled(self.selection_counts, self.n0 - made0):
             return f"{made0} selection draws do not settle the choice of n0 = {self.n0}"
         if made > self.n or (made < self.n and self.bound not in CURTAILED):
             return f"there are {made} votes for n = {self.n}"
-        if self.grid is not None and not (
-            type(self.grid) is int and 1 <= self.grid <= MOST_STEPS and type(self.pixels) is int and self.pixels > 0
-        ):
-            return f"grid is {self.grid} and pixels {self.pixels}"
+        if self.num_classes is not None:
+            check_whole("num_classes", self.num_classes, max(labels, default=0) + 1, MOST_DRAWS)
+        if self.grid is not None:
+            check_grid(self.grid, self.sigma)
+            check_whole("pixels", self.pixels, 1, EXACT)
+        if self.seed is not None:
+            check_whole("seed", self.seed, 0, 2**63 - 1)
+        if self.evaluations is not None:
+            check_whole("evaluations", self.evaluations, 0, EXACT)
+        if not isinstance(self.image_hash, str | None) or not isinstance(self.base_classifier, dict):
+            return "image_hash is no text or base_classifier no dictionary"
         if not self._has_what_the_bound_needs():
             return f"num_classes, u or scores are not what the bound {self.bound} needs"
+        return None
+
+    def _flaw_of_result(self) -> str | None:
+        check_number("radius", self.radius, "a number")
         radius = certified_radius(self.p_lower, self.sigma)
         if radius is None:
             certified = self.label is not None or self.radius != 0
             return "a class is certified, but the bound does not exceed one half" if certified else None
-        if self.label != self.candidate:
+        if type(self.label) is not int or self.label != self.candidate:
             return f"the label is {self.label}, the candidate of the votes {self.candidate}"
         if not math.isclose(self.radius, radius, rel_tol=1e-9):
             return f"the radius is {self.radius}, that of the votes {radius}"
         return None
 
     def _has_what_the_bound_needs(self) -> bool:
-        labels = [*self.selection_counts, *self.counts]
-        if (self.bound == "runner-up" or not self.n0) and not (
-            type(self.num_classes) is int and self.num_classes > max(1, *labels)
-        ):
+        if (self.bound == "runner-up" or not self.n0) and (self.num_classes is None or self.num_classes < 2):
             return False
         if self.bound == "randomized-clopper-pearson" and not 0 <= self.u <= 1:
             return False
@@ -203,25 +224,39 @@ class Certificate:
         """The record that `to_dict` wrote, also after a passage through JSON (where the labels become strings).
 
         Raises:
-            ValueError: A field is missing or unknown, a count has no whole number for its label, or there is a
-                `digest` and it is that of other values.
+            ValueError: A field is missing or unknown, a count has no whole number for its label or a label two
+                counts, or there is a `digest` and it is that of other values.
         """
         known = {f.name for f in fields(cls)}
         if isinstance(data, dict) and "digest" in data:
             digest, data = data["digest"], {name: value for name, value in data.items() if name != "digest"}
-            if digest != _digest(data):
+            try:
+                unaltered = digest == _digest(data)
+            except (TypeError, RecursionError):
+                unaltered = False  # no such values can be written
+            if not unaltered:
                 raise ValueError(f"`data` has the digest {digest!r}; accepted is that of its values, unaltered.")
         required = {"label", "radius", "sigma", "alpha", "n0", "n", "selection_counts", "counts"}
         if not isinstance(data, dict) or not required <= set(data) <= known:
-            given = sorted(data) if isinstance(data, dict) else type(data).__name__
+            given = sorted(map(repr, data)) if isinstance(data, dict) else type(data).__name__
             raise ValueError(f"`data` has {given}; accepted is a dictionary with {sorted(required)}, and of {known}.")
         counts = {}
         for name in ("selection_counts", "counts"):
             try:
                 counts[name] = {int(label): votes for label, votes in data[name].items()}
-            except (AttributeError, TypeError, ValueError):
+                if sorted(map(str, counts[name])) != sorted(map(str, data[name])):  # 1.5, or 3 beside "03"
+                    raise ValueError
+            except (ArithmeticError, AttributeError, TypeError, ValueError):
                 raise ValueError(f"`{name}` is {data[name]!r}; accepted is a dictionary of label to votes.") from None
         return cls(**{**data, **counts})
+
+
+def _found(check: Callable[[], str | None]) -> str | None:
+    """What a check finds wrong, also where it stumbles over a value of another type."""
+    try:
+        return check()
+    except (TypeError, ValueError, AttributeError, ArithmeticError, LookupError, RecursionError) as error:
+        return f"a field has no such value as it must: {error}"
 
 
 def _digest(record: dict) -> str:
@@ -261,12 +296,13 @@ def check_file(path: Path) -> Iterator[tuple[str, Certificate | None, str | None
     """
     text = path.read_text(encoding="utf-8", errors="replace")
     try:
-        entries = {str(path): json.dumps(json.loads(text))}
+        strict_json.loads(text)
+        entries = {str(path): text}
     except ValueError:
         entries = {f"{path}:{number}": line for number, line in enumerate(text.splitlines(), start=1) if line.strip()}
     for place, entry in entries.items():
         try:
-            data = json.loads(entry)
+            data = strict_json.loads(entry)
             if isinstance(data, dict) and "index" in data and "certificate" not in data:
                 continue
             data = data.get("certificate", data) if isinstance(data, dict) else data
@@ -284,6 +320,7 @@ def main():
         epilog="Exit code: 0 where all certificates are sound, 1 where one is not, 2 where a file cannot be read.",
     )
     parser.add_argument("files", type=Path, nargs="+", metavar="FILE", help="certificates as JSON, or a run's records")
+    sys.stdout.reconfigure(errors="backslashreplace")  # what a file or its name holds must not end the check
     worst = 0
     for path in parser.parse_args().files:
         try:
