@@ -75,7 +75,8 @@ class NoisedDiffusionClassifierPipeline(SharedPipeline):
             raise ValueError(
                 f"`id2label` has the keys {sorted(id2label)}; accepted are 0 to {denoiser.num_classes - 1}, each once."
             )
-        check_levels(levels or {})
+        if levels is not None:
+            check_levels(levels)
         self.register_modules(unet=unet, scheduler=scheduler, unconditional_unet=unconditional_unet)
         self.register_to_config(id2label=id2label, null_class=null_class, levels=levels)
 
@@ -181,6 +182,7 @@ class NoisedDiffusionClassifierPipeline(SharedPipeline):
         Raises:
             TypeError, ValueError: An argument is not as described, or beyond what the model was trained for.
         """
+        check_sigma(sigma)
         candidates = default_levels(sigma, self.denoiser) if candidates is None else candidates
         classifier = self.classifier(sigma, method, candidates, batch_size)
         batch, _ = self._preprocess(images, classifier)
@@ -372,6 +374,9 @@ class NoisedDiffusionClassifierPipeline(SharedPipeline):
 def with_integer_labels(id2label: dict) -> dict[int, str]:
     """`id2label` with the whole numbers back that JSON made strings of."""
     try:
-        return {int(label): str(name) for label, name in id2label.items()}
-    except (AttributeError, TypeError, ValueError):
-        raise ValueError(f"`id2label` is {id2label!r}; accepted is a dictionary of class index to name.") from None
+        names = {int(label): str(name) for label, name in id2label.items()}
+    except (ArithmeticError, AttributeError, TypeError, ValueError):
+        names = {}
+    if not names:
+        raise ValueError(f"`id2label` is {id2label!r}; accepted is a dictionary of class index to name.")
+    return names
