@@ -1,15 +1,26 @@
 """Counts of votes to bounds on probabilities, and bounds to radii: plain functions on scipy, free of torch."""
 
 import math
+import sys
 from typing import NamedTuple
 
 from scipy import optimize, special, stats
 
+from .arguments import check_number
 
-def check_alpha(alpha: float) -> None:
-    """Refuse an error probability outside (0, 1)."""
-    if not 0 < alpha < 1:
-        raise ValueError(f"`alpha` is {alpha}; accepted is an error probability strictly between 0 and 1.")
+
+MOST_DRAWS = 10**9
+LEAST_ALPHA, LEAST_SHARE = 1e-50, 1e-60
+"""Up to so many draws, and down to such error probabilities (of which bounds take shares), `scipy.stats.beta.ppf` is
+right to a relative error below 1e-4 of the probability; with 10^14 draws, or at 1e-80, it may be off by all orders."""
+
+
+def check_alpha(alpha: float, least: float = LEAST_ALPHA) -> None:
+    """Refuse an error probability outside (0, 1), or too small to compute with."""
+    accepted = f"an error probability between 0 and 1, {least:g} or more"
+    check_number("alpha", alpha, accepted)
+    if not least <= alpha < 1:
+        raise ValueError(f"`alpha` is {alpha}; accepted is {accepted}.")
 
 
 PRIOR = 0.25
@@ -92,7 +103,7 @@ def empirical_bernstein_lower(total: float, squares: float, n: int, alpha: float
         n: Number of independent draws, at least 2, fixed before the first one is made.
         alpha: Probability that the bound may be wrong.
     """
-    check_alpha(alpha)
+    check_alpha(alpha, LEAST_SHARE)
     if n < 2:
         return 0.0
     variance = max(squares - total**2 / n, 0.0) / (n - 1)
@@ -195,9 +206,11 @@ SOFT = frozenset({"empirical-bernstein"})
 
 
 def _check_counts(count: int, n: int, alpha: float) -> None:
-    check_alpha(alpha)
-    if n < 1 or not 0 <= count <= n:
-        raise ValueError(f"`count` is {count} and `n` is {n}; accepted are 0 <= count <= n with n at least 1.")
+    check_alpha(alpha, LEAST_SHARE)
+    if not 1 <= n <= MOST_DRAWS or not 0 <= count <= n:
+        raise ValueError(
+            f"`count` is {count} and `n` is {n}; accepted are 0 <= count <= n with n from 1 to {MOST_DRAWS:,}."
+        )
 
 
 def certified_radius(p_lower: float, sigma: float) -> float | None:
@@ -210,7 +223,11 @@ def certified_radius(p_lower: float, sigma: float) -> float | None:
     Returns:
         The radius, or `None` (abstain) where the bound does not exceed 1/2.
     """
-    return sigma * float(stats.norm.ppf(p_lower)) if p_lower > 0.5 else None
+    if not p_lower > 0.5:
+        return None
+    # a bound that was rounded up to 1 proves no infinite radius, nor does an overflow
+    radius = sigma * float(stats.norm.ppf(min(p_lower, math.nextafter(1, 0))))
+    return min(radius, sys.float_info.max)
 
 
 def majority_pvalue(top: int, runner_up: int) -> float:

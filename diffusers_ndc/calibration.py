@@ -10,9 +10,10 @@ import numpy as np
 import torch
 from scipy import optimize, special
 
+from .arguments import check_number, check_whole
 from .classifier import NoisedDiffusionClassifier
 from .likelihoods import get_likelihood
-from .noise import derive_seeds, standard_normal
+from .noise import check_sigma, derive_seeds, standard_normal
 from .noise_levels import NoiseLevels
 
 
@@ -53,18 +54,17 @@ def calibrate_levels(
         on_images: Called with the number of images after each group of them.
 
     Raises:
+        TypeError: `quantile` is no number.
         ValueError: `quantile` is no share; `labels` are not one for each image, within the model's classes and each
             class among them; there are fewer candidates than `num_levels`; or the model tells the classes apart at
             none of them.
     """
     labels = check_labels(labels, len(images), classifier.num_classes)
-    if not 1 <= num_levels <= len(classifier.levels):
-        raise ValueError(
-            f"`num_levels` is {num_levels}; accepted is a whole number from 1 to {len(classifier.levels)}, the number "
-            "of candidates."
-        )
-    if quantile is not None and not 0 < quantile <= 1:
-        raise ValueError(f"`quantile` is {quantile}; accepted is a share above 0 and up to 1, or None.")
+    check_whole("num_levels", num_levels, 1, len(classifier.levels), "a whole number of the candidates,")
+    if quantile is not None:
+        check_number("quantile", quantile, "a share above 0 and up to 1, or None")
+        if not 0 < quantile <= 1:
+            raise ValueError(f"`quantile` is {quantile}; accepted is a share above 0 and up to 1, or None.")
     errors = []
     for group, part in enumerate(images.split(GROUP)):
         seeds = derive_seeds((seed, "calibrate", group), 2 * len(part))
@@ -153,7 +153,10 @@ def sift_thresholds(errors: np.ndarray, weights: np.ndarray, labels: np.ndarray,
 
 def check_labels(labels, num_images: int, num_classes: int) -> np.ndarray:
     """Labels as whole numbers, one for each image, within the model's classes and with each class among them."""
-    labels = np.asarray(labels)
+    try:
+        labels = np.asarray(labels)
+    except (TypeError, ValueError, RuntimeError):
+        raise ValueError(f"`labels` is {labels!r}; accepted is one whole number for each image.") from None
     if labels.shape != (num_images,) or labels.dtype.kind not in "iu":
         raise ValueError(
             f"`labels` has the shape {labels.shape} and type {labels.dtype}; accepted is one whole number for each "
@@ -174,8 +177,11 @@ def levels_key(sigma: float) -> str:
 
 def check_levels(levels: dict[str, dict[str, dict]]) -> None:
     """Refuse a table of noise levels that could not be used when its sigma is asked for."""
+    if not isinstance(levels, dict) or not all(isinstance(values, dict) for values in levels.values()):
+        raise ValueError(f"`levels` is {levels!r}; accepted is a dictionary by sigma of dictionaries by method.")
     for key, values in levels.items():
         try:
+            check_sigma(float(key))
             canonical = levels_key(float(key))
         except (TypeError, ValueError):
             canonical = None

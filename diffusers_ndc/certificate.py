@@ -1,22 +1,24 @@
 """The record of one certified prediction, and its check from the counts alone."""
 
 import argparse
-import hashlib
-import json
 import math
 import sys
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass, field, fields
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from scipy import stats
 
-from .bounds import ANYTIME, BOUNDS, CURTAILED, SOFT, Tally, certified_radius, check_alpha
-from .grid_noise import MOST_STEPS, slack
+from . import strict_json
+from .arguments import EXACT, check_number, check_whole
+from .bounds import ANYTIME, BOUNDS, CURTAILED, MOST_DRAWS, SOFT, Tally, certified_radius, check_alpha
+from .grid_noise import check_grid, slack
+from .lipschitz import LipschitzCertificate
+from .record import Record, found
 
 
 @dataclass(frozen=True)
-class Certificate:
+class Certificate(Record):
     """A prediction of the smoothed classifier `g(x) = argmax_c P[f(x + sigma * eps) = c]`, certified or abstained.
 
     Guarantee (Cohen et al. 2019, arXiv:1902.02918, Theorem 1 and Algorithm CERTIFY): before the draws, the probability
@@ -48,6 +50,8 @@ class Certificate:
         pixels: Number of values of the image, where noise was drawn on a grid.
         base_classifier: Settings of the base classifier `f`, for the record.
     """
+
+    labelled = ("selection_counts", "counts")
 
     label: int | None
     radius: float
@@ -84,7 +88,7 @@ class Certificate:
         """The certificate that these votes give: candidate by plurality of the selection, radius by the bound.
 
         Args:
-            selection_counts: Votes of each class among the selection draws.
+            selection_counts: Votes of each class among the selection draws; whole numbers, as their labels.
             counts: Votes of each class among the fresh estimation draws.
             sigma: Standard deviation of the smoothing noise, pixel units.
             alpha: Probability with which the certificate may be wrong.
@@ -92,10 +96,21 @@ class Certificate:
             n0: Number of selection draws as fixed beforehand. Default: all that were made.
             n: Number of further draws as fixed beforehand. Default: all that were made.
             **record: Further fields, by name.
+
+        Raises:
+            TypeError: An argument is of another kind.
+            ValueError: The votes are none from which this bound could make a certificate.
         """
+        for name, votes in (("selection_counts", selection_counts), ("counts", counts)):
+            if not isinstance(votes, dict) or any(type(value) is not int for value in votes.values()):
+                raise TypeError(f"`{name}` is {votes!r}; accepted is a dictionary of label to votes.")
+        check_number("sigma", sigma, "a noise level above 0 (pixel units)")
+        check_alpha(alpha)
         n0 = sum(selection_counts.values()) if n0 is None else n0
         n = sum(counts.values()) if n is None else n
         votes = cls(None, 0.0, float(sigma), float(alpha), n0, n, selection_counts, counts, bound, **record)
+        if flaw := found(votes._flaw_of_draws):
+            raise ValueError(f"The `counts` make no certificate: {flaw}; accepted are votes as the class has them.")
         radius = certified_radius(votes.p_lower, votes.sigma)
         if radius is None:
             return votes
@@ -146,20 +161,9 @@ class Certificate:
         """
         return stats.norm.pdf(stats.norm.ppf(max(0.5, self.p_lower))).item() / self.sigma
 
-    def verify(self) -> bool:
-        """Whether label and radius follow from the votes, and these are no more than `n0` and `n` draws."""
-        return self.flaw is None
-
-    @property
-    def flaw(self) -> str | None:
-        """What is wrong with the record, or `None`. That its votes were cast, no record can show by itself."""
-        try:
-            return self._flaw()
-        except (TypeError, ValueError, AttributeError, ArithmeticError, KeyError) as error:
-            return f"a field has no such value as it must: {error}"
-
-    def _flaw(self) -> str | None:
+    def _flaw_of_draws(self) -> str | None:
         check_alpha(self.alpha)
+        check_number("sigma", self.sigma, "a number")
         votes = [*self.selection_counts.values(), *self.counts.values()]
         labels = [*self.selection_counts, *self.counts]
         made0, made = sum(self.selection_counts.values()), sum(self.counts.values())
@@ -169,31 +173,41 @@ class Certificate:
             return f"sigma is {self.sigma}"
         if any(type(value) is not int or value < 0 for value in (*labels, *votes, self.n0, self.n)):
             return "labels, votes, n0 and n are not all whole numbers from 0"
+        if 0 in votes:  # a class that nobody chose is no candidate
+            return "a class without a vote is listed"
         if not _choice_is_settled(self.selection_counts, self.n0 - made0):
             return f"{made0} selection draws do not settle the choice of n0 = {self.n0}"
         if made > self.n or (made < self.n and self.bound not in CURTAILED):
             return f"there are {made} votes for n = {self.n}"
-        if self.grid is not None and not (
-            type(self.grid) is int and 1 <= self.grid <= MOST_STEPS and type(self.pixels) is int and self.pixels > 0
-        ):
-            return f"grid is {self.grid} and pixels {self.pixels}"
+        if self.num_classes is not None:
+            check_whole("num_classes", self.num_classes, max(labels, default=0) + 1, MOST_DRAWS)
+        if self.grid is not None:
+            check_grid(self.grid, self.sigma)
+            check_whole("pixels", self.pixels, 1, EXACT)
+        if self.seed is not None:
+            check_whole("seed", self.seed, 0, 2**63 - 1)
+        if self.evaluations is not None:
+            check_whole("evaluations", self.evaluations, 0, EXACT)
+        if not isinstance(self.image_hash, str | None) or not isinstance(self.base_classifier, dict):
+            return "image_hash is no text or base_classifier no dictionary"
         if not self._has_what_the_bound_needs():
             return f"num_classes, u or scores are not what the bound {self.bound} needs"
+        return None
+
+    def _flaw_of_result(self) -> str | None:
+        check_number("radius", self.radius, "a number")
         radius = certified_radius(self.p_lower, self.sigma)
         if radius is None:
             certified = self.label is not None or self.radius != 0
             return "a class is certified, but the bound does not exceed one half" if certified else None
-        if self.label != self.candidate:
+        if type(self.label) is not int or self.label != self.candidate:
             return f"the label is {self.label}, the candidate of the votes {self.candidate}"
         if not math.isclose(self.radius, radius, rel_tol=1e-9):
             return f"the radius is {self.radius}, that of the votes {radius}"
         return None
 
     def _has_what_the_bound_needs(self) -> bool:
-        labels = [*self.selection_counts, *self.counts]
-        if (self.bound == "runner-up" or not self.n0) and not (
-            type(self.num_classes) is int and self.num_classes > max(1, *labels)
-        ):
+        if (self.bound == "runner-up" or not self.n0) and (self.num_classes is None or self.num_classes < 2):
             return False
         if self.bound == "randomized-clopper-pearson" and not 0 <= self.u <= 1:
             return False
@@ -219,45 +233,6 @@ class Certificate:
             moved += max(sum(votes for votes in gained if votes > 0), -sum(votes for votes in gained if votes < 0))
         return moved
 
-    def to_dict(self) -> dict:
-        """The record as plain values, for JSON, with a `digest` of them by which damage is found out.
-
-        Who alters a record on purpose can make a new digest: what he cannot do is make the draws give his votes.
-        """
-        record = asdict(self)
-        return {**record, "digest": _digest(record)}
-
-    @classmethod
-    def from_dict(cls, data: dict) -> "Certificate":
-        """The record that `to_dict` wrote, also after a passage through JSON (where the labels become strings).
-
-        Raises:
-            ValueError: A field is missing or unknown, a count has no whole number for its label, or there is a
-                `digest` and it is that of other values.
-        """
-        known = {f.name for f in fields(cls)}
-        if isinstance(data, dict) and "digest" in data:
-            digest, data = data["digest"], {name: value for name, value in data.items() if name != "digest"}
-            if digest != _digest(data):
-                raise ValueError(f"`data` has the digest {digest!r}; accepted is that of its values, unaltered.")
-        required = {"label", "radius", "sigma", "alpha", "n0", "n", "selection_counts", "counts"}
-        if not isinstance(data, dict) or not required <= set(data) <= known:
-            given = sorted(data) if isinstance(data, dict) else type(data).__name__
-            raise ValueError(f"`data` has {given}; accepted is a dictionary with {sorted(required)}, and of {known}.")
-        counts = {}
-        for name in ("selection_counts", "counts"):
-            try:
-                counts[name] = {int(label): votes for label, votes in data[name].items()}
-            except (AttributeError, TypeError, ValueError):
-                raise ValueError(f"`{name}` is {data[name]!r}; accepted is a dictionary of label to votes.") from None
-        return cls(**{**data, **counts})
-
-
-def _digest(record: dict) -> str:
-    """Hash of a record's values as JSON has them: labels are strings there, and in their order."""
-    plain = json.loads(json.dumps(record))
-    return hashlib.sha256(json.dumps(plain, sort_keys=True).encode()).hexdigest()[:32]
-
 
 def plurality(counts: dict[int, int]) -> int:
     """The class with most votes, the smallest label among equals."""
@@ -275,12 +250,13 @@ def _choice_is_settled(selection_counts: dict[int, int], left: int) -> bool:
     return left >= 0 and draws_to_settle(selection_counts, left) == 0
 
 
-def check_file(path: Path) -> Iterator[tuple[str, Certificate | None, str | None]]:
+def check_file(path: Path) -> Iterator[tuple[str, Certificate | LipschitzCertificate | None, str | None]]:
     """Check all certificates of a file.
 
     Args:
-        path: A JSON file with a certificate, or JSON lines with one each. Records of a run, which hold theirs as
-            `certificate`, serve as well; those without one (clean images, images that failed) are passed over.
+        path: A JSON file with a certificate of either kind, or JSON lines with one each. Records of a run, which hold
+            theirs as `certificate`, serve as well; those without one (clean images, images that failed) are passed
+            over.
 
     Yields:
         Where it stands, the certificate, and its flaw or `None`.
@@ -290,18 +266,20 @@ def check_file(path: Path) -> Iterator[tuple[str, Certificate | None, str | None
     """
     text = path.read_text(encoding="utf-8", errors="replace")
     try:
-        entries = {str(path): json.dumps(json.loads(text))}
+        strict_json.loads(text)
+        entries = {str(path): text}
     except ValueError:
         entries = {f"{path}:{number}": line for number, line in enumerate(text.splitlines(), start=1) if line.strip()}
     for place, entry in entries.items():
         try:
-            data = json.loads(entry)
+            data = strict_json.loads(entry)
             if isinstance(data, dict) and "index" in data and "certificate" not in data:
                 continue
             data = data.get("certificate", data) if isinstance(data, dict) else data
-            certificate = Certificate.from_dict(data)
+            kind = LipschitzCertificate if "score_sums" in data else Certificate
+            certificate = kind.from_dict(data)
             flaw = certificate.flaw if "digest" in data else "there is no digest"
-        except ValueError as error:
+        except (TypeError, ValueError) as error:
             certificate, flaw = None, str(error)
         yield place, certificate, flaw
 
@@ -319,6 +297,7 @@ def main():
     add("--model", help="folder or Hub id of the model, if it is not where the run had it")
     add("--dataset", help="the same of the images")
     args = parser.parse_args()
+    sys.stdout.reconfigure(errors="backslashreplace")  # what a file or its name holds must not end the check
     worst = max(_say_checked(path) for path in args.files)
     if args.replay:
         folders = sorted({path.parent for path in args.files})
@@ -335,7 +314,7 @@ def _say_checked(path: Path) -> int:
                 print(f"FLAWED  {place}: {flaw}")
                 worst = 1
             else:
-                print(f"sound   {place}: {_said(certificate)}, {sum(certificate.counts.values()):,} votes")
+                print(f"sound   {place}: {_said(certificate)}, {certificate.n:,} draws")
     except OSError as error:
         print(f"UNREAD  {path}: {error}")
         worst = 2
@@ -365,7 +344,7 @@ def _say_replayed(folder: Path, count: int | None, model: str | None, dataset: s
     return worst
 
 
-def _said(certificate: Certificate) -> str:
+def _said(certificate: Certificate | LipschitzCertificate) -> str:
     label = "abstained" if certificate.abstained else f"label {certificate.label}"
     return f"{label}, radius {certificate.radius:.4f}"
 

@@ -9,9 +9,10 @@ from typing import NamedTuple
 import torch
 from torch import nn
 
+from .arguments import check_kind, check_whole
 from .denoiser import SAME_NOISE, Denoiser
 from .likelihoods import get_likelihood
-from .noise import check_seed, check_sigma, content_hash, derive_seeds, fresh_seed, standard_normal
+from .noise import check_seed, check_seeds, check_sigma, content_hash, derive_seeds, fresh_seed, standard_normal
 from .noise_levels import NoiseLevels
 from .pool import Copy, Decided, Pool, filling, handing_out
 
@@ -81,8 +82,7 @@ def check_told_sigma(sigma: float, denoiser: Denoiser) -> None:
 
 def check_batch_size(batch_size: int) -> None:
     """Refuse a batch size that is no whole number of at least 1."""
-    if type(batch_size) is not int or batch_size < 1:
-        raise ValueError(f"`batch_size` is {batch_size!r}; accepted is a whole number of at least 1.")
+    check_whole("batch_size", batch_size, 1, 2**31 - 1)
 
 
 def default_levels(sigma: float, denoiser: Denoiser) -> NoiseLevels:
@@ -97,7 +97,11 @@ def default_levels(sigma: float, denoiser: Denoiser) -> NoiseLevels:
 
 
 class StreamingClassifier(nn.Module):
-    """What a classifier with `stream` and `inference` can do with images that come one by one."""
+    """What a classifier with `denoiser`, `stream` and `inference` can do with images that come one by one."""
+
+    def check_images(self, images: torch.Tensor) -> None:
+        """Refuse a batch that the denoiser cannot take; errors as of `Denoiser.check_images`."""
+        self.denoiser.check_images(images)
 
     def classify_each(self, images: Iterable[torch.Tensor], seed: int) -> Iterator[tuple[int, Classified]]:
         """Classify images as they come, each as soon as it is decided; without gradients.
@@ -147,7 +151,7 @@ class NoisedDiffusionClassifier(StreamingClassifier):
     `evaluations` counts the network evaluations spent so far.
 
     Raises:
-        TypeError: `sigma`, `batch_size` or `levels` is of a wrong type.
+        TypeError: `denoiser`, `sigma` or `levels` is of a wrong type.
         ValueError: An argument is out of the range that the method or the network has.
     """
 
@@ -161,6 +165,7 @@ class NoisedDiffusionClassifier(StreamingClassifier):
         seed: int | None = None,
     ):
         super().__init__()
+        check_kind("denoiser", denoiser, Denoiser)
         check_sigma(sigma)
         self.likelihood = get_likelihood(method, sigma)
         check_batch_size(batch_size)
@@ -243,7 +248,7 @@ class NoisedDiffusionClassifier(StreamingClassifier):
 
         Raises:
             TypeError: `images` is not a floating-point tensor.
-            ValueError: The network cannot take images of this shape, or there are not N `seeds`.
+            ValueError: The network cannot take images of this shape, or `seeds` are not N whole numbers of 63 bits.
             FloatingPointError: A loss is not finite (NaN in the images, or an overflow in half precision).
         """
         rows = {}
@@ -298,8 +303,8 @@ class NoisedDiffusionClassifier(StreamingClassifier):
         self.denoiser.check_images(images)
         if seeds is None:
             seeds = derive_seeds((fresh_seed(),), len(images)) if self.randomized else [self.seed] * len(images)
-        if len(seeds) != len(images):
-            raise ValueError(f"`seeds` has {len(seeds)} values for {len(images)} images; accepted is one for each.")
+        else:
+            check_seeds(seeds, len(images))
         return [Copy(index, image, seed) for index, (image, seed) in enumerate(zip(images, seeds, strict=True))]
 
     def _open(self, copies: Sequence[Copy]) -> Pool:

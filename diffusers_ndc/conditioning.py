@@ -6,7 +6,7 @@ import torch
 from diffusers import DiTTransformer2DModel, UNet2DConditionModel, UNet2DModel
 from torch import nn
 
-from .noise import content_hash
+from .noise import check_floating, content_hash
 
 
 class NoClasses(nn.Module):
@@ -98,6 +98,7 @@ class PromptEmbeddings(nn.Module):
         null_class: Index of the row for "no class", which must be the last one, or `None`.
 
     Raises:
+        TypeError: `embeddings` is no floating-point tensor.
         ValueError: The network takes no text or more than text, or the numbers do not agree.
     """
 
@@ -114,6 +115,7 @@ class PromptEmbeddings(nn.Module):
                 f"`unet` has a class embedding (num_class_embeds={network.config.num_class_embeds}) besides "
                 "its text; accepted is one without, since what its labels mean is not known here."
             )
+        check_floating(embeddings, "prompt_embeddings")
         channels = network.config.cross_attention_dim
         if embeddings.ndim != 3 or embeddings.shape[2] != channels:
             raise ValueError(

@@ -8,6 +8,7 @@ import torch
 from .classifier import NoisedDiffusionClassifier, StreamingClassifier
 from .denoised_smoothing import check_channels, check_front, denoise_once, preprocess
 from .denoiser import Denoiser, inference
+from .noise import check_seeds
 from .pool import Copy, Decided
 
 
@@ -27,7 +28,7 @@ class DenoisedDiffusionClassifier(StreamingClassifier):
         sigma: Standard deviation of the Gaussian noise that the images carry, pixel units, above 0.
 
     Raises:
-        TypeError: `sigma` is no number, or `classifier` of another kind.
+        TypeError: `sigma` is no number, or `denoiser` or `classifier` of another kind.
         ValueError: An argument is out of the range that the networks have, or the denoiser is none of pixels.
     """
 
@@ -90,7 +91,9 @@ class DenoisedDiffusionClassifier(StreamingClassifier):
             ValueError: The networks cannot take images of this shape, or there are not N `seeds`.
             FloatingPointError: A denoised image or a loss is not finite.
         """
-        self.denoiser.check_images(images)
+        self.check_images(images)
+        if seeds is not None:
+            check_seeds(seeds, len(images))
         return self.classifier(self._denoise(images), seeds)
 
     def stream(self, take: Callable[[int], Sequence[Copy]]) -> Iterator[Decided]:

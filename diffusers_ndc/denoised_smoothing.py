@@ -9,6 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
+from .arguments import check_kind
 from .classifier import (
     check_batch_size,
     check_told_sigma,
@@ -48,7 +49,7 @@ class DenoisedClassifier(nn.Module):
     `evaluations` counts the denoiser's network evaluations spent so far, and not the classifier's one for each image.
 
     Raises:
-        TypeError: `sigma` is no number, or `classifier` none of transformers.
+        TypeError: `sigma` is no number, or another argument of another kind.
         ValueError: An argument is out of the range that the networks have, or the image processor does what is not
             supported.
     """
@@ -134,6 +135,10 @@ class DenoisedClassifier(nn.Module):
         """Context for evaluations without gradients."""
         return inference(self)
 
+    def check_images(self, images: torch.Tensor) -> None:
+        """Refuse a batch that the denoiser cannot take; errors as of `Denoiser.check_images`."""
+        self.denoiser.check_images(images)
+
     def forward(self, images: torch.Tensor) -> torch.Tensor:
         """Logits of a batch of images; differentiable where gradients are on.
 
@@ -148,7 +153,7 @@ class DenoisedClassifier(nn.Module):
             ValueError: The denoiser cannot take images of this shape.
             FloatingPointError: A denoised image is not finite.
         """
-        self.denoiser.check_images(images)
+        self.check_images(images)
         return torch.cat([self._classify(part) for part in images.split(self.batch_size)])
 
     def stream(self, take: Callable[[int], Sequence[Copy]]) -> Iterator[Decided]:
@@ -177,8 +182,10 @@ def check_front(denoiser: Denoiser, sigma: float) -> None:
     """Refuse a denoiser that cannot stand in front of a classifier: none of pixels, or none for this noise.
 
     Raises:
-        TypeError, ValueError: `sigma` is no number, the denoiser is a latent model, or it cannot be told of `sigma`.
+        TypeError, ValueError: `sigma` is no number, `denoiser` is none or a latent model, or it cannot be told of
+            `sigma`.
     """
+    check_kind("denoiser", denoiser, Denoiser)
     check_sigma(sigma)
     if denoiser.encoder is not None:
         raise ValueError("`denoiser` is a latent model; accepted is one in pixel space, where the noise is.")
@@ -253,8 +260,13 @@ def read_preprocessing(image_processor, num_channels: int) -> dict:
     """The arguments of `preprocess` that an image processor of transformers stands for, as plain values.
 
     Raises:
+        TypeError: It is none.
         ValueError: It takes a step, or has a setting, that is not among them.
     """
+    if not hasattr(image_processor, "to_dict"):
+        raise TypeError(
+            f"`image_processor` is a {type(image_processor).__name__}; accepted is an image processor of transformers."
+        )
     config = image_processor.to_dict()
     name = type(image_processor).__name__
     steps = {step for step, value in config.items() if step.startswith("do_") and value}

@@ -12,8 +12,10 @@ import torch
 from diffusers import AutoencoderKL
 from torch import nn
 
+from .arguments import check_kind, check_number
 from .conditioning import ClassLabels, NoClasses, PromptEmbeddings, has_classes, without_text
 from .latents import LatentEncoder
+from .noise import check_floating
 from .parametrisation import parametrisation
 
 
@@ -47,7 +49,7 @@ class Denoiser(nn.Module):
     the nearest step, and only images that carry that step's noise are accepted; `nearest_sigma` gives it.
 
     Raises:
-        TypeError: The network or the `vae` is of a class that is not supported.
+        TypeError: An argument, such as the network or the `vae`, is of a class that is not supported.
         ValueError: The network has no class embedding, an output that is neither as deep as its input nor twice that,
             weights that are not finite, needs to be told more than a class, or disagrees with `num_classes` or
             `null_class`; the scheduler has no known noise level, or not the timesteps of the network.
@@ -64,6 +66,9 @@ class Denoiser(nn.Module):
         vae: AutoencoderKL | None = None,
     ):
         super().__init__()
+        for name, number in (("num_classes", num_classes), ("null_class", null_class)):
+            if number is not None:
+                check_kind(name, number, int)
         check_network("unet", unet)
         self.scheduler = scheduler
         if num_classes == 0:
@@ -154,14 +159,12 @@ class Denoiser(nn.Module):
             TypeError: `images` is not a floating-point tensor.
             ValueError: It has not the shape `(N, C, H, W)` with N at least 1 and the model's channels and size.
         """
-        if not isinstance(images, torch.Tensor) or not images.is_floating_point():
-            given = images.dtype if isinstance(images, torch.Tensor) else type(images).__name__
-            raise TypeError(f"`images` is {given}; accepted is a floating-point tensor.")
+        check_floating(images)
         size, channels = self.image_size, self.image_channels
         multiple = 1 if size else self._pixels_per_value * 2 ** (len(self.unet.config.block_out_channels) - 1)
         if (
             images.ndim != 4
-            or len(images) == 0
+            or not images.numel()
             or images.shape[1] != channels
             or (tuple(images.shape[2:]) != size if size else any(side % multiple for side in images.shape[2:]))
         ):
@@ -185,9 +188,22 @@ class Denoiser(nn.Module):
             Denoised images of the shape and dtype of `x_sigma`, whatever the dtype of the network.
 
         Raises:
-            ValueError: `class_labels` has another shape, or a label that the network does not have; `sigma` is not
-                the noise of a training step, where the network knows no other.
+            TypeError: An argument is of another type.
+            ValueError: An argument has another shape; `class_labels` a label that the network does not have; `sigma`
+                is not above 0, or not the noise of a training step, where the network knows no other.
         """
+        check_floating(x_sigma, "x_sigma")
+        channels = self.unet.config.in_channels
+        if x_sigma.ndim != 4 or not x_sigma.numel() or x_sigma.shape[1] != channels:
+            raise ValueError(f"`x_sigma` has the shape {tuple(x_sigma.shape)}; accepted is (N, {channels}, H, W).")
+        accepted = f"a noise level above 0 (model units), or a tensor of {len(x_sigma)}"
+        if isinstance(sigma, torch.Tensor):
+            check_floating(sigma, "sigma")
+        else:
+            check_number("sigma", sigma, accepted)
+        levels = torch.as_tensor(sigma)
+        if levels.shape not in ((), x_sigma.shape[:1]) or not ((levels > 0) & levels.isfinite()).all():
+            raise ValueError(f"`sigma` is {sigma}; accepted is {accepted}.")
         if self.parametrisation.step_sigmas is not None:
             for value in torch.as_tensor(sigma).flatten().tolist():
                 if not math.isclose(value, self.nearest_sigma(value), rel_tol=SAME_NOISE):
@@ -197,6 +213,8 @@ class Denoiser(nn.Module):
                     )
         if class_labels is not None:
             rows = self.conditioning.rows
+            if not isinstance(class_labels, torch.Tensor) or class_labels.dtype not in (torch.int64, torch.int32):
+                raise TypeError(f"`class_labels` is {class_labels!r}; accepted is a tensor of whole numbers (int64).")
             if class_labels.shape != x_sigma.shape[:1] or not (0 <= class_labels.min() and class_labels.max() < rows):
                 raise ValueError(
                     f"`class_labels` is {class_labels.tolist()} for {len(x_sigma)} images; accepted is one label from "

@@ -192,10 +192,27 @@ class _Open:
         return not self.missing
 
 
+def check_logits(logits: torch.Tensor, count: int) -> None:
+    """Refuse what no votes of so many images can be read from.
+
+    Raises:
+        TypeError: It is no tensor of real numbers.
+        ValueError: It has not the shape `(N, K)` with N images and K at least 1.
+    """
+    if not isinstance(logits, torch.Tensor) or logits.is_complex() or logits.dtype == torch.bool or logits.is_meta:
+        given = f"{logits.dtype} on {logits.device}" if isinstance(logits, torch.Tensor) else type(logits).__name__
+        raise TypeError(f"`base_classifier` gave {given}; accepted is a tensor of logits.")
+    if logits.ndim != 2 or len(logits) != count or not logits.shape[1]:
+        raise ValueError(
+            f"`base_classifier` gave the shape {tuple(logits.shape)} for {count} images; accepted is (N, K)."
+        )
+
+
 def _called(classifier, take) -> Iterator[Decided]:
     """The stream of a classifier that has none: batch by batch, one evaluation a copy."""
     while copies := take(CALL_SIZE):
         seeds = [copy.seed for copy in copies]
         own = {} if seeds[0] is None else {"seeds": seeds}
         logits = classifier(torch.stack([copy.image for copy in copies]), **own)
+        check_logits(logits, len(copies))
         yield Decided([copy.key for copy in copies], logits, [1] * len(copies))

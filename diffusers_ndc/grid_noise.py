@@ -12,6 +12,8 @@ from collections.abc import Sequence
 import numpy as np
 from scipy.special import ndtr
 
+from .arguments import check_whole
+
 
 LEVELS = 255
 """Steps between black and white of an 8-bit image."""
@@ -19,11 +21,24 @@ LEVELS = 255
 MOST_STEPS = 1024
 """Finest grid, in steps between two 8-bit values: whole steps of a float32 image stay exact up to there."""
 
+MOST_SIGMA = 2**18
+"""Largest standard deviation of the noise, in grid steps: the law of so many steps is tabulated."""
+
 RELATIVE_ERROR = 1e-14
 """Generous bound on the relative error of `scipy.special.ndtr` in the lower tail."""
 
 
-@functools.lru_cache
+def check_grid(grid: int, sigma: float) -> None:
+    """Refuse a `grid` that is no whole number of steps, too fine, or too fine for the noise."""
+    check_whole("grid", grid, 1, MOST_STEPS, "None, or a whole number of steps")
+    if sigma * LEVELS * grid > MOST_SIGMA:
+        raise ValueError(
+            f"`grid` is {grid} with sigma={sigma}; accepted for this noise are "
+            f"{MOST_SIGMA / (LEVELS * sigma):.4g} steps at most."
+        )
+
+
+@functools.lru_cache(maxsize=8)
 def tails(sigma: float, grid: int) -> np.ndarray:
     """P[|k| >= 1], P[|k| >= 2], ... of the rounded noise as whole multiples of 2^-63, down to the last one above 0.
 

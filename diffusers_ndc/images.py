@@ -5,10 +5,15 @@ import PIL.Image
 import torch
 from diffusers.image_processor import VaeImageProcessor
 
+from .noise import check_floating
+
 
 ACCEPTED = (
     "a PIL image, a numpy array (H, W[, C]) or (N, H, W, C), a tensor (C, H, W) or (N, C, H, W), or a list of them"
 )
+
+PIL_MODES = ("1", "L", "LA", "P", "PA", "RGB", "RGBA", "RGBX", "CMYK", "YCbCr")
+"""Modes with 8 bits a channel, or one; what is white in the others, PIL does not know."""
 
 
 def to_pixel_batch(images, channels: int, size: tuple[int, int] | None) -> tuple[torch.Tensor, bool]:
@@ -27,7 +32,8 @@ def to_pixel_batch(images, channels: int, size: tuple[int, int] | None) -> tuple
 
     Raises:
         TypeError: `images` or one of its elements is of another kind.
-        ValueError: The list is empty, its images differ in shape, or an image has a wrong number of axes.
+        ValueError: The list is empty, its images differ in shape, an image has a wrong number of axes, or a PIL image
+            has no pixels or not 8 bits a channel.
     """
     if isinstance(images, (list, tuple)):
         if not images:
@@ -43,6 +49,11 @@ def to_pixel_batch(images, channels: int, size: tuple[int, int] | None) -> tuple
 
 def _one_kind(image, channels: int, size: tuple[int, int] | None) -> torch.Tensor:
     if isinstance(image, PIL.Image.Image):
+        if image.mode not in PIL_MODES or 0 in image.size:
+            raise ValueError(
+                f"`images` holds a PIL image of mode {image.mode} and size {image.size}; accepted are the modes "
+                f"{PIL_MODES}, with at least one pixel."
+            )
         processor = VaeImageProcessor(
             vae_scale_factor=1,
             resample="bicubic",
@@ -56,13 +67,15 @@ def _one_kind(image, channels: int, size: tuple[int, int] | None) -> torch.Tenso
             image = image[:, :, None]
         if image.ndim not in (3, 4):
             raise ValueError(f"`images` holds an array of shape {image.shape}; accepted is {ACCEPTED}.")
-        image = torch.from_numpy(np.ascontiguousarray(image)).movedim(-1, -3)
+        if image.dtype != np.uint8 and image.dtype.kind != "f":
+            raise TypeError(f"`images` holds values of type {image.dtype}; accepted are uint8 (0 to 255) and floats.")
+        kind = np.uint8 if image.dtype == np.uint8 else np.float32
+        image = torch.from_numpy(np.array(image, dtype=kind, order="C")).movedim(-1, -3)
     if not isinstance(image, torch.Tensor):
         raise TypeError(f"`images` holds a {type(image).__name__}; accepted is {ACCEPTED}.")
     if image.ndim not in (3, 4):
         raise ValueError(f"`images` holds a tensor of shape {tuple(image.shape)}; accepted is {ACCEPTED}.")
-    if image.dtype == torch.uint8:
+    if image.dtype == torch.uint8 and not image.is_meta:
         image = image / 255
-    if not image.is_floating_point():
-        raise TypeError(f"`images` holds values of type {image.dtype}; accepted are uint8 (0 to 255) and floats.")
-    return (image if image.ndim == 4 else image[None]).to(torch.float32)
+    check_floating(image)
+    return (image if image.ndim == 4 else image[None]).to(torch.float32).contiguous()

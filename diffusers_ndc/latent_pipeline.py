@@ -7,6 +7,7 @@ from diffusers import AutoencoderKL, DiffusionPipeline, DiTTransformer2DModel, U
 from diffusers.schedulers import SchedulerMixin
 from transformers import CLIPTextModel, CLIPTokenizer
 
+from .arguments import check_kind
 from .calibration import check_levels
 from .classifier import LATENT_NOISE, NoisedDiffusionClassifier
 from .denoised_diffusion import DenoisedDiffusionClassifier
@@ -66,7 +67,7 @@ class LatentDiffusionClassifierPipeline(NoisedDiffusionClassifierPipeline):
         levels: dict | None = None,
     ):
         DiffusionPipeline.__init__(self)  # the parent's takes other components
-        check_components(unet, transformer, text_encoder, pixel_unet, pixel_scheduler)
+        check_components(vae, scheduler, unet, transformer, tokenizer, text_encoder, pixel_unet, pixel_scheduler)
         id2label = None if id2label is None else with_integer_labels(id2label)
         if prompts is not None:
             if null_class is not None:
@@ -74,7 +75,8 @@ class LatentDiffusionClassifierPipeline(NoisedDiffusionClassifierPipeline):
                     f"`null_class` is {null_class} beside `prompts`; accepted is None: the empty prompt serves as one."
                 )
             prompts = self._check_prompts(prompts, tokenizer, text_encoder, id2label)
-        check_levels(levels or {})
+        if levels is not None:
+            check_levels(levels)
         self.register_modules(
             vae=vae,
             scheduler=scheduler,
@@ -176,7 +178,7 @@ class LatentDiffusionClassifierPipeline(NoisedDiffusionClassifierPipeline):
         """
         check_sigma(sigma)
         accepted = "dds" if sigma > 0 else "dc"
-        if method not in (None, accepted):
+        if method is not None and not (isinstance(method, str) and method == accepted):
             raise ValueError(
                 f"`method` is {method!r} with sigma={sigma} and a latent model; accepted is {accepted!r}. "
                 f"{LATENT_NOISE}"
@@ -204,18 +206,21 @@ class LatentDiffusionClassifierPipeline(NoisedDiffusionClassifierPipeline):
         return super().calibrate(images, labels, 0.0, *args, **settings)
 
 
-def check_components(unet, transformer, text_encoder, pixel_unet, pixel_scheduler) -> None:
+def check_components(vae, scheduler, unet, transformer, tokenizer, text_encoder, pixel_unet, pixel_scheduler) -> None:
     """Refuse components of classes that are not supported, and sets of them that make no model."""
+    check_kind("vae", vae, AutoencoderKL)
+    check_kind("scheduler", scheduler, SchedulerMixin)
     unets = (UNet2DConditionModel, UNet2DModel)
     for name, component, kinds in (
         ("unet", unet, unets),
         ("transformer", transformer, (DiTTransformer2DModel,)),
+        ("tokenizer", tokenizer, (CLIPTokenizer,)),
         ("text_encoder", text_encoder, (CLIPTextModel,)),
         ("pixel_unet", pixel_unet, unets),
+        ("pixel_scheduler", pixel_scheduler, (SchedulerMixin,)),
     ):
-        if component is not None and not isinstance(component, kinds):
-            accepted = " or ".join(kind.__name__ for kind in kinds)
-            raise TypeError(f"`{name}` is a {type(component).__name__}; accepted is a {accepted}.")
+        if component is not None:
+            check_kind(name, component, *kinds)
     if (unet is None) == (transformer is None):
         given = "neither is" if unet is None else "both are"
         raise ValueError(f"`unet` and `transformer`: {given} given; accepted is one of them.")

@@ -68,8 +68,8 @@ def get_likelihood(method: str | None, sigma: float) -> Likelihood:
     Raises:
         ValueError: `method` is unknown, or does not go with `sigma`.
     """
-    method = method or ("apndc" if sigma > 0 else "dc")
-    if method not in LIKELIHOODS:
+    method = ("apndc" if sigma > 0 else "dc") if method is None else method
+    if not isinstance(method, str) or method not in LIKELIHOODS:
         raise ValueError(f"`method` is {method!r}; accepted are {tuple(LIKELIHOODS)}.")
     likelihood = LIKELIHOODS[method]
     if likelihood.noised != (sigma > 0):

@@ -10,9 +10,10 @@ its expectation is estimated.
 import math
 from dataclasses import dataclass, field
 
-from .bounds import check_alpha, empirical_bernstein_lower
+from .arguments import EXACT, check_number, check_whole
+from .bounds import MOST_DRAWS, check_alpha, empirical_bernstein_lower
 from .noise_levels import NoiseLevels
-from .record import Record
+from .record import Record, found
 
 
 LEVELS = NoiseLevels((4.0,), (1.0,), cap=0.3)
@@ -86,10 +87,15 @@ class LipschitzCertificate(Record):
 
     @classmethod
     def from_scores(cls, **record) -> "LipschitzCertificate":
-        """The certificate that these scores give; arguments are the fields but `label` and `radius`."""
+        """The certificate that these scores give; arguments are the fields but `label` and `radius`.
+
+        Raises:
+            ValueError: The scores are none of which a certificate can be made.
+        """
         scores = cls(None, 0.0, **record)
-        radius = scores.margin_lower / lipschitz_constant(scores.levels, scores.pixels) / 2  # model to pixel units
-        return cls(scores.candidate, radius, **record) if radius > 0 else scores
+        if flaw := found(scores._flaw_of_draws):
+            raise ValueError(f"The `score_sums` make no certificate: {flaw}; accepted are those of draws.")
+        return cls(*scores._result, **record)
 
     @property
     def abstained(self) -> bool:
@@ -114,28 +120,52 @@ class LipschitzCertificate(Record):
             empirical_bernstein_lower(total, self.score_squares[rival], self.n, share)
             for rival, total in self.score_sums.items()
         )
-        return (2 * lowest - 1) * self.levels.cap * sum(self.levels.weights)
+        return (2 * lowest - 1) * self.largest
 
-    def _flaws(self):
+    @property
+    def largest(self) -> float:
+        """The most that a class can be charged, and so the largest margin: the cap times the sum of the weights."""
+        return self.levels.cap * sum(self.levels.weights)
+
+    @property
+    def _result(self) -> tuple[int | None, float]:
+        radius = self.margin_lower / lipschitz_constant(self.levels, self.pixels) / 2  # model to pixel units
+        return (self.candidate, radius) if radius > 0 else (None, 0.0)
+
+    def _flaw_of_draws(self) -> str | None:
         check_alpha(self.alpha)
         for name in ("n0", "n", "pixels"):
-            if type(getattr(self, name)) is not int or getattr(self, name) < 1:
-                yield f"{name} is {getattr(self, name)!r}"
-        if self.levels.cap is None or self.levels.thresholds is not None:
-            yield "the levels have no cap, or they sift the classes"
+            check_whole(name, getattr(self, name), 1, EXACT)
+        if self.seed is not None:
+            check_whole("seed", self.seed, 0, 2**63 - 1)
+        if self.evaluations is not None:
+            check_whole("evaluations", self.evaluations, 0, EXACT)
+        if not isinstance(self.image_hash, str | None):
+            return "image_hash is no text"
         if self.base_classifier.get("method") != "dc":
-            yield f"the method is {self.base_classifier.get('method')!r}"
+            return f"the method is {self.base_classifier.get('method')!r}"
+        if self.levels.cap is None or self.levels.thresholds is not None:
+            return "the levels have no cap, or they sift the classes"
         losses, rivals = self.selection_losses, set(self.selection_losses) - {self.candidate}
         if not rivals or not rivals == set(self.score_sums) == set(self.score_squares):
-            yield f"there are losses of {sorted(losses)}, and scores of {sorted(self.score_sums)}"
-        if not all(0 <= loss <= self.levels.cap * sum(self.levels.weights) * (1 + 1e-6) for loss in losses.values()):
-            yield "a loss is outside of what the cap allows"
+            return f"there are losses of {sorted(losses)}, and scores of {sorted(self.score_sums)}"
+        for name in self.labelled:
+            for label, value in getattr(self, name).items():
+                check_whole("label", label, 0, MOST_DRAWS)
+                check_number(f"{name} of {label}", value, "a number")
+        if not all(0 <= loss <= self.largest * (1 + 1e-6) for loss in losses.values()):
+            return f"a loss is outside of 0 to {self.largest}, what the cap allows"
         for rival, total in self.score_sums.items():  # scores in [0, 1] have squares that are smaller, and a variance
             squares = self.score_squares[rival]
             if not (0 <= squares <= total <= self.n and total**2 <= squares * self.n * (1 + 1e-9)):
-                yield f"no {self.n} scores have the sum {total} and the sum of squares {squares}"
-        said = self.from_scores(
-            **{name: value for name, value in vars(self).items() if name not in ("label", "radius")}
-        )
-        if self.label != said.label or not math.isclose(self.radius, said.radius, rel_tol=1e-9):
-            yield f"it has label {self.label} and radius {self.radius}, the scores {said.label} and {said.radius}"
+                return f"no {self.n} scores have the sum {total} and the sum of squares {squares}"
+        return None
+
+    def _flaw_of_result(self) -> str | None:
+        check_number("radius", self.radius, "a number")
+        label, radius = self._result
+        if type(self.label) is not type(label) or self.label != label:
+            return f"the label is {self.label}, that of the scores {label}"
+        if not math.isclose(self.radius, radius, rel_tol=1e-9):
+            return f"the radius is {self.radius}, that of the scores {radius}"
+        return None

@@ -5,9 +5,11 @@ from dataclasses import replace
 
 import torch
 
+from .arguments import check_kind, check_whole
+from .bounds import MOST_DRAWS, check_alpha
 from .classifier import NoisedDiffusionClassifier
 from .lipschitz import LipschitzCertificate
-from .noise import content_hash, derive_seeds
+from .noise import check_seed, content_hash, derive_seeds
 from .noise_levels import NoiseLevels
 
 
@@ -17,7 +19,20 @@ CALL_SIZE = 100
 
 def with_bounded_losses(levels: NoiseLevels) -> NoiseLevels:
     """The same levels with all classes at each one, and clipped where there is no `cap`."""
+    check_kind("levels", levels, NoiseLevels)
     return replace(levels, thresholds=None, relative=False, max_classes=None, cap=levels.cap or 4.0)
+
+
+def check_margin_settings(n0: int, n: int, alpha: float, seed: int) -> None:
+    """Refuse what `certify_margin` does not take.
+
+    Raises:
+        TypeError, ValueError: An argument is not as described there.
+    """
+    check_alpha(alpha)
+    check_seed(seed)
+    for name, value in (("n0", n0), ("n", n)):
+        check_whole(name, value, 1, MOST_DRAWS, "without smoothing a whole number of draws")
 
 
 def certify_margin(
@@ -35,8 +50,8 @@ def certify_margin(
         classifier: With the method `dc`, in pixel space, and levels as `with_bounded_losses` makes them. Each draw
             scores all classes at all levels with fresh noise.
         image: Shape `(C, H, W)`, values in [0, 1].
-        n0: Number of draws that choose the candidate.
-        n: Number of further draws.
+        n0: Number of draws that choose the candidate, at least 1.
+        n: Number of further draws, at least 1.
         alpha: Error probability.
         seed: Seed of all draws.
         on_draws: Called with a number of draws whenever so many more are done.

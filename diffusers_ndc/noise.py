@@ -8,13 +8,28 @@ from collections.abc import Sequence
 import numpy as np
 import torch
 
+from .arguments import check_number
+
 
 def check_sigma(sigma: float) -> None:
     """Refuse a noise level that is no finite number of at least 0."""
-    if isinstance(sigma, bool) or not isinstance(sigma, (int, float, np.floating)):
-        raise TypeError(f"`sigma` is {sigma!r}, a {type(sigma).__name__}; accepted is a number (pixel units).")
+    check_number("sigma", sigma, "a number (pixel units)")
     if not 0 <= sigma < math.inf:
         raise ValueError(f"`sigma` is {sigma}; accepted is a finite noise level of at least 0 (pixel units).")
+
+
+FLOATING = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
+
+
+def check_floating(tensor: torch.Tensor, name: str = "images") -> None:
+    """Refuse what is no dense tensor of floating-point numbers, or one without values (`meta`)."""
+    if not isinstance(tensor, torch.Tensor):
+        given = f"a {type(tensor).__name__}"
+    elif tensor.dtype in FLOATING and tensor.layout == torch.strided and not (tensor.is_meta or tensor.is_nested):
+        return
+    else:
+        given = f"a tensor of {tensor.dtype} ({tensor.layout}, {tensor.device})"
+    raise TypeError(f"`{name}` is {given}; accepted is a dense floating-point tensor.")
 
 
 def check_noisy_range(images: torch.Tensor, sigma: float) -> None:
@@ -32,6 +47,15 @@ def check_seed(seed: int | None) -> None:
     """Refuse a seed that is neither `None` nor a whole number of 63 bits."""
     if seed is not None and (type(seed) is not int or not 0 <= seed < 2**63):
         raise ValueError(f"`seed` is {seed!r}; accepted is a whole number from 0 to 2**63 - 1, or None.")
+
+
+def check_seeds(seeds: Sequence[int], count: int) -> None:
+    """Refuse what is not one seed of 63 bits for each of so many images."""
+    if not isinstance(seeds, Sequence) or len(seeds) != count or None in seeds:
+        given = f"{len(seeds)} values" if isinstance(seeds, Sequence) else f"a {type(seeds).__name__}"
+        raise ValueError(f"`seeds` is {given} for {count} images; accepted is one whole number for each.")
+    for seed in seeds:
+        check_seed(seed)
 
 
 def fresh_seed(generator: torch.Generator | None = None) -> int:

@@ -5,13 +5,18 @@ in the model's units (images in [-1, 1]; twice the pixel units), those of `P_mea
 """
 
 import math
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, fields, replace
 
 import numpy as np
 from scipy import stats
 
+from .arguments import check_kind, check_number, check_whole, plain_numbers
+
 
 WEIGHTINGS = ("elbo", "edm", "edm-reference", "uniform")
+
+MOST_LEVELS = 100_000
+"""Largest number of levels that a grid can be asked for."""
 
 # The training distribution of Karras et al. 2022 (arXiv:2206.00364, Table 1): log sigma ~ N(P_mean, P_std^2).
 P_MEAN, P_STD, SIGMA_DATA = -1.2, 1.2, 0.5
@@ -56,6 +61,7 @@ class NoiseLevels:
             bounded losses, as `LipschitzCertificate` asks.
 
     Raises:
+        TypeError: An argument is of another type.
         ValueError: They differ in length, are empty, or hold a value that is not accepted.
     """
 
@@ -70,8 +76,8 @@ class NoiseLevels:
 
     def __post_init__(self):
         for name in ("sigmas", "weights", "thresholds"):
-            if getattr(self, name) is not None:
-                object.__setattr__(self, name, tuple(float(value) for value in getattr(self, name)))
+            if name != "thresholds" or self.thresholds is not None:
+                object.__setattr__(self, name, plain_numbers(name, getattr(self, name), "numbers, one for each level"))
         if not self.sigmas or len(self.sigmas) != len(self.weights):
             raise ValueError(
                 f"`sigmas` has {len(self.sigmas)} values and `weights` {len(self.weights)}; accepted are equally "
@@ -95,6 +101,13 @@ class NoiseLevels:
                 f"`max_classes` is {self.max_classes!r}; accepted is a whole number of at least 1 beside "
                 "`thresholds`, or None."
             )
+        if not isinstance(self.relative, bool):
+            raise TypeError(f"`relative` is {self.relative!r}; accepted are True and False.")
+        if self.smoothing_sigma is not None:
+            check_number("smoothing_sigma", self.smoothing_sigma, "a noise level in pixel units, or None")
+            object.__setattr__(self, "smoothing_sigma", float(self.smoothing_sigma))
+        if not isinstance(self.method, str | None):
+            raise TypeError(f"`method` is {self.method!r}; accepted is the name of a likelihood, or None.")
 
         if self.cap is not None and not 0 < self.cap <= 4:
             raise ValueError(f"`cap` is {self.cap!r}; accepted is a mean squared error above 0 and up to 4, or None.")
@@ -108,7 +121,14 @@ class NoiseLevels:
 
     @classmethod
     def from_dict(cls, data: dict) -> "NoiseLevels":
-        """The levels that `to_dict` wrote."""
+        """The levels that `to_dict` wrote.
+
+        Raises:
+            TypeError, ValueError: They are not as described above, or `data` is no dictionary of them.
+        """
+        known = [f.name for f in fields(cls)]
+        if not isinstance(data, dict) or not {"sigmas", "weights"} <= set(data) <= set(known):
+            raise ValueError(f"`data` is {data!r}; accepted is a dictionary with sigmas and weights, and of {known}.")
         return cls(**data)
 
     def sifted(self, threshold: float, max_classes: int | None = None, relative: bool = False) -> "NoiseLevels":
@@ -118,6 +138,9 @@ class NoiseLevels:
             threshold: Largest gap to the best class's loss so far with which a class goes on, in that loss's units.
             max_classes: How many classes go on at most; `None`: as many as there are.
             relative: Whether the threshold is a share of the best loss so far.
+
+        Raises:
+            TypeError, ValueError: An argument is none that the class accepts.
         """
         thresholds = (threshold,) * (len(self) - 1)
         return replace(self, thresholds=thresholds, relative=relative, max_classes=max_classes)
@@ -130,7 +153,13 @@ class NoiseLevels:
 
         Args:
             factor: What the thresholds are multiplied by, above 0. Levels without thresholds stay as they are.
+
+        Raises:
+            TypeError, ValueError: `factor` is no finite number above 0.
         """
+        check_number("factor", factor, "a number above 0")
+        if not 0 < factor < math.inf:
+            raise ValueError(f"`factor` is {factor}; accepted is a finite number above 0.")
         thresholds = self.thresholds and tuple(factor * threshold for threshold in self.thresholds)
         return replace(self, thresholds=thresholds)
 
@@ -138,7 +167,11 @@ class NoiseLevels:
         """Each level `times` times with fresh noise, at the same total weight: less variance for more evaluations.
 
         All classes are then scored at all levels, also where the original sifts them.
+
+        Raises:
+            ValueError: `times` is no whole number of at least 1.
         """
+        check_whole("times", times, 1, MOST_LEVELS // len(self))
         weights = tuple(weight / times for weight in self.weights) * times
         return replace(self, sigmas=self.sigmas * times, weights=weights, thresholds=None, max_classes=None)
 
@@ -149,12 +182,15 @@ class NoiseLevels:
         """Levels evenly spaced in `log sigma`, both ends included. Under `elbo` a level then weighs as `1/sigma^2`.
 
         Raises:
+            TypeError: An argument is of another type.
             ValueError: Not `0 < sigma_min < sigma_max`, fewer than 2 levels, or an unknown `weighting`.
         """
-        if not 0 < sigma_min < sigma_max < math.inf or num_levels < 2:
+        check_whole("num_levels", num_levels, 2, MOST_LEVELS)
+        for name, value in (("sigma_min", sigma_min), ("sigma_max", sigma_max)):
+            check_number(name, value, "a noise level above 0 (model units)")
+        if not 0 < sigma_min < sigma_max < math.inf:
             raise ValueError(
-                f"`sigma_min` is {sigma_min}, `sigma_max` {sigma_max} and `num_levels` {num_levels}; accepted are "
-                "0 < sigma_min < sigma_max and at least 2 levels."
+                f"`sigma_min` is {sigma_min} and `sigma_max` {sigma_max}; accepted are 0 < sigma_min < sigma_max."
             )
         sigmas = np.geomspace(sigma_min, sigma_max, num_levels)
         step = math.log(sigma_max / sigma_min) / (num_levels - 1)
@@ -179,13 +215,14 @@ class NoiseLevels:
             p_std: Standard deviation of `log sigma` in training, above 0.
 
         Raises:
-            ValueError: An argument is not as described.
+            TypeError, ValueError: An argument is not as described.
         """
         _check_tau(tau)
-        if num_levels < 1 or not p_std > 0:
-            raise ValueError(
-                f"`num_levels` is {num_levels} and `p_std` {p_std}; accepted are at least 1 level and p_std above 0."
-            )
+        check_whole("num_levels", num_levels, 1, MOST_LEVELS)
+        check_number("p_mean", p_mean, "a number from -100 to 100")
+        check_number("p_std", p_std, "a number above 0 and up to 100")
+        if not -100 <= p_mean <= 100 or not 0 < p_std <= 100:
+            raise ValueError(f"`p_mean` is {p_mean} and `p_std` {p_std}; accepted are -100 to 100, and 0 to 100.")
         below = stats.norm.cdf(math.log(tau), p_mean, p_std) if tau > 0 else 0.0
         upper_tail = (1 - below) * (1 - (np.arange(num_levels) + 0.5) / num_levels)
         sigmas = np.exp(stats.norm.isf(upper_tail, p_mean, p_std))
@@ -215,15 +252,14 @@ class NoiseLevels:
             method: The likelihood that the levels are for; only `edm-reference` depends on it.
 
         Raises:
-            ValueError: An argument is not as described.
+            TypeError, ValueError: An argument is not as described.
         """
         _check_tau(tau)
+        check_kind("method", method, str)
         skipped = 5 if (weighting, method) == ("edm-reference", "epndc") else 0
-        if not tau < 3 or num_points < skipped + 3:
-            raise ValueError(
-                f"`tau` is {tau} and `num_points` {num_points}; accepted are tau below 3 (model units) and at least "
-                f"{skipped + 3} points."
-            )
+        check_whole("num_points", num_points, skipped + 3, MOST_LEVELS)
+        if not tau < 3:
+            raise ValueError(f"`tau` is {tau}; accepted is a noise level below 3 (model units).")
         grid = np.linspace(tau, 3.0, num_points)[:-1]
         ds = (3.0 - tau) / (num_points - 1)
         s, sigmas = grid[skipped:-1], grid[skipped + 1 :]
@@ -240,12 +276,14 @@ class NoiseLevels:
 
 
 def _check_tau(tau: float) -> None:
+    check_number("tau", tau, "a noise level of at least 0 (model units)")
     if not 0 <= tau < math.inf:
         raise ValueError(f"`tau` is {tau}; accepted is a finite noise level of at least 0 (model units).")
 
 
 def _density(weighting: str, sigmas: np.ndarray, widths: np.ndarray, p_mean=P_MEAN, p_std=P_STD) -> np.ndarray:
     """Weights of levels that stand for intervals of these widths (`uniform`: the same for each level)."""
+    check_kind("weighting", weighting, str)
     if weighting == "elbo":
         return widths / sigmas**3
     if weighting == "edm":

@@ -9,7 +9,6 @@ from diffusers import UNet2DConditionModel, UNet2DModel
 from diffusers.schedulers import SchedulerMixin
 from diffusers.utils import BaseOutput
 
-from .bounds import check_alpha
 from .calibration import calibrate_levels, check_levels, levels_key
 from .certificate import Certificate
 from .classifier import NoisedDiffusionClassifier, default_levels
@@ -19,7 +18,7 @@ from .hub import SharedPipeline
 from .images import to_pixel_batch
 from .likelihoods import get_likelihood
 from .lipschitz import LEVELS, LipschitzCertificate
-from .margins import certify_margin, with_bounded_losses
+from .margins import certify_margin, check_margin_settings, with_bounded_losses
 from .noise import check_noisy_range, check_seed, check_sigma, resolve_seed
 from .noise_levels import NoiseLevels
 from .smoothing import Prediction, SmoothedClassifier
@@ -78,7 +77,8 @@ class NoisedDiffusionClassifierPipeline(SharedPipeline):
             raise ValueError(
                 f"`id2label` has the keys {sorted(id2label)}; accepted are 0 to {denoiser.num_classes - 1}, each once."
             )
-        check_levels(levels or {})
+        if levels is not None:
+            check_levels(levels)
         self.register_modules(unet=unet, scheduler=scheduler, unconditional_unet=unconditional_unet)
         self.register_to_config(id2label=id2label, null_class=null_class, levels=levels)
 
@@ -184,6 +184,7 @@ class NoisedDiffusionClassifierPipeline(SharedPipeline):
         Raises:
             TypeError, ValueError: An argument is not as described, or beyond what the model was trained for.
         """
+        check_sigma(sigma)
         candidates = default_levels(sigma, self.denoiser) if candidates is None else candidates
         classifier = self.classifier(sigma, method, candidates, batch_size)
         batch, _ = self._preprocess(images, classifier)
@@ -324,6 +325,7 @@ class NoisedDiffusionClassifierPipeline(SharedPipeline):
         Raises:
             TypeError, ValueError: An argument is not as described, or beyond what the model was trained for.
         """
+        check_sigma(sigma)
         if sigma == 0:
             beside = {"radii": radii, "resolution": resolution, "bound": bound, "grid": grid}
             return self._certify_margins(
@@ -416,13 +418,11 @@ class NoisedDiffusionClassifierPipeline(SharedPipeline):
         given = sorted(name for name, value in beside.items() if value is not None)
         if given:
             raise ValueError(f"`{given[0]}` goes with smoothing; accepted with sigma=0 is None.")
-        levels = with_bounded_losses(LEVELS if levels is None else levels)
-        classifier = self.classifier(0.0, method, levels, batch_size)
+        classifier = self.classifier(
+            0.0, method, with_bounded_losses(LEVELS if levels is None else levels), batch_size
+        )
         n0 = 20 if n0 is None else n0
-        check_alpha(alpha)
-        for name, value in (("n0", n0), ("n", n)):
-            if type(value) is not int or value < 1:
-                raise ValueError(f"`{name}` is {value!r}; accepted with sigma=0 is a whole number of at least 1.")
+        check_margin_settings(n0, n, alpha, seed)
         batch, single = self._preprocess(images, classifier)
         check_noisy_range(batch, sigma=0)
         with self.progress_bar(total=len(batch) * (n0 + n)) as bar:
@@ -439,6 +439,9 @@ class NoisedDiffusionClassifierPipeline(SharedPipeline):
 def with_integer_labels(id2label: dict) -> dict[int, str]:
     """`id2label` with the whole numbers back that JSON made strings of."""
     try:
-        return {int(label): str(name) for label, name in id2label.items()}
-    except (AttributeError, TypeError, ValueError):
-        raise ValueError(f"`id2label` is {id2label!r}; accepted is a dictionary of class index to name.") from None
+        names = {int(label): str(name) for label, name in id2label.items()}
+    except (ArithmeticError, AttributeError, TypeError, ValueError):
+        names = {}
+    if not names:
+        raise ValueError(f"`id2label` is {id2label!r}; accepted is a dictionary of class index to name.")
+    return names

@@ -5,6 +5,8 @@ from collections.abc import Mapping, Sequence
 import torch
 from transformers import CLIPTextModel, CLIPTokenizer
 
+from .arguments import check_kind
+
 
 ACCEPTED = (
     "for each of at least two classes a prompt, or a list of prompts whose embeddings are averaged: a dictionary by "
@@ -32,7 +34,7 @@ def read_prompts(prompts: Mapping | Sequence) -> dict[int, list[str]]:
         }
         texts = [text for texts in by_class.values() for text in texts]
         usable = all(by_class.values()) and all(isinstance(text, str) and text.strip() for text in texts)
-    except (TypeError, ValueError):
+    except (ArithmeticError, TypeError, ValueError):
         usable = False
     if not usable or len(by_class) < 2 or sorted(by_class) != list(range(len(by_class))):
         raise ValueError(f"`prompts` is {prompts!r}; accepted are, {ACCEPTED}.")
@@ -82,8 +84,11 @@ def embed_prompts(
         Shape `(K + 1, tokens, channels)`, the last row being the empty prompt's, in the text encoder's dtype.
 
     Raises:
+        TypeError: `tokenizer` or `text_encoder` is of another class.
         ValueError: `prompts` are not as described, or too long.
     """
+    check_kind("tokenizer", tokenizer, CLIPTokenizer)
+    check_kind("text_encoder", text_encoder, CLIPTextModel)
     prompts = read_prompts(prompts)
     check_length(prompts, tokenizer)
     groups = [*prompts.values(), [""]]

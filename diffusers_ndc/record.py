@@ -2,7 +2,7 @@
 
 import hashlib
 import json
-from collections.abc import Iterable
+from collections.abc import Callable
 from dataclasses import MISSING, asdict, fields
 from typing import ClassVar, TypeVar
 
@@ -23,12 +23,12 @@ class Record:
     @property
     def flaw(self) -> str | None:
         """What is wrong with the record, or `None`. That its draws were made, no record can show by itself."""
-        try:
-            return next(iter(self._flaws()), None)
-        except (TypeError, ValueError, AttributeError, ArithmeticError, KeyError) as error:
-            return f"a field has no such value as it must: {error}"
+        return found(self._flaw_of_draws) or found(self._flaw_of_result)
 
-    def _flaws(self) -> Iterable[str]:
+    def _flaw_of_draws(self) -> str | None:
+        raise NotImplementedError
+
+    def _flaw_of_result(self) -> str | None:
         raise NotImplementedError
 
     def to_dict(self) -> dict:
@@ -44,25 +44,39 @@ class Record:
         """The record that `to_dict` wrote, also after a passage through JSON (where the labels become strings).
 
         Raises:
-            ValueError: A field is missing or unknown, a dictionary by label has no whole number for its label, or
-                there is a `digest` and it is that of other values.
+            ValueError: A field is missing or unknown, something by label has no whole number for it or a label two
+                values, or there is a `digest` and it is that of other values.
         """
         known = {f.name for f in fields(cls)}
         required = {f.name for f in fields(cls) if f.default is MISSING and f.default_factory is MISSING}
         if isinstance(data, dict) and "digest" in data:
             digest, data = data["digest"], {name: value for name, value in data.items() if name != "digest"}
-            if digest != _digest(data):
+            try:
+                unaltered = digest == _digest(data)
+            except (TypeError, RecursionError):
+                unaltered = False  # no such values can be written
+            if not unaltered:
                 raise ValueError(f"`data` has the digest {digest!r}; accepted is that of its values, unaltered.")
         if not isinstance(data, dict) or not required <= set(data) <= known:
-            given = sorted(data) if isinstance(data, dict) else type(data).__name__
+            given = sorted(map(repr, data)) if isinstance(data, dict) else type(data).__name__
             raise ValueError(f"`data` has {given}; accepted is a dictionary with {sorted(required)}, and of {known}.")
         labelled = {}
         for name in cls.labelled:
             try:
                 labelled[name] = {int(label): value for label, value in data[name].items()}
-            except (AttributeError, TypeError, ValueError):
+                if sorted(map(str, labelled[name])) != sorted(map(str, data[name])):  # 1.5, or 3 beside "03"
+                    raise ValueError
+            except (ArithmeticError, AttributeError, TypeError, ValueError):
                 raise ValueError(f"`{name}` is {data[name]!r}; accepted is a dictionary by class label.") from None
         return cls(**{**data, **labelled})
+
+
+def found(check: Callable[[], str | None]) -> str | None:
+    """What a check finds wrong, also where it stumbles over a value of another type."""
+    try:
+        return check()
+    except (TypeError, ValueError, AttributeError, ArithmeticError, LookupError, RecursionError) as error:
+        return f"a field has no such value as it must: {error}"
 
 
 def _digest(record: dict) -> str:

@@ -5,12 +5,22 @@ from dataclasses import dataclass, replace
 
 import torch
 
-from .bounds import ANYTIME, BOUNDS, CURTAILED, SOFT, check_alpha, majority_pvalue
+from .arguments import check_whole
+from .bounds import ANYTIME, BOUNDS, CURTAILED, MOST_DRAWS, SOFT, check_alpha, majority_pvalue
 from .certificate import Certificate, plurality
 from .differences import differences
 from .draws import Draws, Votes, run, select
-from .grid_noise import LEVELS, MOST_STEPS, grid_steps
-from .noise import check_noisy_range, check_seed, check_sigma, content_hash, derive_seeds, fresh_seed, standard_normal
+from .grid_noise import LEVELS, check_grid, grid_steps
+from .noise import (
+    check_floating,
+    check_noisy_range,
+    check_seed,
+    check_sigma,
+    content_hash,
+    derive_seeds,
+    fresh_seed,
+    standard_normal,
+)
 from .stopping import STEP, StoppingRule, check_stopping, largest_provable
 
 
@@ -45,7 +55,8 @@ class SmoothedClassifier:
             is: not clipped, not rounded. One with a true attribute `randomized` is called with `seeds=`, one whole
             number per image, on which all its randomness must depend. It must treat the images of a batch
             independently, as a network in evaluation mode does. One with a method `stream`, as
-            `NoisedDiffusionClassifier` has it, is fed the draws of several images together.
+            `NoisedDiffusionClassifier` has it, is fed the draws of several images together; one with a method
+            `check_images` refuses those that it cannot take.
         sigma: Standard deviation of the smoothing noise, pixel units, above 0.
         grid: If given, the classifier that is smoothed is `f(round(x))`, with so many grid steps between two values of
             an 8-bit image, and noise is drawn on that grid (`grid_noise`): certificates of 8-bit images that rounding
@@ -53,7 +64,7 @@ class SmoothedClassifier:
 
     Raises:
         TypeError: `base_classifier` is not callable, or `sigma` is no number.
-        ValueError: `sigma` is not above 0, or `grid` no whole number of at least 1.
+        ValueError: `sigma` is not above 0, or `grid` no whole number of at least 1, or too fine for so much noise.
     """
 
     def __init__(self, base_classifier: Callable[..., torch.Tensor], sigma: float, grid: int | None = None):
@@ -62,8 +73,8 @@ class SmoothedClassifier:
         check_sigma(sigma)
         if sigma == 0:
             raise ValueError("`sigma` is 0; accepted for smoothing is a noise level above 0 (pixel units).")
-        if grid is not None and (type(grid) is not int or not 1 <= grid <= MOST_STEPS):
-            raise ValueError(f"`grid` is {grid!r}; accepted are 1 to {MOST_STEPS} steps, or None.")
+        if grid is not None:
+            check_grid(grid, sigma)
         self.base_classifier = base_classifier
         self.sigma = sigma
         self.grid = grid
@@ -90,9 +101,10 @@ class SmoothedClassifier:
 
         Raises:
             TypeError, ValueError: An argument is not as described.
+            FloatingPointError: A logit of the base classifier is not finite.
         """
         self.check_images(images)
-        self.check_settings(alpha, seed, n=n)
+        self.check_settings(alpha, seed, on_draws, n=n)
         seed = fresh_seed() if seed is None else seed
 
         def predict_one(image, image_hash):
@@ -150,6 +162,7 @@ class SmoothedClassifier:
 
         Raises:
             TypeError, ValueError: An argument is not as described, or a radius is beyond what `n` draws can prove.
+            FloatingPointError: A logit of the base classifier is not finite.
         """
         self.check_images(images)
         found = dict(self.certify_each(images, n0, n, alpha, seed, radii, resolution, bound, on_draws))
@@ -172,7 +185,7 @@ class SmoothedClassifier:
         An image is asked for when those under way have no draws left to fill the batches with.
 
         Args:
-            images: Images of shape `(C, H, W)`, values in [0, 1].
+            images: Images of one shape `(C, H, W)`, dtype and device, values in [0, 1].
             n0: As for `certify`, and so the others.
 
         Yields:
@@ -180,11 +193,16 @@ class SmoothedClassifier:
 
         Raises:
             TypeError, ValueError: An argument is not as described, at once; an image, when it comes.
+            FloatingPointError: A logit of the base classifier is not finite.
         """
+        try:
+            images = iter(images)
+        except TypeError:
+            raise TypeError(f"`images` is a {type(images).__name__}; accepted are images, one by one.") from None
         stops = radii is not None or resolution is not None
         n0 = (10 if stops else 100) if n0 is None else n0
         bound = ("mixture" if stops else "clopper-pearson") if bound is None else bound
-        self.check_settings(alpha, seed, n0=n0, n=n)
+        self.check_settings(alpha, seed, on_draws, n0=n0, n=n)
         self._check_bound(bound, n0, n, alpha, radii, resolution)
         seed = fresh_seed() if seed is None else seed
 
@@ -195,8 +213,15 @@ class SmoothedClassifier:
             return self._certify_fixed(n0, n, alpha, record)
 
         def checked():
+            first = None
             for image in images:
-                self.check_images(image[None])
+                self.check_images(image, "CHW")
+                kind = (tuple(image.shape), image.dtype, image.device)
+                first = first or kind
+                if kind != first:
+                    raise ValueError(
+                        f"`images` has one of {kind} after one of {first}; accepted are images of a kind."
+                    )
                 yield image
 
         return self._run(checked(), seed, certify_one, on_draws)
@@ -226,9 +251,10 @@ class SmoothedClassifier:
 
         Raises:
             TypeError, ValueError: An argument is not as described.
+            FloatingPointError: A logit of the base classifier is not finite.
         """
-        self.check_images(image[None])
-        self.check_settings(alpha, seed, n0=n0, n=n)
+        self.check_images(image, "CHW")
+        self.check_settings(alpha, seed, on_draws, n0=n0, n=n)
         return self._watch(image, n0, n, alpha, fresh_seed() if seed is None else seed, on_draws)
 
     def replay(
@@ -248,7 +274,7 @@ class SmoothedClassifier:
             TypeError, ValueError: `image` is not as described; or `certificate` does not follow from its own votes,
                 names no seed, or is about another image or classifier, or another `sigma` or `grid`.
         """
-        self.check_images(image[None])
+        self.check_images(image, "CHW")
         if certificate.flaw is not None:
             raise ValueError(f"`certificate` is flawed: {certificate.flaw}; accepted is a sound one.")
         if certificate.seed is None:
@@ -344,13 +370,15 @@ class SmoothedClassifier:
             **record,
         )
 
-    def check_images(self, images) -> None:
-        """Refuse what is no batch of images in [0, 1], of 8 bits where noise is drawn on a grid."""
-        if not isinstance(images, torch.Tensor) or not images.is_floating_point():
-            given = images.dtype if isinstance(images, torch.Tensor) else type(images).__name__
-            raise TypeError(f"`images` is {given}; accepted is a floating-point tensor.")
-        if images.ndim != 4:
-            raise ValueError(f"`images` has the shape {tuple(images.shape)}; accepted is (N, C, H, W).")
+    def check_images(self, images, axes: str = "NCHW") -> None:
+        """Refuse what are no images of these axes in [0, 1], of 8 bits where noise is drawn on a grid."""
+        check_floating(images)
+        if images.ndim != len(axes) or not images.numel():
+            raise ValueError(
+                f"`images` has the shape {tuple(images.shape)}; accepted is ({', '.join(axes)}), none of them 0."
+            )
+        if hasattr(self.base_classifier, "check_images"):
+            self.base_classifier.check_images(images.view(-1, *images.shape[-3:]))
         check_noisy_range(images, sigma=0)
         if self.grid is not None:
             off = (images.double() * LEVELS - (images.double() * LEVELS).round()).abs().max().item()
@@ -360,18 +388,19 @@ class SmoothedClassifier:
                     "whole numbers from 0 to 255, divided by 255."
                 )
 
-    def check_settings(self, alpha, seed, **draws: int) -> None:
-        """Refuse an `alpha`, a `seed` or numbers of draws (`n0`, `n`) that are not as described above."""
+    def check_settings(self, alpha, seed, on_draws=None, **draws: int) -> None:
+        """Refuse an `alpha`, a `seed`, an `on_draws` or numbers of draws (`n0`, `n`) that are not as described."""
         check_alpha(alpha)
         check_seed(seed)
+        if on_draws is not None and not callable(on_draws):
+            raise TypeError(f"`on_draws` is a {type(on_draws).__name__}; accepted is a callable, or None.")
         for name, value in draws.items():
-            if type(value) is not int or value < (name == "n"):
-                raise ValueError(f"`{name}` is {value!r}; accepted is a whole number of draws, at least 1 (n0: 0).")
+            check_whole(name, value, int(name == "n"), MOST_DRAWS, "a whole number of draws")
 
     def _check_bound(self, bound, n0, n, alpha, radii, resolution) -> None:
         stops = radii is not None or resolution is not None
         accepted = set(BOUNDS) if n0 and not stops else ANYTIME | CURTAILED
-        if bound not in accepted:
+        if not isinstance(bound, str) or bound not in accepted:
             raise ValueError(
                 f"`bound` is {bound!r}; accepted with n0={n0}, radii={radii!r} and resolution={resolution!r} are "
                 f"{sorted(accepted)}."

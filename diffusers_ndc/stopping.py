@@ -4,6 +4,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from .arguments import check_number, plain_numbers
 from .bounds import ANYTIME, BOUNDS, Tally, certified_radius, clopper_pearson_lower
 
 
@@ -93,14 +94,19 @@ def check_stopping(radii: Sequence[float] | None, resolution: float | None, larg
     """Refuse radii that are not ascending or beyond `largest`, the largest provable one; a `resolution` below 0.
 
     Raises:
+        TypeError: They are no numbers.
         ValueError: They are not as described, or both are given.
     """
     if radii is not None and resolution is not None:
         raise ValueError(f"`radii` ({radii!r}) and `resolution` ({resolution!r}) are both given; accepted is one.")
-    if resolution is not None and not 0 < resolution < math.inf:
-        raise ValueError(f"`resolution` is {resolution!r}; accepted is a difference of radii above 0 (pixel units).")
+    if resolution is not None:
+        accepted = "a difference of radii above 0 (pixel units)"
+        check_number("resolution", resolution, accepted)
+        if not 0 < resolution < math.inf:
+            raise ValueError(f"`resolution` is {resolution!r}; accepted is {accepted}.")
     if radii is None:
         return
+    radii = plain_numbers("radii", radii, "radii of at least 0 (pixel units)")
     ascending = len(radii) and all(a < b for a, b in zip(radii, radii[1:], strict=False))
     if not ascending or not 0 <= radii[0] < math.inf:
         raise ValueError(

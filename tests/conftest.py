@@ -1,11 +1,21 @@
+from datetime import timedelta
+
 import numpy as np
 import PIL.Image
 import pytest
 import torch
 from diffusers import DDPMScheduler, UNet2DModel
 from hub import hub as hub
+from hypothesis import HealthCheck, settings
 
 from diffusers_ndc import NoisedDiffusionClassifierPipeline
+
+
+# `max_examples` is a percentage of the cases that each property test asks for (fuzzing.py).
+_COMMON = {"deadline": timedelta(seconds=20), "suppress_health_check": list(HealthCheck), "database": None}
+settings.register_profile("ci", max_examples=100, derandomize=True, **_COMMON)
+settings.register_profile("thorough", max_examples=1000, **_COMMON)
+settings.load_profile("ci")
 
 
 def tiny_unet(num_class_embeds=4, network=UNet2DModel, **settings):

@@ -422,8 +422,8 @@ def test_refuses_what_is_not_sound_or_does_not_fit(sd, pictures, monkeypatch, ca
         ({"vae": torch.nn.Linear(1, 1)}, TypeError, "`vae` is a Linear"),
         ({"vae": tiny_vae(latents_mean=[0.0] * 4)}, ValueError, "`vae` has latents_mean"),
         ({"pixel_unet": tiny_unet()}, ValueError, "`pixel_unet` and `pixel_scheduler`: one"),
-        ({**pixel_model(), "pixel_scheduler": tiny_tokenizer()}, ValueError, "`pixel_unet` and .*noise level"),
-        ({"scheduler": tiny_tokenizer()}, ValueError, "`scheduler` is a CLIPTokenizer"),
+        ({**pixel_model(), "pixel_scheduler": tiny_tokenizer()}, TypeError, "`pixel_scheduler` is a CLIPTokenizer"),
+        ({"scheduler": tiny_tokenizer()}, TypeError, "`scheduler` is a CLIPTokenizer"),
     ],
 )
 def test_refuses_components_that_do_not_fit(sd, arguments, error, match):

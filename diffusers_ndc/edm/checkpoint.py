@@ -1,6 +1,5 @@
 """Checkpoints of Karras et al. 2022 (arXiv:2206.00364) as they lie on the disk."""
 
-import json
 import os
 import pickle
 from dataclasses import dataclass
@@ -10,6 +9,7 @@ import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 
+from .. import strict_json
 from .unpickling import read_pickled_network
 
 
@@ -92,7 +92,7 @@ def read_checkpoint(path: str | os.PathLike, argument: str = "path") -> EDMCheck
             '{"class_name": "EDMPrecond", "init_kwargs": {...}}.'
         )
     try:
-        description = json.loads(described.read_text())
+        description = strict_json.loads(described.read_text(encoding="utf-8"))
         class_name, init_kwargs = description["class_name"], dict(description["init_kwargs"])
     except (ValueError, TypeError, KeyError) as error:
         raise ValueError(

@@ -7,6 +7,8 @@ from collections.abc import Iterator
 from datetime import UTC, datetime
 from pathlib import Path
 
+from .. import strict_json
+
 
 RUN_FILE = "run.json"
 
@@ -73,7 +75,7 @@ def _records_of(path: Path) -> Iterator[dict]:
     damaged = []
     for number, line in enumerate(lines, start=1):
         try:
-            record = json.loads(line)
+            record = strict_json.loads(line)
         except ValueError:
             record = None
         if isinstance(record, dict) and type(record.get("index")) is int:
@@ -123,7 +125,7 @@ def read_run(folder: str | Path) -> dict:
     if not path.is_file():
         raise FileNotFoundError(f"{folder} has no {RUN_FILE}; accepted is the folder of a run.")
     try:
-        settings = json.loads(path.read_text(encoding="utf-8"))
+        settings = strict_json.loads(path.read_text(encoding="utf-8"))
     except ValueError as error:
         raise ValueError(f"{path} is not JSON: {error}") from None
     if not isinstance(settings, dict):
