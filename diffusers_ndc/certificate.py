@@ -8,8 +8,9 @@ import sys
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
+from typing import Any
 
-from .bounds import ANYTIME, BOUNDS, CURTAILED, SOFT, Tally, certified_radius, check_alpha
+from .bounds import ANYTIME, BOUNDS, CURTAILED, SOFT, Tally, certified_radius, check_alpha, given
 from .grid_noise import MOST_STEPS, slack
 
 
@@ -77,7 +78,7 @@ class Certificate:
         bound: str = "clopper-pearson",
         n0: int | None = None,
         n: int | None = None,
-        **record,
+        **record: Any,
     ) -> "Certificate":
         """The certificate that these votes give: candidate by plurality of the selection, radius by the bound.
 
@@ -112,7 +113,7 @@ class Certificate:
     @property
     def alpha_of_candidate(self) -> float:
         """`alpha`, or each class's share of it where the leader itself is the candidate."""
-        return self.alpha if self.selection_counts else self.alpha / self.num_classes
+        return self.alpha if self.selection_counts else self.alpha / given("num_classes", self.num_classes)
 
     @property
     def tally(self) -> Tally:
@@ -132,7 +133,7 @@ class Certificate:
     def p_lower(self) -> float:
         """Lower bound on the candidate's probability, recomputed from the counts."""
         lower = BOUNDS[self.bound](self.tally, self.alpha_of_candidate)
-        return lower if self.grid is None else lower - slack(self.sigma, self.grid, self.pixels)
+        return lower if self.grid is None else lower - slack(self.sigma, self.grid, given("pixels", self.pixels))
 
     def verify(self) -> bool:
         """Whether label and radius follow from the votes, and these are no more than `n0` and `n` draws."""
@@ -183,10 +184,12 @@ class Certificate:
             type(self.num_classes) is int and self.num_classes > max(1, *labels)
         ):
             return False
-        if self.bound == "randomized-clopper-pearson" and not 0 <= self.u <= 1:
+        if self.bound == "randomized-clopper-pearson" and (self.u is None or not 0 <= self.u <= 1):
             return False
         if self.bound in SOFT:  # scores in [0, 1] have squares that are smaller, and a variance
             total, squares = self.score_sum, self.score_squares
+            if total is None or squares is None:
+                return False
             return self.n0 > 0 and 0 <= squares <= total <= self.n and total**2 <= squares * self.n * (1 + 1e-9)
         return self.n0 > 0 or self.bound in ANYTIME | CURTAILED
 
@@ -319,7 +322,7 @@ def _say_checked(path: Path) -> int:
     worst = 0
     try:
         for place, certificate, flaw in check_file(path):
-            if flaw is not None:
+            if certificate is None or flaw is not None:
                 print(f"FLAWED  {place}: {flaw}")
                 worst = 1
             else:
