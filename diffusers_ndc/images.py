@@ -1,17 +1,22 @@
 """What people hold in their hands (PIL images, numpy arrays, tensors, lists of them) as one batch in pixel units."""
 
+from collections.abc import Sequence
+
 import numpy as np
 import PIL.Image
 import torch
 from diffusers.image_processor import VaeImageProcessor
 
 
+Image = PIL.Image.Image | np.ndarray | torch.Tensor
+Images = Image | Sequence[Image]
+
 ACCEPTED = (
     "a PIL image, a numpy array (H, W[, C]) or (N, H, W, C), a tensor (C, H, W) or (N, C, H, W), or a list of them"
 )
 
 
-def to_pixel_batch(images, channels: int, size: tuple[int, int] | None) -> tuple[torch.Tensor, bool]:
+def to_pixel_batch(images: Images, channels: int, size: tuple[int, int] | None) -> tuple[torch.Tensor, bool]:
     """One float32 batch, uint8 values divided by 255.
 
     PIL images are converted to the network's colour mode and, where needed, resized to its size; arrays and tensors
@@ -29,7 +34,7 @@ def to_pixel_batch(images, channels: int, size: tuple[int, int] | None) -> tuple
         TypeError: `images` or one of its elements is of another kind.
         ValueError: The list is empty, its images differ in shape, or an image has a wrong number of axes.
     """
-    if isinstance(images, (list, tuple)):
+    if isinstance(images, Sequence):
         if not images:
             raise ValueError(f"`images` is an empty list; accepted is {ACCEPTED}.")
         batches = [_one_kind(image, channels, size) for image in images]
@@ -41,7 +46,7 @@ def to_pixel_batch(images, channels: int, size: tuple[int, int] | None) -> tuple
     return batch, isinstance(images, PIL.Image.Image) or images.ndim < 4
 
 
-def _one_kind(image, channels: int, size: tuple[int, int] | None) -> torch.Tensor:
+def _one_kind(image: Image, channels: int, size: tuple[int, int] | None) -> torch.Tensor:
     if isinstance(image, PIL.Image.Image):
         processor = VaeImageProcessor(
             vae_scale_factor=1,
