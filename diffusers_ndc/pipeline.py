@@ -15,7 +15,7 @@ from .classifier import NoisedDiffusionClassifier, default_levels
 from .denoiser import Denoiser
 from .edm import EDMUNet2DModel, read_checkpoints
 from .hub import SharedPipeline
-from .images import to_pixel_batch
+from .images import Image, Images, to_pixel_batch
 from .likelihoods import get_likelihood
 from .noise import check_noisy_range, check_seed, check_sigma, resolve_seed
 from .noise_levels import NoiseLevels
@@ -70,7 +70,8 @@ class NoisedDiffusionClassifierPipeline(SharedPipeline):
     ):
         super().__init__()
         id2label = None if id2label is None else with_integer_labels(id2label)
-        denoiser = Denoiser(unet, scheduler, id2label and len(id2label), null_class, unconditional_unet)
+        num_classes = len(id2label) if id2label else None
+        denoiser = Denoiser(unet, scheduler, num_classes, null_class, unconditional_unet)
         if id2label is not None and sorted(id2label) != list(range(denoiser.num_classes)):
             raise ValueError(
                 f"`id2label` has the keys {sorted(id2label)}; accepted are 0 to {denoiser.num_classes - 1}, each once."
@@ -147,7 +148,7 @@ class NoisedDiffusionClassifierPipeline(SharedPipeline):
 
     def calibrate(
         self,
-        images,
+        images: Images,
         labels: Sequence[int],
         sigma: float = 0.25,
         num_levels: int = 12,
@@ -197,7 +198,7 @@ class NoisedDiffusionClassifierPipeline(SharedPipeline):
     @torch.no_grad()
     def __call__(
         self,
-        images,
+        images: Images,
         sigma: float = 0.0,
         method: str | None = None,
         levels: NoiseLevels | None = None,
@@ -239,7 +240,7 @@ class NoisedDiffusionClassifierPipeline(SharedPipeline):
 
     def predict(
         self,
-        images,
+        images: Images,
         sigma: float = 0.25,
         n: int = 100,
         alpha: float = 0.001,
@@ -269,7 +270,7 @@ class NoisedDiffusionClassifierPipeline(SharedPipeline):
 
     def certify(
         self,
-        images,
+        images: Images,
         sigma: float = 0.25,
         n0: int | None = None,
         n: int = 10_000,
@@ -319,7 +320,7 @@ class NoisedDiffusionClassifierPipeline(SharedPipeline):
 
     def certify_iter(
         self,
-        image,
+        image: Image,
         sigma: float = 0.25,
         n0: int = 20,
         n: int = 10_000,
@@ -350,7 +351,7 @@ class NoisedDiffusionClassifierPipeline(SharedPipeline):
         seed = resolve_seed(generator, seed)
         return SmoothedClassifier(classifier, sigma, grid).certify_iter(batch[0], n0, n, alpha, seed)
 
-    def _smooth(self, algorithm: str, images, sigma, method, levels, batch_size, generator, seed, grid, **settings):
+    def _smooth(self, algorithm, images, sigma, method, levels, batch_size, generator, seed, grid, **settings):
         classifier = self.classifier(sigma, method, levels, batch_size)
         smoothed = SmoothedClassifier(classifier, sigma, grid)
         seed = resolve_seed(generator, seed)
@@ -363,7 +364,7 @@ class NoisedDiffusionClassifierPipeline(SharedPipeline):
         self.maybe_free_model_hooks()
         return results[0] if single else results
 
-    def _preprocess(self, images, classifier: NoisedDiffusionClassifier) -> tuple[torch.Tensor, bool]:
+    def _preprocess(self, images: Images, classifier: NoisedDiffusionClassifier) -> tuple[torch.Tensor, bool]:
         batch, single = to_pixel_batch(images, classifier.denoiser.image_channels, classifier.denoiser.image_size)
         classifier.denoiser.check_images(batch)
         return batch.to(self._execution_device), single

@@ -251,6 +251,8 @@ class SmoothedClassifier:
         self.check_images(image[None])
         if certificate.flaw is not None:
             raise ValueError(f"`certificate` is flawed: {certificate.flaw}; accepted is a sound one.")
+        if certificate.seed is None:
+            raise ValueError("`certificate` has the seed None; accepted is one that names the seed of its draws.")
         check_seed(certificate.seed)
         record = self._record(certificate.seed, image, content_hash(image), certificate.bound)
         there = {name: getattr(certificate, name) for name in record}
@@ -268,7 +270,9 @@ class SmoothedClassifier:
         ((_, again),) = self._run(image[None], certificate.seed, draw_again, on_draws)
         return again
 
-    def _watch(self, image, n0, n, alpha, seed, on_draws) -> Iterator[Certificate]:
+    def _watch(
+        self, image: torch.Tensor, n0: int, n: int, alpha: float, seed: int, on_draws: Callable[[int], object] | None
+    ) -> Iterator[Certificate]:
         record = self._record(seed, image, content_hash(image), "mixture")
 
         def votes_of(steps):
@@ -283,25 +287,34 @@ class SmoothedClassifier:
             votes = votes + votes_of(ask(start))
             yield self._certificate(selection, votes, n0, votes.n, alpha, record)
 
-    def _certify_fixed(self, n0, n, alpha, record) -> Generator[Draws, Votes, Certificate]:
+    def _certify_fixed(self, n0: int, n: int, alpha: float, record: dict) -> Generator[Draws, Votes, Certificate]:
         selection = yield from select(n0)
         votes = yield Draws("estimate", 0, n, _scored(record["bound"], selection))
         return self._certificate(selection, votes, n0, n, alpha, record)
 
-    def _certify_watched(self, n0, n, alpha, record, radii, resolution) -> Generator[Draws, Votes, Certificate]:
+    def _certify_watched(
+        self,
+        n0: int,
+        n: int,
+        alpha: float,
+        record: dict,
+        radii: Sequence[float] | None,
+        resolution: float | None,
+    ) -> Generator[Draws, Votes, Certificate]:
         """The largest of the certificates that were seen until nothing was left to be found out."""
         bound, best, votes = record["bound"], None, Votes()
         selection = yield from select(n0)
         more = min(n, STEP)
-        while more:
+        while True:
             votes = votes + (yield Draws("estimate", votes.n, more))
             latest = self._certificate(selection, votes, n0, votes.n if bound in ANYTIME else n, alpha, record)
             best = latest if best is None or latest.radius > best.radius else best
             rule = StoppingRule(self.sigma, latest.alpha_of_candidate, bound, n, radii, resolution)
             more = rule.more(latest.tally, votes.n, -1.0 if best.abstained else best.radius)
-        return replace(best, evaluations=latest.evaluations)
+            if not more:
+                return replace(best, evaluations=latest.evaluations)
 
-    def _run(self, images, seed, algorithm, on_draws) -> Iterator[tuple]:
+    def _run(self, images, seed, algorithm, on_draws):
         return run(self.base_classifier, self._noisy, images, seed, algorithm, on_draws)
 
     def _noisy(self, image: torch.Tensor, seeds: Sequence[int]) -> torch.Tensor:
@@ -326,7 +339,7 @@ class SmoothedClassifier:
             "pixels": None if self.grid is None else image.numel(),
         }
 
-    def _certificate(self, selection: Votes, votes: Votes, n0, n, alpha, record) -> Certificate:
+    def _certificate(self, selection: Votes, votes: Votes, n0: int, n: int, alpha: float, record: dict) -> Certificate:
         soft = record["bound"] in SOFT
         return Certificate.from_counts(
             selection.counts,
@@ -342,7 +355,7 @@ class SmoothedClassifier:
             **record,
         )
 
-    def check_images(self, images) -> None:
+    def check_images(self, images: torch.Tensor) -> None:
         """Refuse what is no batch of images in [0, 1], of 8 bits where noise is drawn on a grid."""
         if not isinstance(images, torch.Tensor) or not images.is_floating_point():
             given = images.dtype if isinstance(images, torch.Tensor) else type(images).__name__
@@ -358,7 +371,7 @@ class SmoothedClassifier:
                     "whole numbers from 0 to 255, divided by 255."
                 )
 
-    def check_settings(self, alpha, seed, **draws: int) -> None:
+    def check_settings(self, alpha: float, seed: int | None, **draws: int) -> None:
         """Refuse an `alpha`, a `seed` or numbers of draws (`n0`, `n`) that are not as described above."""
         check_alpha(alpha)
         check_seed(seed)
@@ -366,7 +379,9 @@ class SmoothedClassifier:
             if type(value) is not int or value < (name == "n"):
                 raise ValueError(f"`{name}` is {value!r}; accepted is a whole number of draws, at least 1 (n0: 0).")
 
-    def _check_bound(self, bound, n0, n, alpha, radii, resolution) -> None:
+    def _check_bound(
+        self, bound: str, n0: int, n: int, alpha: float, radii: Sequence[float] | None, resolution: float | None
+    ) -> None:
         stops = radii is not None or resolution is not None
         accepted = set(BOUNDS) if n0 and not stops else ANYTIME | CURTAILED
         if bound not in accepted:
