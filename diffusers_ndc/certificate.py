@@ -1,17 +1,19 @@
 """The record of one certified prediction, and its check from the counts alone."""
 
 import argparse
+import io
 import math
 import sys
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 from scipy import stats
 
 from . import strict_json
-from .arguments import EXACT, check_number, check_whole
-from .bounds import ANYTIME, BOUNDS, CURTAILED, MOST_DRAWS, SOFT, Tally, certified_radius, check_alpha
+from .arguments import EXACT, check_kind, check_number, check_whole
+from .bounds import ANYTIME, BOUNDS, CURTAILED, MOST_DRAWS, SOFT, Tally, certified_radius, check_alpha, given
 from .grid_noise import check_grid, slack
 from .lipschitz import LipschitzCertificate
 from .record import Record, found
@@ -83,7 +85,7 @@ class Certificate(Record):
         bound: str = "clopper-pearson",
         n0: int | None = None,
         n: int | None = None,
-        **record,
+        **record: Any,
     ) -> "Certificate":
         """The certificate that these votes give: candidate by plurality of the selection, radius by the bound.
 
@@ -101,9 +103,9 @@ class Certificate(Record):
             TypeError: An argument is of another kind.
             ValueError: The votes are none from which this bound could make a certificate.
         """
-        for name, votes in (("selection_counts", selection_counts), ("counts", counts)):
-            if not isinstance(votes, dict) or any(type(value) is not int for value in votes.values()):
-                raise TypeError(f"`{name}` is {votes!r}; accepted is a dictionary of label to votes.")
+        for name, given_votes in (("selection_counts", selection_counts), ("counts", counts)):
+            if not isinstance(given_votes, dict) or any(type(value) is not int for value in given_votes.values()):
+                raise TypeError(f"`{name}` is {given_votes!r}; accepted is a dictionary of label to votes.")
         check_number("sigma", sigma, "a noise level above 0 (pixel units)")
         check_alpha(alpha)
         n0 = sum(selection_counts.values()) if n0 is None else n0
@@ -129,7 +131,7 @@ class Certificate(Record):
     @property
     def alpha_of_candidate(self) -> float:
         """`alpha`, or each class's share of it where the leader itself is the candidate."""
-        return self.alpha if self.selection_counts else self.alpha / self.num_classes
+        return self.alpha if self.selection_counts else self.alpha / given("num_classes", self.num_classes)
 
     @property
     def tally(self) -> Tally:
@@ -149,7 +151,7 @@ class Certificate(Record):
     def p_lower(self) -> float:
         """Lower bound on the candidate's probability, recomputed from the counts."""
         lower = BOUNDS[self.bound](self.tally, self.alpha_of_candidate)
-        return lower if self.grid is None else lower - slack(self.sigma, self.grid, self.pixels)
+        return lower if self.grid is None else lower - slack(self.sigma, self.grid, given("pixels", self.pixels))
 
     @property
     def local_lipschitz(self) -> float:
@@ -188,8 +190,8 @@ class Certificate(Record):
             check_whole("seed", self.seed, 0, 2**63 - 1)
         if self.evaluations is not None:
             check_whole("evaluations", self.evaluations, 0, EXACT)
-        if not isinstance(self.image_hash, str | None) or not isinstance(self.base_classifier, dict):
-            return "image_hash is no text or base_classifier no dictionary"
+        check_kind("image_hash", self.image_hash, str, type(None))
+        check_kind("base_classifier", self.base_classifier, dict)
         if not self._has_what_the_bound_needs():
             return f"num_classes, u or scores are not what the bound {self.bound} needs"
         return None
@@ -209,10 +211,12 @@ class Certificate(Record):
     def _has_what_the_bound_needs(self) -> bool:
         if (self.bound == "runner-up" or not self.n0) and (self.num_classes is None or self.num_classes < 2):
             return False
-        if self.bound == "randomized-clopper-pearson" and not 0 <= self.u <= 1:
+        if self.bound == "randomized-clopper-pearson" and (self.u is None or not 0 <= self.u <= 1):
             return False
         if self.bound in SOFT:  # scores in [0, 1] have squares that are smaller, and a variance
             total, squares = self.score_sum, self.score_squares
+            if total is None or squares is None:
+                return False
             return self.n0 > 0 and 0 <= squares <= total <= self.n and total**2 <= squares * self.n * (1 + 1e-9)
         return self.n0 > 0 or self.bound in ANYTIME | CURTAILED
 
@@ -297,7 +301,8 @@ def main():
     add("--model", help="folder or Hub id of the model, if it is not where the run had it")
     add("--dataset", help="the same of the images")
     args = parser.parse_args()
-    sys.stdout.reconfigure(errors="backslashreplace")  # what a file or its name holds must not end the check
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="backslashreplace")  # what a file or its name holds must not end the check
     worst = max(_say_checked(path) for path in args.files)
     if args.replay:
         folders = sorted({path.parent for path in args.files})
@@ -310,7 +315,7 @@ def _say_checked(path: Path) -> int:
     worst = 0
     try:
         for place, certificate, flaw in check_file(path):
-            if flaw is not None:
+            if certificate is None or flaw is not None:
                 print(f"FLAWED  {place}: {flaw}")
                 worst = 1
             else:

@@ -6,7 +6,7 @@ from dataclasses import replace
 import torch
 
 from .arguments import check_kind, check_whole
-from .bounds import MOST_DRAWS, check_alpha
+from .bounds import MOST_DRAWS, check_alpha, given
 from .classifier import NoisedDiffusionClassifier
 from .lipschitz import LipschitzCertificate
 from .noise import check_seed, content_hash, derive_seeds
@@ -60,7 +60,7 @@ def certify_margin(
         FloatingPointError: A loss is not finite.
     """
     image_hash, pixels, levels = content_hash(image), image.numel(), classifier.levels
-    before, largest = classifier.evaluations, levels.cap * sum(levels.weights)
+    before, largest = classifier.evaluations, given("cap", levels.cap) * sum(levels.weights)
 
     def losses(purpose, count):
         """Of each draw and class, model units per value; a few draws at a time."""

@@ -3,15 +3,16 @@
 import hashlib
 import json
 from collections.abc import Callable
-from dataclasses import MISSING, asdict, fields
+from dataclasses import MISSING, asdict, dataclass, fields
 from typing import ClassVar, TypeVar
 
 
 Self = TypeVar("Self", bound="Record")
 
 
+@dataclass(frozen=True)
 class Record:
-    """A frozen dataclass of plain values, written as JSON and checked from its own values."""
+    """A dataclass of plain values, written as JSON and checked from its own values."""
 
     labelled: ClassVar[tuple[str, ...]]
     """Names of the fields that are dictionaries by class label."""

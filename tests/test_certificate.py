@@ -2,6 +2,7 @@ import json
 import random
 import subprocess
 import sys
+from dataclasses import replace
 
 import pytest
 from scipy import stats
@@ -42,6 +43,24 @@ def test_abstention_where_the_bound_does_not_exceed_one_half(counts):
     certificate = Certificate.from_counts({3: 18, 5: 2}, counts, 0.25, 0.001)
     assert certificate.abstained and certificate.label is None and certificate.radius == 0
     assert certificate.verify()
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"bound": "runner-up"},
+        {"bound": "mixture", "selection_counts": {}},
+        {"bound": "randomized-clopper-pearson"},
+        {"bound": "empirical-bernstein"},
+        {"bound": "empirical-bernstein", "score_sum": 950.0},
+        {"grid": 16},
+    ],
+)
+def test_there_is_no_bound_without_what_it_rests_on(certificate, settings):
+    votes = {"selection_counts": {3: 20}, "counts": {3: 990, 5: 10}, "sigma": 0.25, "alpha": 0.001}
+    with pytest.raises(ValueError, match="make no certificate"):
+        Certificate.from_counts(**{**votes, **settings})
+    assert not replace(certificate, **settings).verify()
 
 
 def test_the_candidate_of_a_tie_is_the_smallest_label():
@@ -156,8 +175,12 @@ def test_a_certificate_alone_in_a_file_is_checked(certificate, tmp_path):
 
 @pytest.mark.parametrize("change", [{"counts": None}, {"counts": [990, 10]}, {"counts": {"three": 1}}, {"extra": 1}])
 def test_refuses_records_that_are_none(certificate, change):
-    with pytest.raises(ValueError, match="accepted"):
-        Certificate.from_dict({**certificate.to_dict(), **change})
+    altered = {**certificate.to_dict(), **change}
+    with pytest.raises(ValueError, match="digest"):
+        Certificate.from_dict(altered)
+    del altered["digest"]
+    with pytest.raises(ValueError, match="`counts` is .*accepted" if "counts" in change else "`data` has .*accepted"):
+        Certificate.from_dict(altered)
     with pytest.raises(ValueError, match="accepted"):
         Certificate.from_dict({"label": 3})
     with pytest.raises(ValueError, match="accepted"):

@@ -246,7 +246,7 @@ CALIBRATED_FOR_HALF = NoiseLevels((2.0,), (1.0,), smoothing_sigma=0.5, method="a
         (lambda p, x: p(x, sigma=500.0), ValueError, "`sigma`"),
         (lambda p, x: p(x, sigma=0.25, method="dc"), ValueError, "`sigma`"),
         (lambda p, x: p(x, method="svm"), ValueError, "`method`"),
-        (lambda p, x: p.certify(x, sigma=0.0), ValueError, "`sigma`"),
+        (lambda p, x: p.predict(x, sigma=0.0), ValueError, "`sigma`"),
         (lambda p, x: p.certify(x, sigma=0.25, method="dc"), ValueError, "`sigma`"),
         (lambda p, x: p.certify(x + 1), ValueError, "accepted are values in"),
         (lambda p, x: p.certify(x, alpha=1.5), ValueError, "`alpha`"),

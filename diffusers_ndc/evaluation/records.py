@@ -4,7 +4,7 @@ import json
 import os
 import warnings
 from collections.abc import Iterator
-from datetime import UTC, datetime
+from datetime import datetime, timezone
 from pathlib import Path
 
 from .. import strict_json
@@ -28,7 +28,7 @@ class RecordWriter:
     """
 
     def __init__(self, folder: str | Path, process_index: int = 0):
-        stamp = datetime.now(UTC).strftime("%Y%m%dT%H%M%S.%f")
+        stamp = datetime.now(timezone.utc).strftime("%Y%m%dT%H%M%S.%f")
         self.path = Path(folder, f"{stamp}-{process_index:03d}-{os.getpid()}.jsonl")
 
     def __enter__(self) -> "RecordWriter":
@@ -36,7 +36,7 @@ class RecordWriter:
         self._file = open(self.path, "x", encoding="utf-8")
         return self
 
-    def __exit__(self, *_) -> None:
+    def __exit__(self, *_: object) -> None:
         self._file.close()
 
     def write(self, record: dict) -> None:
@@ -61,7 +61,7 @@ def read_records(folder: str | Path) -> dict[int, dict]:
     Args:
         folder: The run's folder. One that does not exist has no records.
     """
-    records = {}
+    records: dict[int, dict] = {}
     for path in sorted(Path(folder).glob("*.jsonl")):
         for record in _records_of(path):
             known = records.setdefault(record["index"], record)
