@@ -96,7 +96,7 @@ def default_levels(sigma: float, denoiser: Denoiser) -> NoiseLevels:
 
 
 class StreamingClassifier(nn.Module):
-    """A classifier with a `denoiser` that takes images as they come: what follows from its `stream`."""
+    """A classifier behind a denoiser that takes images as they come: what follows from its `stream`."""
 
     denoiser: Denoiser
 

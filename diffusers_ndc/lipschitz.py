@@ -44,6 +44,11 @@ def lipschitz_constant(levels: NoiseLevels, pixels: int) -> float:
     )
 
 
+def largest_loss(levels: NoiseLevels) -> float:
+    """The most that a class can be charged, model units per value: the cap times the sum of the weights."""
+    return given("cap", levels.cap) * sum(levels.weights)
+
+
 @dataclass(frozen=True)
 class LipschitzCertificate(Record):
     """A prediction of the diffusion classifier with clipped, capped losses, certified or abstained.
@@ -126,8 +131,8 @@ class LipschitzCertificate(Record):
 
     @property
     def largest(self) -> float:
-        """The most that a class can be charged, and so the largest margin: the cap times the sum of the weights."""
-        return given("cap", self.levels.cap) * sum(self.levels.weights)
+        """The most that a class can be charged, and so the largest margin."""
+        return largest_loss(self.levels)
 
     @property
     def _result(self) -> tuple[int | None, float]:

@@ -418,11 +418,6 @@ def test_refuses_images(unet, batch, error, match):
         NoisedDiffusionClassifier(Denoiser(unet, DDPMScheduler()))(batch)
 
 
-def test_refuses_seeds_that_are_not_one_for_each_image(unet, images):
-    with pytest.raises(ValueError, match="`seeds` has 3 values for 4 images"):
-        NoisedDiffusionClassifier(Denoiser(unet, DDPMScheduler()))(images, seeds=[1, 2, 3])
-
-
 def test_a_network_of_any_size_still_needs_sides_that_halve():
     unet = tiny_unet(sample_size=None)
     classifier = NoisedDiffusionClassifier(Denoiser(unet, DDPMScheduler()))
