@@ -4,7 +4,7 @@ import json
 import os
 import warnings
 from collections.abc import Iterator
-from datetime import UTC, datetime
+from datetime import datetime, timezone
 from pathlib import Path
 
 from .. import strict_json
@@ -28,7 +28,7 @@ class RecordWriter:
     """
 
     def __init__(self, folder: str | Path, process_index: int = 0):
-        stamp = datetime.now(UTC).strftime("%Y%m%dT%H%M%S.%f")
+        stamp = datetime.now(timezone.utc).strftime("%Y%m%dT%H%M%S.%f")
         self.path = Path(folder, f"{stamp}-{process_index:03d}-{os.getpid()}.jsonl")
 
     def __enter__(self) -> "RecordWriter":
