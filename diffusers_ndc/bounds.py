@@ -2,12 +2,16 @@
 
 import math
 import sys
-from typing import NamedTuple
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import TypeVar
 
 from scipy import optimize, special, stats
 
 from .arguments import check_number
 
+
+Value = TypeVar("Value")
 
 MOST_DRAWS = 10**9
 LEAST_ALPHA, LEAST_SHARE = 1e-50, 1e-60
@@ -164,7 +168,8 @@ def mixture_lower(count: int, n: int, alpha: float) -> float:
     return float(optimize.brentq(excess, lowest, highest, xtol=1e-15, rtol=1e-14))
 
 
-class Tally(NamedTuple):
+@dataclass(frozen=True)
+class Tally:
     """What a bound may rest on.
 
     Args:
@@ -172,25 +177,34 @@ class Tally(NamedTuple):
         n: Number of draws: so far (`mixture`), else as fixed beforehand.
         rival: Most votes of any other class.
         num_classes: Number of classes, or `None` if it is not known.
-        u: Uniform random number of the randomized bound.
-        score_sum: Sum of the candidate's soft votes, probabilities in [0, 1].
-        score_squares: Sum of their squares.
+        u: Uniform random number of the randomized bound, or `None` if there is none.
+        score_sum: Sum of the candidate's soft votes, probabilities in [0, 1], or `None` if there are none.
+        score_squares: Sum of their squares, likewise.
     """
 
     count: int
     n: int
     rival: int = 0
     num_classes: int | None = None
-    u: float = 1.0
-    score_sum: float = 0.0
-    score_squares: float = 0.0
+    u: float | None = 1.0
+    score_sum: float | None = None
+    score_squares: float | None = None
 
 
-BOUNDS = {
+def given(name: str, value: Value | None) -> Value:
+    """A value that a bound rests on, which must be there."""
+    if value is None:
+        raise ValueError(f"`{name}` is None; accepted is its value, on which the bound rests.")
+    return value
+
+
+BOUNDS: dict[str, Callable[[Tally, float], float]] = {
     "clopper-pearson": lambda t, alpha: clopper_pearson_lower(t.count, t.n, alpha),
-    "randomized-clopper-pearson": lambda t, alpha: clopper_pearson_lower(t.count, t.n, alpha, t.u),
-    "runner-up": lambda t, alpha: runner_up_lower(t.count, t.rival, t.n, alpha, t.num_classes),
-    "empirical-bernstein": lambda t, alpha: empirical_bernstein_lower(t.score_sum, t.score_squares, t.n, alpha),
+    "randomized-clopper-pearson": lambda t, alpha: clopper_pearson_lower(t.count, t.n, alpha, given("u", t.u)),
+    "runner-up": lambda t, alpha: runner_up_lower(t.count, t.rival, t.n, alpha, given("num_classes", t.num_classes)),
+    "empirical-bernstein": lambda t, alpha: empirical_bernstein_lower(
+        given("score_sum", t.score_sum), given("score_squares", t.score_squares), t.n, alpha
+    ),
     "mixture": lambda t, alpha: mixture_lower(t.count, t.n, alpha),
 }
 """Lower bounds on the candidate's probability (its mean score for `empirical-bernstein`), by name, of a `Tally`."""

@@ -6,12 +6,13 @@ import sys
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 from scipy import stats
 
 from . import strict_json
 from .arguments import EXACT, check_number, check_whole
-from .bounds import ANYTIME, BOUNDS, CURTAILED, MOST_DRAWS, SOFT, Tally, certified_radius, check_alpha
+from .bounds import ANYTIME, BOUNDS, CURTAILED, MOST_DRAWS, SOFT, Tally, certified_radius, check_alpha, given
 from .grid_noise import check_grid, slack
 from .lipschitz import LipschitzCertificate
 from .record import Record, found
@@ -83,7 +84,7 @@ class Certificate(Record):
         bound: str = "clopper-pearson",
         n0: int | None = None,
         n: int | None = None,
-        **record,
+        **record: Any,
     ) -> "Certificate":
         """The certificate that these votes give: candidate by plurality of the selection, radius by the bound.
 
@@ -129,7 +130,7 @@ class Certificate(Record):
     @property
     def alpha_of_candidate(self) -> float:
         """`alpha`, or each class's share of it where the leader itself is the candidate."""
-        return self.alpha if self.selection_counts else self.alpha / self.num_classes
+        return self.alpha if self.selection_counts else self.alpha / given("num_classes", self.num_classes)
 
     @property
     def tally(self) -> Tally:
@@ -149,7 +150,7 @@ class Certificate(Record):
     def p_lower(self) -> float:
         """Lower bound on the candidate's probability, recomputed from the counts."""
         lower = BOUNDS[self.bound](self.tally, self.alpha_of_candidate)
-        return lower if self.grid is None else lower - slack(self.sigma, self.grid, self.pixels)
+        return lower if self.grid is None else lower - slack(self.sigma, self.grid, given("pixels", self.pixels))
 
     @property
     def local_lipschitz(self) -> float:
@@ -209,10 +210,12 @@ class Certificate(Record):
     def _has_what_the_bound_needs(self) -> bool:
         if (self.bound == "runner-up" or not self.n0) and (self.num_classes is None or self.num_classes < 2):
             return False
-        if self.bound == "randomized-clopper-pearson" and not 0 <= self.u <= 1:
+        if self.bound == "randomized-clopper-pearson" and (self.u is None or not 0 <= self.u <= 1):
             return False
         if self.bound in SOFT:  # scores in [0, 1] have squares that are smaller, and a variance
             total, squares = self.score_sum, self.score_squares
+            if total is None or squares is None:
+                return False
             return self.n0 > 0 and 0 <= squares <= total <= self.n and total**2 <= squares * self.n * (1 + 1e-9)
         return self.n0 > 0 or self.bound in ANYTIME | CURTAILED
 
@@ -310,7 +313,7 @@ def _say_checked(path: Path) -> int:
     worst = 0
     try:
         for place, certificate, flaw in check_file(path):
-            if flaw is not None:
+            if certificate is None or flaw is not None:
                 print(f"FLAWED  {place}: {flaw}")
                 worst = 1
             else:

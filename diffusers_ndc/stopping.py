@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from .arguments import check_number, plain_numbers
 from .bounds import ANYTIME, BOUNDS, Tally, certified_radius, clopper_pearson_lower
@@ -28,7 +28,7 @@ class StoppingRule:
         bound: One of `bounds.ANYTIME` or `bounds.CURTAILED`.
         n: Most draws.
         radii: Radii to be settled, pixel units, ascending; or `None`.
-        resolution: Gain of radius, pixel units, that is worth further draws; used where `radii` is `None`.
+        resolution: Gain of radius, pixel units, that is worth further draws; or `None`.
     """
 
     sigma: float
@@ -49,9 +49,9 @@ class StoppingRule:
         left = self.n - made
         step = min(left, max(STEP, made // 8))
         reachable = self._reachable(tally, made)
-        if self.radii is None:
+        if self.resolution is not None:
             return step if reachable - max(proved, 0.0) > self.resolution else 0
-        goals = [radius for radius in self.radii if proved < radius <= reachable]
+        goals = [radius for radius in self.radii or () if proved < radius <= reachable]
         if not goals or self.radius_after(step, tally) < goals[0]:
             return step if goals else 0
         too_few, enough = 0, step  # the fewest draws that prove the next radius, should all vote for the candidate
@@ -73,7 +73,7 @@ class StoppingRule:
         """
         count = tally.count + (draws if votes is None else votes)
         n = tally.n + draws if self.bound in ANYTIME else tally.n
-        radius = certified_radius(BOUNDS[self.bound](tally._replace(count=count, n=n), self.alpha), self.sigma)
+        radius = certified_radius(BOUNDS[self.bound](replace(tally, count=count, n=n), self.alpha), self.sigma)
         return -1.0 if radius is None else radius
 
     def _reachable(self, tally: Tally, made: int) -> float:

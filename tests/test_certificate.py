@@ -2,6 +2,7 @@ import json
 import random
 import subprocess
 import sys
+from dataclasses import replace
 
 import pytest
 from scipy import stats
@@ -42,6 +43,27 @@ def test_abstention_where_the_bound_does_not_exceed_one_half(counts):
     certificate = Certificate.from_counts({3: 18, 5: 2}, counts, 0.25, 0.001)
     assert certificate.abstained and certificate.label is None and certificate.radius == 0
     assert certificate.verify()
+
+
+@pytest.mark.parametrize(
+    "settings, lacking",
+    [
+        ({"bound": "runner-up"}, "num_classes"),
+        ({"bound": "mixture", "selection_counts": {}}, "num_classes"),
+        ({"bound": "randomized-clopper-pearson"}, "u"),
+        ({"bound": "empirical-bernstein"}, "score_sum"),
+        ({"bound": "empirical-bernstein", "score_sum": 950.0}, "score_squares"),
+        ({"grid": 16}, "pixels"),
+    ],
+)
+def test_there_is_no_bound_without_what_it_rests_on(certificate, settings, lacking):
+    votes = {"selection_counts": {3: 20}, "counts": {3: 990, 5: 10}, "sigma": 0.25, "alpha": 0.001}
+    with pytest.raises(ValueError, match="make no certificate"):
+        Certificate.from_counts(**{**votes, **settings})
+    without = replace(certificate, **settings)
+    assert not without.verify()
+    with pytest.raises(ValueError, match=f"`{lacking}` is None"):
+        _ = without.p_lower
 
 
 def test_the_candidate_of_a_tie_is_the_smallest_label():
