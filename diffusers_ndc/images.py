@@ -1,5 +1,7 @@
 """What people hold in their hands (PIL images, numpy arrays, tensors, lists of them) as one batch in pixel units."""
 
+from collections.abc import Sequence
+
 import numpy as np
 import PIL.Image
 import torch
@@ -7,6 +9,9 @@ from diffusers.image_processor import VaeImageProcessor
 
 from .noise import check_floating
 
+
+Image = PIL.Image.Image | np.ndarray | torch.Tensor
+Images = Image | Sequence[Image]
 
 ACCEPTED = (
     "a PIL image, a numpy array (H, W[, C]) or (N, H, W, C), a tensor (C, H, W) or (N, C, H, W), or a list of them"
@@ -16,7 +21,7 @@ PIL_MODES = ("1", "L", "LA", "P", "PA", "RGB", "RGBA", "RGBX", "CMYK", "YCbCr")
 """Modes with 8 bits a channel, or one; what is white in the others, PIL does not know."""
 
 
-def to_pixel_batch(images, channels: int, size: tuple[int, int] | None) -> tuple[torch.Tensor, bool]:
+def to_pixel_batch(images: Images, channels: int, size: tuple[int, int] | None) -> tuple[torch.Tensor, bool]:
     """One float32 batch, uint8 values divided by 255.
 
     PIL images are converted to the network's colour mode and, where needed, resized to its size; arrays and tensors
@@ -35,7 +40,7 @@ def to_pixel_batch(images, channels: int, size: tuple[int, int] | None) -> tuple
         ValueError: The list is empty, its images differ in shape, an image has a wrong number of axes, or a PIL image
             has no pixels or not 8 bits a channel.
     """
-    if isinstance(images, (list, tuple)):
+    if isinstance(images, Sequence):
         if not images:
             raise ValueError(f"`images` is an empty list; accepted is {ACCEPTED}.")
         batches = [_one_kind(image, channels, size) for image in images]
@@ -47,7 +52,7 @@ def to_pixel_batch(images, channels: int, size: tuple[int, int] | None) -> tuple
     return batch, isinstance(images, PIL.Image.Image) or images.ndim < 4
 
 
-def _one_kind(image, channels: int, size: tuple[int, int] | None) -> torch.Tensor:
+def _one_kind(image: Image, channels: int, size: tuple[int, int] | None) -> torch.Tensor:
     if isinstance(image, PIL.Image.Image):
         if image.mode not in PIL_MODES or 0 in image.size:
             raise ValueError(

@@ -1,3 +1,4 @@
+import datasets
 import numpy as np
 import PIL.Image
 import pytest
@@ -35,6 +36,14 @@ def test_batches_stay_batches(batch):
     result, single = to_pixel_batch(batch, 3, (8, 8))
     assert not single
     torch.testing.assert_close(result, EXPECTED)
+
+
+def test_a_column_of_a_data_set_is_a_batch():
+    features = datasets.Features({"image": datasets.Image()})
+    rows = datasets.Dataset.from_dict({"image": [PIL.Image.fromarray(PIXELS)] * 2}, features=features)
+    result, single = to_pixel_batch(rows["image"], 3, (8, 8))
+    assert not single
+    torch.testing.assert_close(result, EXPECTED.repeat(2, 1, 1, 1))
 
 
 def test_grey_images():
