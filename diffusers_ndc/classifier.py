@@ -2,7 +2,6 @@
 
 import math
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import AbstractContextManager
 from dataclasses import replace
 from typing import NamedTuple
 
@@ -10,7 +9,7 @@ import torch
 from torch import nn
 
 from .arguments import check_kind, check_whole
-from .denoiser import SAME_NOISE, Denoiser
+from .denoiser import SAME_NOISE, Denoiser, inference
 from .likelihoods import get_likelihood
 from .noise import check_seed, check_seeds, check_sigma, content_hash, derive_seeds, fresh_seed, standard_normal
 from .noise_levels import NoiseLevels
@@ -97,11 +96,25 @@ def default_levels(sigma: float, denoiser: Denoiser) -> NoiseLevels:
 
 
 class StreamingClassifier(nn.Module):
-    """What a classifier with `denoiser`, `stream` and `inference` can do with images that come one by one."""
+    """A classifier behind a denoiser that takes images as they come: what follows from its `stream`."""
+
+    denoiser: Denoiser
 
     def check_images(self, images: torch.Tensor) -> None:
         """Refuse a batch that the denoiser cannot take; errors as of `Denoiser.check_images`."""
         self.denoiser.check_images(images)
+
+    def stream(self, take: Callable[[int], Sequence[Copy]]) -> Iterator[Decided]:
+        """Classify copies as they come, each as soon as it is decided.
+
+        Args:
+            take: Called with the most copies that are wanted. Returns a list of them, empty where none are at hand.
+        """
+        raise NotImplementedError
+
+    def inference(self) -> torch.no_grad | torch.inference_mode:
+        """Context for evaluations without gradients."""
+        return inference(self)
 
     def classify_each(self, images: Iterable[torch.Tensor], seed: int) -> Iterator[tuple[int, Classified]]:
         """Classify images as they come, each as soon as it is decided; without gradients.
@@ -184,7 +197,7 @@ class NoisedDiffusionClassifier(StreamingClassifier):
         if not isinstance(levels, NoiseLevels):
             raise TypeError(f"`levels` is a {type(levels).__name__}; accepted is NoiseLevels or None.")
         # where the network knows the noise of whole steps only, that is the noise which is added
-        told = replace(levels, sigmas=[denoiser.nearest_sigma(level) for level in levels.sigmas])
+        told = replace(levels, sigmas=tuple(denoiser.nearest_sigma(level) for level in levels.sigmas))
         lowest, highest = min(levels.sigmas + told.sigmas), max(levels.sigmas + told.sigmas)
         if lowest <= tau or lowest < low or highest > high:
             raise ValueError(
@@ -231,10 +244,6 @@ class NoisedDiffusionClassifier(StreamingClassifier):
             **self.denoiser.conditioning.settings,
         }
 
-    def inference(self) -> AbstractContextManager:
-        """Context for evaluations without gradients."""
-        return self.denoiser.inference()
-
     def forward(self, images: torch.Tensor, seeds: Sequence[int] | None = None) -> torch.Tensor:
         """Logits of a batch of images; differentiable where gradients are on.
 
@@ -251,7 +260,7 @@ class NoisedDiffusionClassifier(StreamingClassifier):
             ValueError: The network cannot take images of this shape, or `seeds` are not N whole numbers of 63 bits.
             FloatingPointError: A loss is not finite (NaN in the images, or an overflow in half precision).
         """
-        rows = {}
+        rows: dict[int, torch.Tensor] = {}
         for decided in self.stream(handing_out(self._copies(images, seeds))):
             rows.update(zip(decided.keys, decided.logits, strict=True))
         return torch.stack([rows[index] for index in range(len(images))])
@@ -302,7 +311,7 @@ class NoisedDiffusionClassifier(StreamingClassifier):
     def _copies(self, images: torch.Tensor, seeds: Sequence[int] | None) -> list[Copy]:
         self.denoiser.check_images(images)
         if seeds is None:
-            seeds = derive_seeds((fresh_seed(),), len(images)) if self.randomized else [self.seed] * len(images)
+            seeds = [self.seed] * len(images) if self.seed is not None else derive_seeds((fresh_seed(),), len(images))
         else:
             check_seeds(seeds, len(images))
         return [Copy(index, image, seed) for index, (image, seed) in enumerate(zip(images, seeds, strict=True))]
@@ -321,9 +330,7 @@ class NoisedDiffusionClassifier(StreamingClassifier):
         zeros = x_tau.new_zeros(len(copies), self.num_classes)
         return Pool(
             keys=[copy.key for copy in copies],
-            pair_seeds=[
-                derive_seeds((self.seed if copy.seed is None else copy.seed,), len(self.levels)) for copy in copies
-            ],
+            pair_seeds=[derive_seeds((self._seed_of(copy),), len(self.levels)) for copy in copies],
             evaluations=[spent] * len(copies),
             sizes=[self.num_classes] * len(copies),
             x_tau=x_tau,
@@ -333,6 +340,12 @@ class NoisedDiffusionClassifier(StreamingClassifier):
             gaps=zeros,
             alive=torch.ones_like(zeros, dtype=torch.bool),
         )
+
+    def _seed_of(self, copy: Copy) -> int:
+        seed = self.seed if copy.seed is None else copy.seed
+        if seed is None:  # all such copies would meet the same noise, and their votes not be independent
+            raise ValueError("A copy has the seed None, and so has the classifier; accepted is a seed in one of them.")
+        return seed
 
     def _score(self, pool: Pool, rows: list[int], span: int) -> None:
         """Take these rows of the pool through their next `span` levels: all classes in play, then the sifting."""
@@ -344,8 +357,8 @@ class NoisedDiffusionClassifier(StreamingClassifier):
         losses = pool.losses.index_put((image, label), weights[level] * errors, accumulate=True)
         for row in rows:
             pool.evaluations[row] += span * pool.sizes[row]
-        thresholds = self.levels.thresholds or (math.inf,) * (len(self.levels) - 1)
-        thresholds = errors.new_tensor((*thresholds, math.inf))
+        by_level = self.levels.thresholds or (math.inf,) * (len(self.levels) - 1)
+        thresholds = errors.new_tensor((*by_level, math.inf))
         pool.advance(rows, span, losses, thresholds, self.levels.relative, self.levels.max_classes)
 
     def _errors(self, pool: Pool, triples: torch.Tensor) -> torch.Tensor:
@@ -380,10 +393,10 @@ class NoisedDiffusionClassifier(StreamingClassifier):
                 error = (x0 - target[part]).square().flatten(1).sum(1)
                 errors.append(error if cap is None else error.clamp(max=cap * x0[0].numel()))
         self.evaluations += len(triples)
-        errors = torch.cat(errors)
-        if not errors.isfinite().all():
+        joined = torch.cat(errors)
+        if not joined.isfinite().all():
             raise FloatingPointError(
                 "A loss is not finite: NaN or infinity in the images, or an overflow in the network's dtype "
                 f"({self.denoiser.unet.dtype})."
             )
-        return errors
+        return joined

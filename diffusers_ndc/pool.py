@@ -1,9 +1,9 @@
 """Copies under way: which classes each one still has, at which level, and which of them fill the next batches."""
 
-from collections.abc import Callable, Hashable, Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, fields
 from itertools import islice
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 
@@ -17,7 +17,7 @@ class Copy(NamedTuple):
         seed: Seed of the classifier's own noise for it, 63 bits; `None` for the classifier's one seed.
     """
 
-    key: Hashable
+    key: Any
     image: torch.Tensor
     seed: int | None
 
@@ -31,7 +31,7 @@ class Decided(NamedTuple):
         evaluations: Network evaluations that each one took.
     """
 
-    keys: list[Hashable]
+    keys: list[Any]
     logits: torch.Tensor
     evaluations: list[int]
 
@@ -62,7 +62,7 @@ class Pool:
         alive: Classes still in play, `(P, K)`.
     """
 
-    keys: list[Hashable]
+    keys: list[Any]
     pair_seeds: list[list[int]]
     evaluations: list[int]
     sizes: list[int]
@@ -75,8 +75,7 @@ class Pool:
 
     def joined(self, other: "Pool") -> "Pool":
         """These copies and then the others."""
-        both = ((getattr(self, f.name), getattr(other, f.name)) for f in fields(self))
-        return Pool(*(torch.cat(pair) if isinstance(pair[0], torch.Tensor) else _added(*pair) for pair in both))
+        return Pool(*(_added(getattr(self, f.name), getattr(other, f.name)) for f in fields(self)))
 
     def rows(self, index: list[int]) -> "Pool":
         """Some of the copies."""
@@ -142,10 +141,12 @@ def filling(sizes: list[int], batch_size: int) -> list[int]:
 
 
 def _added(first, second):
-    return None if first is None else first + second
+    if first is None or isinstance(first, torch.Tensor):
+        return None if first is None else torch.cat([first, second])
+    return first + second
 
 
-def _rows(values, index: list[int]):
+def _rows(values, index):
     if values is None or isinstance(values, torch.Tensor):
         return None if values is None else values[index]
     return [values[row] for row in index]

@@ -267,6 +267,20 @@ def test_the_stream_takes_copies_as_it_needs_them(images):
     torch.testing.assert_close(back["copy 7"][0], expected, rtol=1e-4, atol=1e-4)
 
 
+def test_copies_without_a_seed_of_their_own_or_the_classifiers_are_refused(unet, images):
+    """They would all meet the same noise, and their votes not be independent."""
+    copies = [Copy(index, image, seed=None) for index, image in enumerate(images)]
+    denoiser = Denoiser(unet, DDPMScheduler(), null_class=3)
+    with torch.no_grad(), pytest.raises(ValueError, match="A copy has the seed None"):
+        next(NoisedDiffusionClassifier(denoiser, 0.25).stream(handing_out(copies)))
+    fixed = NoisedDiffusionClassifier(denoiser, 0.25, seed=7)
+    rows = {}
+    with torch.no_grad():
+        for keys, logits, _ in fixed.stream(handing_out(copies)):
+            rows.update(zip(keys, logits, strict=True))
+        torch.testing.assert_close(torch.stack([rows[index] for index in range(4)]), fixed(images))
+
+
 def clear_winners(logits, by=1e-2):
     top = logits.float().sort(1).values
     return top[:, -1] - top[:, -2] > by
