@@ -54,9 +54,11 @@ _FILES = {
 }
 
 
-def __getattr__(name: str):
-    # When it is asked for: certificates are checked where no torch is installed.
-    for file, names in _FILES.items():
-        if name in names:
-            return getattr(import_module(f".{file}", __name__), name)
-    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+if not TYPE_CHECKING:  # else every name would seem to exist
+
+    def __getattr__(name: str):
+        # When it is asked for: certificates are checked where no torch is installed.
+        for file, names in _FILES.items():
+            if name in names:
+                return getattr(import_module(f".{file}", __name__), name)
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

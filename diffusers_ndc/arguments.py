@@ -2,6 +2,7 @@
 
 import sys
 from collections.abc import Mapping
+from typing import Any
 
 import numpy as np
 
@@ -10,7 +11,7 @@ EXACT = 2**53
 """Largest whole number up to which each one is a float."""
 
 
-def check_number(name: str, value, accepted: str) -> None:
+def check_number(name: str, value: object, accepted: str) -> None:
     """Refuse what is no real number, or a whole one beyond the range of floats; NaN and infinity pass.
 
     Args:
@@ -28,7 +29,7 @@ def check_number(name: str, value, accepted: str) -> None:
         raise ValueError(f"`{name}` is a whole number beyond the range of floats; accepted is {accepted}.")
 
 
-def check_kind(name: str, value, *kinds: type) -> None:
+def check_kind(name: str, value: object, *kinds: type) -> None:
     """Refuse what is an instance of none of these classes.
 
     Raises:
@@ -39,7 +40,7 @@ def check_kind(name: str, value, *kinds: type) -> None:
         raise TypeError(f"`{name}` is a {type(value).__name__}; accepted is a {accepted}.")
 
 
-def check_whole(name: str, value, least: int, most: int, what: str = "a whole number") -> None:
+def check_whole(name: str, value: object, least: int, most: int, what: str = "a whole number") -> None:
     """Refuse what is no `int` from `least` to `most`.
 
     Raises:
@@ -49,7 +50,7 @@ def check_whole(name: str, value, least: int, most: int, what: str = "a whole nu
         raise ValueError(f"`{name}` is {value!r}; accepted is {what} from {least:,} to {most:,}.")
 
 
-def plain_numbers(name: str, values, accepted: str) -> tuple[float, ...]:
+def plain_numbers(name: str, values: Any, accepted: str) -> tuple[float, ...]:
     """A sequence, array or tensor of numbers as a tuple of floats.
 
     Raises:
@@ -58,7 +59,7 @@ def plain_numbers(name: str, values, accepted: str) -> tuple[float, ...]:
     """
     try:
         plain = values.tolist() if hasattr(values, "tolist") else values
-        listed = [None] if isinstance(plain, (str, bytes, Mapping)) else list(plain)
+        listed: list[Any] = [None] if isinstance(plain, (str, bytes, Mapping)) else list(plain)
     except (TypeError, RuntimeError):  # of a tensor without values
         raise TypeError(f"`{name}` is {values!r}, a {type(values).__name__}; accepted are {accepted}.") from None
     for value in listed:

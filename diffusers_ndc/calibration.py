@@ -5,9 +5,11 @@ choice, a bad one too, leaves every certificate sound. It only decides how often
 """
 
 import math
+from collections.abc import Callable
 
 import numpy as np
 import torch
+from numpy.typing import ArrayLike
 from scipy import optimize, special
 
 from .arguments import check_number, check_whole
@@ -30,11 +32,11 @@ RIDGE = 1.0
 def calibrate_levels(
     classifier: NoisedDiffusionClassifier,
     images: torch.Tensor,
-    labels: torch.Tensor,
+    labels: ArrayLike,
     num_levels: int,
     quantile: float | None = 0.998,
     seed: int = 0,
-    on_images=None,
+    on_images: Callable[[int], object] | None = None,
 ) -> NoiseLevels:
     """The best `num_levels` of a classifier's levels, and weights for them, by greedy maximum likelihood.
 
@@ -59,7 +61,7 @@ def calibrate_levels(
             class among them; there are fewer candidates than `num_levels`; or the model tells the classes apart at
             none of them.
     """
-    labels = check_labels(labels, len(images), classifier.num_classes)
+    classes = check_labels(labels, len(images), classifier.num_classes)
     check_whole("num_levels", num_levels, 1, len(classifier.levels), "a whole number of the candidates,")
     if quantile is not None:
         check_number("quantile", quantile, "a share above 0 and up to 1, or None")
@@ -74,15 +76,15 @@ def calibrate_levels(
             errors.append(classifier.squared_errors(part + classifier.sigma * eps, own_seeds).cpu())
         if on_images is not None:
             on_images(len(part))
-    errors = torch.cat(errors).double().numpy()
-    chosen, weights = choose_levels(errors, labels, np.array(classifier.levels.weights), num_levels)
+    table = torch.cat(errors).double().numpy()
+    chosen, weights = choose_levels(table, classes, np.array(classifier.levels.weights), num_levels)
     if not chosen:
         raise ValueError("At no level of `candidates` does the model tell the classes of these `labels` apart.")
-    sigmas = [classifier.levels.sigmas[level] for level in chosen]
-    thresholds = None if quantile is None else sift_thresholds(errors[:, chosen], weights, labels, quantile)
+    sigmas = tuple(classifier.levels.sigmas[level] for level in chosen)
+    thresholds = None if quantile is None else tuple(sift_thresholds(table[:, chosen], weights, classes, quantile))
     return NoiseLevels(
         sigmas,
-        weights,
+        tuple(weights),
         thresholds,
         relative=quantile is not None,
         smoothing_sigma=classifier.sigma,
@@ -98,7 +100,8 @@ def choose_levels(
 
     Fewer than `num_levels` come back where no further level lowers the objective by at least `LEAST_GAIN`.
     """
-    chosen, weights, loss = [], np.empty(0), math.log(errors.shape[2])
+    chosen: list[int] = []
+    weights, loss = np.empty(0), math.log(errors.shape[2])
     for _ in range(num_levels):
         left = [level for level in range(errors.shape[1]) if level not in chosen]
         fits = {level: fit_weights(errors[:, [*chosen, level]], labels, prior[[*chosen, level]]) for level in left}
@@ -136,7 +139,7 @@ def fit_weights(errors: np.ndarray, labels: np.ndarray, prior: np.ndarray) -> tu
         return log_sum.mean() + ridge * (spread - len(factors)), gradient + ridge * slope
 
     start = np.full(len(prior), 1 / len(prior))
-    bounds = [(0, None)] * len(prior)
+    bounds: list[tuple[float, float | None]] = [(0, None)] * len(prior)
     bounds[0] = (1e-9, None)  # not all 0
     result = optimize.minimize(objective_and_gradient, start, jac=True, bounds=bounds, method="L-BFGS-B")
     return result.x * prior / unit, float(result.fun)
@@ -151,7 +154,7 @@ def sift_thresholds(errors: np.ndarray, weights: np.ndarray, labels: np.ndarray,
     return np.quantile(gaps[:, :-1], quantile, axis=0)
 
 
-def check_labels(labels, num_images: int, num_classes: int) -> np.ndarray:
+def check_labels(labels: ArrayLike, num_images: int, num_classes: int) -> np.ndarray:
     """Labels as whole numbers, one for each image, within the model's classes and with each class among them."""
     try:
         labels = np.asarray(labels)

@@ -1,6 +1,7 @@
 """The record of one certified prediction, and its check from the counts alone."""
 
 import argparse
+import io
 import math
 import sys
 from collections.abc import Iterator
@@ -102,9 +103,9 @@ class Certificate(Record):
             TypeError: An argument is of another kind.
             ValueError: The votes are none from which this bound could make a certificate.
         """
-        for name, votes in (("selection_counts", selection_counts), ("counts", counts)):
-            if not isinstance(votes, dict) or any(type(value) is not int for value in votes.values()):
-                raise TypeError(f"`{name}` is {votes!r}; accepted is a dictionary of label to votes.")
+        for name, by_label in (("selection_counts", selection_counts), ("counts", counts)):
+            if not isinstance(by_label, dict) or any(type(value) is not int for value in by_label.values()):
+                raise TypeError(f"`{name}` is {by_label!r}; accepted is a dictionary of label to votes.")
         check_number("sigma", sigma, "a noise level above 0 (pixel units)")
         check_alpha(alpha)
         n0 = sum(selection_counts.values()) if n0 is None else n0
@@ -300,7 +301,8 @@ def main():
     add("--model", help="folder or Hub id of the model, if it is not where the run had it")
     add("--dataset", help="the same of the images")
     args = parser.parse_args()
-    sys.stdout.reconfigure(errors="backslashreplace")  # what a file or its name holds must not end the check
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="backslashreplace")  # what a file or its name holds must not end the check
     worst = max(_say_checked(path) for path in args.files)
     if args.replay:
         folders = sorted({path.parent for path in args.files})

@@ -3,7 +3,7 @@
 from functools import cached_property
 
 import torch
-from diffusers import DiTTransformer2DModel, UNet2DConditionModel, UNet2DModel
+from diffusers import DiTTransformer2DModel, ModelMixin, UNet2DConditionModel, UNet2DModel
 from torch import nn
 
 from .noise import check_floating, content_hash
@@ -18,7 +18,7 @@ class NoClasses(nn.Module):
     """
 
     num_classes, rows, null_class = 0, 0, None
-    settings = {}
+    settings: dict[str, str] = {}
 
 
 class ClassLabels(nn.Module):
@@ -35,9 +35,9 @@ class ClassLabels(nn.Module):
         ValueError: There is no usable class embedding, or the numbers do not agree with it.
     """
 
-    settings = {}
+    settings: dict[str, str] = {}
 
-    def __init__(self, network: nn.Module, num_classes: int | None, null_class: int | None):
+    def __init__(self, network: ModelMixin, num_classes: int | None, null_class: int | None):
         super().__init__()
         self.others = without_text("unet", network)
         class_embed_type = getattr(network.config, "class_embed_type", None)  # `EDMUNet2DModel` has one kind only
@@ -102,7 +102,9 @@ class PromptEmbeddings(nn.Module):
         ValueError: The network takes no text or more than text, or the numbers do not agree.
     """
 
-    def __init__(self, network: nn.Module, embeddings: torch.Tensor, num_classes: int | None, null_class: int | None):
+    embeddings: torch.Tensor
+
+    def __init__(self, network: ModelMixin, embeddings: torch.Tensor, num_classes: int | None, null_class: int | None):
         super().__init__()
         if not isinstance(network, UNet2DConditionModel) or not has_cross_attention(network):
             raise ValueError(
@@ -141,7 +143,7 @@ class PromptEmbeddings(nn.Module):
         return {"encoder_hidden_states": self.embeddings[class_labels]}
 
 
-def has_classes(name: str, network: nn.Module) -> bool:
+def has_classes(name: str, network: ModelMixin) -> bool:
     """Whether a network takes class labels.
 
     Raises:
@@ -157,7 +159,7 @@ def has_classes(name: str, network: nn.Module) -> bool:
     return network.class_embedding is not None
 
 
-def without_text(name: str, network: nn.Module) -> dict:
+def without_text(name: str, network: ModelMixin) -> dict:
     """Keyword arguments by which a network is told that there is no text.
 
     Raises:

@@ -1,13 +1,12 @@
 """Diffusion denoised smoothing with a generative classifier: the way to certificates for latent diffusion models."""
 
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import AbstractContextManager
 
 import torch
 
 from .classifier import NoisedDiffusionClassifier, StreamingClassifier
 from .denoised_smoothing import check_channels, check_front, denoise_once, preprocess
-from .denoiser import Denoiser, inference
+from .denoiser import Denoiser
 from .noise import check_seeds
 from .pool import Copy, Decided
 
@@ -72,10 +71,6 @@ class DenoisedDiffusionClassifier(StreamingClassifier):
             "dtype": self.denoiser.dtype,
         }
 
-    def inference(self) -> AbstractContextManager:
-        """Context for evaluations without gradients."""
-        return inference(self)
-
     def forward(self, images: torch.Tensor, seeds: Sequence[int] | None = None) -> torch.Tensor:
         """Logits of a batch of images; differentiable where gradients are on.
 
@@ -121,6 +116,6 @@ class DenoisedDiffusionClassifier(StreamingClassifier):
         batch_size, target = self.classifier.batch_size, self.classifier.denoiser
         clean = torch.cat([denoise_once(self.denoiser, part, self.sigma) for part in images.split(batch_size)])
         self.denoised += len(images)
-        size = target.image_size
-        size = None if size in (None, tuple(images.shape[2:])) else {"height": size[0], "width": size[1]}
+        fixed = target.image_size
+        size = None if fixed in (None, tuple(images.shape[2:])) else {"height": fixed[0], "width": fixed[1]}
         return preprocess(clean, target.image_channels, size, "bicubic", None, None)

@@ -2,15 +2,15 @@
 
 import math
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import AbstractContextManager
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import torch
 import torch.nn.functional as F
-from torch import nn
 
 from .arguments import check_kind
 from .classifier import (
+    StreamingClassifier,
     check_batch_size,
     check_told_sigma,
     check_trained_sigma,
@@ -18,9 +18,13 @@ from .classifier import (
     model_sigma,
     pixel_images,
 )
-from .denoiser import Denoiser, computing_dtype, inference
+from .denoiser import Denoiser, computing_dtype
 from .noise import check_sigma
 from .pool import Copy, Decided
+
+
+if TYPE_CHECKING:
+    from transformers import BaseImageProcessor, PreTrainedModel
 
 
 RESAMPLING = {2: "bilinear", 3: "bicubic"}
@@ -30,7 +34,7 @@ TRANSLATED = {"do_resize", "do_rescale", "do_normalize", "do_convert_rgb"}
 """Steps of an image processor that exist here on tensors."""
 
 
-class DenoisedClassifier(nn.Module):
+class DenoisedClassifier(StreamingClassifier):
     """A classifier of clean images, made to take noisy ones by one denoising step (Carlini et al. 2022, Algorithm 1).
 
     The noisy image is denoised once, without a class, at the noise level that it carries, clamped to the range of
@@ -56,7 +60,14 @@ class DenoisedClassifier(nn.Module):
 
     randomized = False
 
-    def __init__(self, denoiser: Denoiser, classifier: nn.Module, image_processor, sigma: float, batch_size: int = 64):
+    def __init__(
+        self,
+        denoiser: Denoiser,
+        classifier: "PreTrainedModel",
+        image_processor: "BaseImageProcessor",
+        sigma: float,
+        batch_size: int = 64,
+    ):
         super().__init__()
         check_front(denoiser, sigma)
         check_batch_size(batch_size)
@@ -130,14 +141,6 @@ class DenoisedClassifier(nn.Module):
             "dtype": self.denoiser.dtype,
             "classifier_dtype": computing_dtype(self.classifier),
         }
-
-    def inference(self) -> AbstractContextManager:
-        """Context for evaluations without gradients."""
-        return inference(self)
-
-    def check_images(self, images: torch.Tensor) -> None:
-        """Refuse a batch that the denoiser cannot take; errors as of `Denoiser.check_images`."""
-        self.denoiser.check_images(images)
 
     def forward(self, images: torch.Tensor) -> torch.Tensor:
         """Logits of a batch of images; differentiable where gradients are on.
@@ -243,7 +246,7 @@ def preprocess(
         image_mean: To subtract, one for all channels or one each; `None`: no normalisation.
         image_std: To divide by.
     """
-    if size is not None:
+    if size is not None and resample is not None:
         sides = images.shape[2:]
         edge = size.get("shortest_edge")
         target = [edge * side // min(sides) for side in sides] if edge else [size["height"], size["width"]]
@@ -256,7 +259,7 @@ def preprocess(
     return (images - mean) / std
 
 
-def read_preprocessing(image_processor, num_channels: int) -> dict:
+def read_preprocessing(image_processor: "BaseImageProcessor", num_channels: int) -> dict:
     """The arguments of `preprocess` that an image processor of transformers stands for, as plain values.
 
     Raises:

@@ -6,10 +6,10 @@ Of a latent diffusion model `x` is the latent, and `sigma` on its scale.
 """
 
 import math
-from contextlib import AbstractContextManager
+from typing import TYPE_CHECKING
 
 import torch
-from diffusers import AutoencoderKL
+from diffusers import AutoencoderKL, ModelMixin, SchedulerMixin
 from torch import nn
 
 from .arguments import check_kind, check_number
@@ -17,6 +17,10 @@ from .conditioning import ClassLabels, NoClasses, PromptEmbeddings, has_classes,
 from .latents import LatentEncoder
 from .noise import check_floating
 from .parametrisation import parametrisation
+
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
 
 
 SAME_NOISE = 1e-3
@@ -57,11 +61,11 @@ class Denoiser(nn.Module):
 
     def __init__(
         self,
-        unet: nn.Module,
-        scheduler,
+        unet: ModelMixin,
+        scheduler: SchedulerMixin,
         num_classes: int | None = None,
         null_class: int | None = None,
-        unconditional_unet: nn.Module | None = None,
+        unconditional_unet: ModelMixin | None = None,
         prompt_embeddings: torch.Tensor | None = None,
         vae: AutoencoderKL | None = None,
     ):
@@ -71,6 +75,7 @@ class Denoiser(nn.Module):
                 check_kind(name, number, int)
         check_network("unet", unet)
         self.scheduler = scheduler
+        self.conditioning: NoClasses | ClassLabels | PromptEmbeddings
         if num_classes == 0:
             if any(argument is not None for argument in (null_class, unconditional_unet, prompt_embeddings)):
                 raise ValueError(
@@ -116,7 +121,7 @@ class Denoiser(nn.Module):
         """What the network computes in: its own dtype, or that of autocast where it is on."""
         return computing_dtype(self.unet)
 
-    def inference(self) -> AbstractContextManager:
+    def inference(self) -> torch.no_grad | torch.inference_mode:
         """Context for evaluations without gradients."""
         return inference(self)
 
@@ -247,7 +252,7 @@ class Denoiser(nn.Module):
         return self.parametrisation.denoised(x_sigma, per_image, output.to(x_sigma.dtype))
 
 
-def computing_dtype(network: nn.Module) -> str:
+def computing_dtype(network: "ModelMixin | PreTrainedModel") -> str:
     """What a network of diffusers or transformers computes in: its own dtype, or that of autocast where it is on."""
     kind = network.device.type
     if torch.is_autocast_enabled(kind):
@@ -255,7 +260,7 @@ def computing_dtype(network: nn.Module) -> str:
     return str(network.dtype).removeprefix("torch.")
 
 
-def inference(module: nn.Module) -> AbstractContextManager:
+def inference(module: nn.Module) -> torch.no_grad | torch.inference_mode:
     """Context for evaluations without gradients: inference mode, the cheaper one, where weights stay in place.
 
     Hooks of accelerate or diffusers that move weights, as offloading does, would leave weights that no gradient can
@@ -265,7 +270,7 @@ def inference(module: nn.Module) -> AbstractContextManager:
     return torch.no_grad() if moved else torch.inference_mode()
 
 
-def embedded_steps(network: nn.Module) -> int | None:
+def embedded_steps(network: ModelMixin) -> int | None:
     """Size of the table of a network with a learned time embedding, `None` for others."""
     learned = getattr(network.config, "time_embedding_type", None) == "learned"
     return network.config.num_train_timesteps if learned else None
@@ -278,7 +283,7 @@ def check_weights(name: str, network: nn.Module) -> None:
         raise ValueError(f"`{name}` has weights that are NaN or infinite; accepted are finite weights.")
 
 
-def check_network(name: str, network: nn.Module) -> None:
+def check_network(name: str, network: ModelMixin) -> None:
     """Refuse a network that is none, with weights that are not finite, or whose output has not its input's shape."""
     has_classes(name, network)
     check_weights(name, network)

@@ -14,7 +14,7 @@ def differences(a: dict, b: dict) -> dict[str, tuple[object, object]]:
 
 
 def _flat(values: dict, prefix: str = "") -> dict:
-    flat = {}
+    flat: dict[str, object] = {}
     for name, value in values.items():
         flat |= _flat(value, f"{prefix}{name}.") if isinstance(value, dict) else {prefix + name: value}
     return flat

@@ -10,7 +10,7 @@ from collections import Counter, deque
 from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import partial
-from typing import NamedTuple, TypeVar
+from typing import TypeVar
 
 import torch
 
@@ -25,7 +25,8 @@ CALL_SIZE = 100
 Result = TypeVar("Result")
 
 
-class Draws(NamedTuple):
+@dataclass(frozen=True)
+class Draws:
     """Draws of one image that are asked for.
 
     Args:
@@ -83,7 +84,7 @@ def select(n0: int) -> Generator[Draws, Votes, Votes]:
 
 
 def run(
-    classifier,
+    classifier: Callable[..., torch.Tensor],
     noisy: Callable[[torch.Tensor, Sequence[int]], torch.Tensor],
     images: Iterable[torch.Tensor],
     seed: int,
@@ -116,7 +117,7 @@ def run(
 
 def _serve(classifier, noisy, images, seed, algorithm, on_draws):
     waiting = enumerate(images)
-    finished: list[tuple[int, Result]] = []
+    finished: list[tuple] = []
     ready: deque[_Open] = deque()
 
     def proceed(image: _Open, votes: Votes | None) -> None:
@@ -127,7 +128,7 @@ def _serve(classifier, noisy, images, seed, algorithm, on_draws):
             finished.append((image.index, stop.value))
 
     def take(count: int) -> list[Copy]:
-        copies = []
+        copies: list[Copy] = []
         while len(copies) < count:
             if ready:
                 copies += ready[0].copies(count - len(copies))
@@ -171,8 +172,8 @@ class _Open:
         start = self.draws.start + self.draws.count - self.left
         numbers = range(start, start + min(most, self.left))
         seeds = [derive_seeds((self.seed, self.image_hash, self.draws.purpose, number), 2) for number in numbers]
-        smoothing, own = zip(*seeds, strict=True)
-        own = own if self.randomized else [None] * len(own)
+        smoothing, own_seeds = zip(*seeds, strict=True)
+        own = own_seeds if self.randomized else [None] * len(seeds)
         self.left -= len(seeds)
         return [Copy(self, *both) for both in zip(self.noisy(self.image, smoothing), own, strict=True)]
 
@@ -208,7 +209,7 @@ def check_logits(logits: torch.Tensor, count: int) -> None:
         )
 
 
-def _called(classifier, take) -> Iterator[Decided]:
+def _called(classifier: Callable[..., torch.Tensor], take: Callable[[int], list[Copy]]) -> Iterator[Decided]:
     """The stream of a classifier that has none: batch by batch, one evaluation a copy."""
     while copies := take(CALL_SIZE):
         seeds = [copy.seed for copy in copies]

@@ -1,6 +1,7 @@
 """The pipeline for latent diffusion models: Stable Diffusion with prompts, DiT, latent UNets with class labels."""
 
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 import torch
 from diffusers import AutoencoderKL, DiffusionPipeline, DiTTransformer2DModel, UNet2DConditionModel, UNet2DModel
@@ -12,6 +13,7 @@ from .calibration import check_levels
 from .classifier import LATENT_NOISE, NoisedDiffusionClassifier
 from .denoised_diffusion import DenoisedDiffusionClassifier
 from .denoiser import Denoiser
+from .images import Images
 from .noise import check_sigma
 from .noise_levels import NoiseLevels
 from .pipeline import NoisedDiffusionClassifierPipeline, with_integer_labels
@@ -88,11 +90,12 @@ class LatentDiffusionClassifierPipeline(NoisedDiffusionClassifierPipeline):
             pixel_scheduler=pixel_scheduler,
         )
         self.register_to_config(id2label=id2label, prompts=prompts, null_class=null_class, levels=levels)
-        self._embedded = None
+        self._embedded: tuple[tuple, torch.Tensor] | None = None
         # texts are embedded when they are first needed; what fits together is known from the shapes
-        denoiser = self._denoiser(
-            None if prompts is None else torch.zeros(len(prompts) + 1, 1, text_encoder.config.hidden_size)
-        )
+        embeddings = None
+        if prompts is not None and text_encoder is not None:
+            embeddings = torch.zeros(len(prompts) + 1, 1, text_encoder.config.hidden_size)
+        denoiser = self._denoiser(embeddings)
         if id2label is not None and sorted(id2label) != list(range(denoiser.num_classes)):
             raise ValueError(
                 f"`id2label` has the keys {sorted(id2label)}; accepted are 0 to {denoiser.num_classes - 1}, each once."
@@ -101,7 +104,12 @@ class LatentDiffusionClassifierPipeline(NoisedDiffusionClassifierPipeline):
             self._pixel_denoiser()
 
     @staticmethod
-    def _check_prompts(prompts, tokenizer, text_encoder, id2label) -> dict[int, list[str]]:
+    def _check_prompts(
+        prompts: Mapping | Sequence,
+        tokenizer: CLIPTokenizer | None,
+        text_encoder: CLIPTextModel | None,
+        id2label: dict | None,
+    ) -> dict[int, list[str]]:
         if tokenizer is None or text_encoder is None:
             raise ValueError("`prompts` is given without `tokenizer` and `text_encoder`; accepted are all three.")
         prompts = read_prompts(prompts)
@@ -155,7 +163,7 @@ class LatentDiffusionClassifierPipeline(NoisedDiffusionClassifierPipeline):
         except ValueError as error:
             raise ValueError(f"`pixel_unet` and `pixel_scheduler` do not make a denoiser: {error}") from error
 
-    def classifier(
+    def classifier(  # type: ignore[override]  # behind a denoiser it is of another class than the parent promises
         self,
         sigma: float = 0.0,
         method: str | None = None,
@@ -195,7 +203,9 @@ class LatentDiffusionClassifierPipeline(NoisedDiffusionClassifierPipeline):
             return ["print(pipe(image).labels)"]
         return super()._usage()
 
-    def calibrate(self, images, labels: Sequence[int], sigma: float = 0.0, *args, **settings) -> NoiseLevels:
+    def calibrate(
+        self, images: Images, labels: Sequence[int], sigma: float = 0.0, *args: Any, **settings: Any
+    ) -> NoiseLevels:
         """Choose noise levels for clean images, which serve the denoised ones too; see the parent's `calibrate`.
 
         Raises:
@@ -206,7 +216,16 @@ class LatentDiffusionClassifierPipeline(NoisedDiffusionClassifierPipeline):
         return super().calibrate(images, labels, 0.0, *args, **settings)
 
 
-def check_components(vae, scheduler, unet, transformer, tokenizer, text_encoder, pixel_unet, pixel_scheduler) -> None:
+def check_components(
+    vae: object,
+    scheduler: object,
+    unet: object,
+    transformer: object,
+    tokenizer: object,
+    text_encoder: object,
+    pixel_unet: object,
+    pixel_scheduler: object,
+) -> None:
     """Refuse components of classes that are not supported, and sets of them that make no model."""
     check_kind("vae", vae, AutoencoderKL)
     check_kind("scheduler", scheduler, SchedulerMixin)

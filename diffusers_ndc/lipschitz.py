@@ -9,9 +9,10 @@ its expectation is estimated.
 
 import math
 from dataclasses import dataclass, field
+from typing import Any
 
 from .arguments import EXACT, check_number, check_whole
-from .bounds import MOST_DRAWS, check_alpha, empirical_bernstein_lower
+from .bounds import MOST_DRAWS, check_alpha, empirical_bernstein_lower, given
 from .noise_levels import NoiseLevels
 from .record import Record, found
 
@@ -35,11 +36,17 @@ def lipschitz_constant(levels: NoiseLevels, pixels: int) -> float:
         levels: Noise levels and weights, with a `cap` (4: the losses of clipped images as they are).
         pixels: Number D of values of an image.
     """
-    direct = min(4, 4 * math.sqrt(levels.cap)) / math.sqrt(pixels)
+    cap = given("cap", levels.cap)
+    direct = min(4, 4 * math.sqrt(cap)) / math.sqrt(pixels)
     return sum(
-        weight * (levels.cap * math.sqrt(2 / math.pi) / sigma + direct)
+        weight * (cap * math.sqrt(2 / math.pi) / sigma + direct)
         for sigma, weight in zip(levels.sigmas, levels.weights, strict=True)
     )
+
+
+def largest_loss(levels: NoiseLevels) -> float:
+    """The most that a class can be charged, model units per value: the cap times the sum of the weights."""
+    return given("cap", levels.cap) * sum(levels.weights)
 
 
 @dataclass(frozen=True)
@@ -86,7 +93,7 @@ class LipschitzCertificate(Record):
     evaluations: int | None = None
 
     @classmethod
-    def from_scores(cls, **record) -> "LipschitzCertificate":
+    def from_scores(cls, **record: Any) -> "LipschitzCertificate":
         """The certificate that these scores give; arguments are the fields but `label` and `radius`.
 
         Raises:
@@ -124,8 +131,8 @@ class LipschitzCertificate(Record):
 
     @property
     def largest(self) -> float:
-        """The most that a class can be charged, and so the largest margin: the cap times the sum of the weights."""
-        return self.levels.cap * sum(self.levels.weights)
+        """The most that a class can be charged, and so the largest margin."""
+        return largest_loss(self.levels)
 
     @property
     def _result(self) -> tuple[int | None, float]:

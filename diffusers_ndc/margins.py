@@ -8,7 +8,7 @@ import torch
 from .arguments import check_kind, check_whole
 from .bounds import MOST_DRAWS, check_alpha
 from .classifier import NoisedDiffusionClassifier
-from .lipschitz import LipschitzCertificate
+from .lipschitz import LipschitzCertificate, largest_loss
 from .noise import check_seed, content_hash, derive_seeds
 from .noise_levels import NoiseLevels
 
@@ -59,8 +59,8 @@ def certify_margin(
     Raises:
         FloatingPointError: A loss is not finite.
     """
-    image_hash, pixels, levels = content_hash(image), image.numel(), classifier.levels
-    before, largest = classifier.evaluations, levels.cap * sum(levels.weights)
+    image_hash, pixels = content_hash(image), image.numel()
+    before, largest = classifier.evaluations, largest_loss(classifier.levels)
 
     def losses(purpose, count):
         """Of each draw and class, model units per value; a few draws at a time."""

@@ -75,7 +75,7 @@ def markers(name: str) -> tuple[str, str]:
     return begin, f"<!-- {LIBRARY}, {name}: end -->"
 
 
-def add_metadata(metadata: dict, **ours) -> None:
+def add_metadata(metadata: dict, **ours: object) -> None:
     """Add what every model of this package has, and more: of two single values the card's own stays, of lists all."""
     for key, value in {
         "library_name": "diffusers",

@@ -62,7 +62,7 @@ def fresh_seed(generator: torch.Generator | None = None) -> int:
     """A seed from the generator, or from the operating system's entropy where there is none."""
     if generator is None:
         return secrets.randbits(63)
-    return torch.randint(2**63 - 1, (), generator=generator, device=generator.device).item()
+    return int(torch.randint(2**63 - 1, (), generator=generator, device=generator.device))
 
 
 def resolve_seed(generator: torch.Generator | None, seed: int | None) -> int:
@@ -104,7 +104,7 @@ def standard_normal(
             array.normal_(generator=generator.manual_seed(seed))
         return noise
     kind = np.float64 if dtype == torch.float64 else np.float32
-    noise = np.empty((len(seeds), *shape), dtype=kind)
-    for array, seed in zip(noise, seeds, strict=True):
+    values = np.empty((len(seeds), *shape), dtype=kind)
+    for array, seed in zip(values, seeds, strict=True):
         np.random.default_rng(seed).standard_normal(dtype=kind, out=array)
-    return torch.from_numpy(noise).to(dtype)
+    return torch.from_numpy(values).to(dtype)

@@ -22,17 +22,17 @@ MOST_LEVELS = 100_000
 P_MEAN, P_STD, SIGMA_DATA = -1.2, 1.2, 0.5
 
 
-def edm_lambda(sigma, sigma_data: float = SIGMA_DATA):
+def edm_lambda(sigma: np.ndarray, sigma_data: float = SIGMA_DATA) -> np.ndarray:
     """EDM's loss weight `(sigma^2 + sigma_data^2) / (sigma * sigma_data)^2` (Karras et al. 2022, Table 1)."""
     return (sigma**2 + sigma_data**2) / (sigma * sigma_data) ** 2
 
 
-def log_normal_density(sigma, p_mean: float = P_MEAN, p_std: float = P_STD):
+def log_normal_density(sigma: np.ndarray, p_mean: float = P_MEAN, p_std: float = P_STD) -> np.ndarray:
     """Density of EDM's training noise levels, per unit of sigma."""
     return np.exp(-((np.log(sigma) - p_mean) ** 2) / (2 * p_std**2)) / (sigma * p_std * math.sqrt(2 * math.pi))
 
 
-def reference_density(sigma, p_mean: float = P_MEAN, p_std: float = P_STD):
+def reference_density(sigma: np.ndarray, p_mean: float = P_MEAN, p_std: float = P_STD) -> np.ndarray:
     """`log_normal_density` as the NDC authors' program has it: `/ 2 * p_std^2` in the exponent, not `/ (2 *
     p_std^2)`."""
     return np.exp(-((np.log(sigma) - p_mean) ** 2) / 2 * p_std**2) / (sigma * p_std * math.sqrt(2 * math.pi))
@@ -194,7 +194,7 @@ class NoiseLevels:
             )
         sigmas = np.geomspace(sigma_min, sigma_max, num_levels)
         step = math.log(sigma_max / sigma_min) / (num_levels - 1)
-        return cls(sigmas, _density(weighting, sigmas, widths=sigmas * step))
+        return cls(tuple(sigmas), tuple(_density(weighting, sigmas, widths=sigmas * step)))
 
     @classmethod
     def quantile_grid(
@@ -227,7 +227,7 @@ class NoiseLevels:
         upper_tail = (1 - below) * (1 - (np.arange(num_levels) + 0.5) / num_levels)
         sigmas = np.exp(stats.norm.isf(upper_tail, p_mean, p_std))
         widths = (1 - below) / (num_levels * log_normal_density(sigmas, p_mean, p_std))
-        return cls(sigmas, _density(weighting, sigmas, widths, p_mean, p_std))
+        return cls(tuple(sigmas), tuple(_density(weighting, sigmas, widths, p_mean, p_std)))
 
     @classmethod
     def reference_grid(
@@ -264,15 +264,15 @@ class NoiseLevels:
         ds = (3.0 - tau) / (num_points - 1)
         s, sigmas = grid[skipped:-1], grid[skipped + 1 :]
         if weighting != "edm-reference":
-            return cls(sigmas, _density(weighting, sigmas, widths=np.full_like(sigmas, ds)))
+            return cls(tuple(sigmas), tuple(_density(weighting, sigmas, widths=np.full_like(sigmas, ds))))
         if method != "epndc":
             if tau == 0:
                 raise ValueError("`tau` is 0; accepted with weighting='edm-reference' is tau above 0.")
-            return cls(sigmas, edm_lambda(sigmas) * reference_density(s) * ds)
+            return cls(tuple(sigmas), tuple(edm_lambda(sigmas) * reference_density(s) * ds))
         on_posterior_means = (
             edm_lambda(s) * reference_density(s) * sigmas**2 * (sigmas**2 - tau**2) / (4 * ds * (s**2 - tau**2))
         )
-        return cls(sigmas, on_posterior_means * ((sigmas**2 - s**2) / sigmas**2) ** 2)
+        return cls(tuple(sigmas), tuple(on_posterior_means * ((sigmas**2 - s**2) / sigmas**2) ** 2))
 
 
 def _check_tau(tau: float) -> None:
@@ -281,7 +281,9 @@ def _check_tau(tau: float) -> None:
         raise ValueError(f"`tau` is {tau}; accepted is a finite noise level of at least 0 (model units).")
 
 
-def _density(weighting: str, sigmas: np.ndarray, widths: np.ndarray, p_mean=P_MEAN, p_std=P_STD) -> np.ndarray:
+def _density(
+    weighting: str, sigmas: np.ndarray, widths: np.ndarray, p_mean: float = P_MEAN, p_std: float = P_STD
+) -> np.ndarray:
     """Weights of levels that stand for intervals of these widths (`uniform`: the same for each level)."""
     check_kind("weighting", weighting, str)
     if weighting == "elbo":

@@ -10,7 +10,7 @@ clipping of the sample) has no part in them.
 """
 
 import torch
-from diffusers import CMStochasticIterativeScheduler, FlowMatchEulerDiscreteScheduler
+from diffusers import CMStochasticIterativeScheduler, FlowMatchEulerDiscreteScheduler, SchedulerMixin
 
 
 class VariancePreserving:
@@ -28,7 +28,7 @@ class VariancePreserving:
 
     prediction_types = ("epsilon", "v_prediction", "sample")
 
-    def __init__(self, scheduler, whole_steps: bool = False):
+    def __init__(self, scheduler: SchedulerMixin, whole_steps: bool = False):
         config = scheduler.config
         self.prediction_type = config.get("prediction_type", "epsilon")
         if self.prediction_type not in self.prediction_types:
@@ -75,7 +75,7 @@ class EDM:
 
     step_sigmas = None
 
-    def __init__(self, scheduler):
+    def __init__(self, scheduler: SchedulerMixin):
         self.scheduler = scheduler
         self.sigma_min, self.sigma_max = scheduler.config.sigma_min, scheduler.config.sigma_max
 
@@ -149,7 +149,7 @@ class FlowMatching:
 Parametrisation = VariancePreserving | EDM | Consistency | FlowMatching
 
 
-def parametrisation(scheduler, embedded_steps: int | None = None) -> Parametrisation:
+def parametrisation(scheduler: SchedulerMixin, embedded_steps: int | None = None) -> Parametrisation:
     """The coordinates of a scheduler.
 
     Args:

@@ -15,7 +15,7 @@ from .classifier import NoisedDiffusionClassifier, default_levels
 from .denoiser import Denoiser
 from .edm import EDMUNet2DModel, read_checkpoints
 from .hub import SharedPipeline
-from .images import to_pixel_batch
+from .images import Image, Images, to_pixel_batch
 from .likelihoods import get_likelihood
 from .lipschitz import LEVELS, LipschitzCertificate
 from .margins import certify_margin, check_margin_settings, with_bounded_losses
@@ -72,7 +72,8 @@ class NoisedDiffusionClassifierPipeline(SharedPipeline):
     ):
         super().__init__()
         id2label = None if id2label is None else with_integer_labels(id2label)
-        denoiser = Denoiser(unet, scheduler, id2label and len(id2label), null_class, unconditional_unet)
+        num_classes = len(id2label) if id2label else None
+        denoiser = Denoiser(unet, scheduler, num_classes, null_class, unconditional_unet)
         if id2label is not None and sorted(id2label) != list(range(denoiser.num_classes)):
             raise ValueError(
                 f"`id2label` has the keys {sorted(id2label)}; accepted are 0 to {denoiser.num_classes - 1}, each once."
@@ -150,7 +151,7 @@ class NoisedDiffusionClassifierPipeline(SharedPipeline):
 
     def calibrate(
         self,
-        images,
+        images: Images,
         labels: Sequence[int],
         sigma: float = 0.25,
         num_levels: int = 12,
@@ -201,7 +202,7 @@ class NoisedDiffusionClassifierPipeline(SharedPipeline):
     @torch.no_grad()
     def __call__(
         self,
-        images,
+        images: Images,
         sigma: float = 0.0,
         method: str | None = None,
         levels: NoiseLevels | None = None,
@@ -243,7 +244,7 @@ class NoisedDiffusionClassifierPipeline(SharedPipeline):
 
     def predict(
         self,
-        images,
+        images: Images,
         sigma: float = 0.25,
         n: int = 100,
         alpha: float = 0.001,
@@ -273,7 +274,7 @@ class NoisedDiffusionClassifierPipeline(SharedPipeline):
 
     def certify(
         self,
-        images,
+        images: Images,
         sigma: float = 0.25,
         n0: int | None = None,
         n: int = 10_000,
@@ -336,7 +337,7 @@ class NoisedDiffusionClassifierPipeline(SharedPipeline):
 
     def certify_iter(
         self,
-        image,
+        image: Image,
         sigma: float = 0.25,
         n0: int = 20,
         n: int = 10_000,
@@ -367,7 +368,7 @@ class NoisedDiffusionClassifierPipeline(SharedPipeline):
         seed = resolve_seed(generator, seed)
         return SmoothedClassifier(classifier, sigma, grid).certify_iter(batch[0], n0, n, alpha, seed)
 
-    def replay(self, image, certificate: Certificate, batch_size: int = 64) -> Certificate:
+    def replay(self, image: Image, certificate: Certificate, batch_size: int = 64) -> Certificate:
         """Make the draws of a certificate again: the one that they give now, to be compared by `agrees`.
 
         The base classifier is made as the certificate describes it. On other hardware, or in other batches, a vote may
@@ -400,7 +401,7 @@ class NoisedDiffusionClassifierPipeline(SharedPipeline):
         self.maybe_free_model_hooks()
         return again
 
-    def _smooth(self, algorithm: str, images, sigma, method, levels, batch_size, generator, seed, grid, **settings):
+    def _smooth(self, algorithm, images, sigma, method, levels, batch_size, generator, seed, grid, **settings):
         classifier = self.classifier(sigma, method, levels, batch_size)
         smoothed = SmoothedClassifier(classifier, sigma, grid)
         seed = resolve_seed(generator, seed)
@@ -430,7 +431,7 @@ class NoisedDiffusionClassifierPipeline(SharedPipeline):
         self.maybe_free_model_hooks()
         return found[0] if single else found
 
-    def _preprocess(self, images, classifier: NoisedDiffusionClassifier) -> tuple[torch.Tensor, bool]:
+    def _preprocess(self, images: Images, classifier: NoisedDiffusionClassifier) -> tuple[torch.Tensor, bool]:
         batch, single = to_pixel_batch(images, classifier.denoiser.image_channels, classifier.denoiser.image_size)
         classifier.denoiser.check_images(batch)
         return batch.to(self._execution_device), single

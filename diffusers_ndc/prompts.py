@@ -38,7 +38,7 @@ def read_prompts(prompts: Mapping | Sequence) -> dict[int, list[str]]:
         usable = False
     if not usable or len(by_class) < 2 or sorted(by_class) != list(range(len(by_class))):
         raise ValueError(f"`prompts` is {prompts!r}; accepted are, {ACCEPTED}.")
-    classes = {}
+    classes: dict[tuple[str, ...], int] = {}
     for label, texts in sorted(by_class.items()):
         twin = classes.setdefault(tuple(texts), label)
         if twin != label:

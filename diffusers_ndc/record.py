@@ -3,13 +3,14 @@
 import hashlib
 import json
 from collections.abc import Callable
-from dataclasses import MISSING, asdict, fields
+from dataclasses import MISSING, asdict, dataclass, fields
 from typing import ClassVar, TypeVar
 
 
 Self = TypeVar("Self", bound="Record")
 
 
+@dataclass(frozen=True)
 class Record:
     """A frozen dataclass of plain values, written as JSON and checked from its own values."""
 

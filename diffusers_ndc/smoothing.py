@@ -296,7 +296,9 @@ class SmoothedClassifier:
         ((_, again),) = self._run(image[None], certificate.seed, draw_again, on_draws)
         return again
 
-    def _watch(self, image, n0, n, alpha, seed, on_draws) -> Iterator[Certificate]:
+    def _watch(
+        self, image: torch.Tensor, n0: int, n: int, alpha: float, seed: int, on_draws: Callable[[int], object] | None
+    ) -> Iterator[Certificate]:
         record = self._record(seed, image, content_hash(image), "mixture")
 
         def votes_of(steps):
@@ -311,25 +313,34 @@ class SmoothedClassifier:
             votes = votes + votes_of(ask(start))
             yield self._certificate(selection, votes, n0, votes.n, alpha, record)
 
-    def _certify_fixed(self, n0, n, alpha, record) -> Generator[Draws, Votes, Certificate]:
+    def _certify_fixed(self, n0: int, n: int, alpha: float, record: dict) -> Generator[Draws, Votes, Certificate]:
         selection = yield from select(n0)
         votes = yield Draws("estimate", 0, n, _scored(record["bound"], selection))
         return self._certificate(selection, votes, n0, n, alpha, record)
 
-    def _certify_watched(self, n0, n, alpha, record, radii, resolution) -> Generator[Draws, Votes, Certificate]:
+    def _certify_watched(
+        self,
+        n0: int,
+        n: int,
+        alpha: float,
+        record: dict,
+        radii: Sequence[float] | None,
+        resolution: float | None,
+    ) -> Generator[Draws, Votes, Certificate]:
         """The largest of the certificates that were seen until nothing was left to be found out."""
         bound, best, votes = record["bound"], None, Votes()
         selection = yield from select(n0)
         more = min(n, STEP)
-        while more:
+        while True:
             votes = votes + (yield Draws("estimate", votes.n, more))
             latest = self._certificate(selection, votes, n0, votes.n if bound in ANYTIME else n, alpha, record)
             best = latest if best is None or latest.radius > best.radius else best
             rule = StoppingRule(self.sigma, latest.alpha_of_candidate, bound, n, radii, resolution)
             more = rule.more(latest.tally, votes.n, -1.0 if best.abstained else best.radius)
-        return replace(best, evaluations=latest.evaluations)
+            if not more:
+                return replace(best, evaluations=latest.evaluations)
 
-    def _run(self, images, seed, algorithm, on_draws) -> Iterator[tuple]:
+    def _run(self, images, seed, algorithm, on_draws):
         return run(self.base_classifier, self._noisy, images, seed, algorithm, on_draws)
 
     def _noisy(self, image: torch.Tensor, seeds: Sequence[int]) -> torch.Tensor:
@@ -354,7 +365,7 @@ class SmoothedClassifier:
             "pixels": None if self.grid is None else image.numel(),
         }
 
-    def _certificate(self, selection: Votes, votes: Votes, n0, n, alpha, record) -> Certificate:
+    def _certificate(self, selection: Votes, votes: Votes, n0: int, n: int, alpha: float, record: dict) -> Certificate:
         soft = record["bound"] in SOFT
         return Certificate.from_counts(
             selection.counts,
@@ -370,7 +381,7 @@ class SmoothedClassifier:
             **record,
         )
 
-    def check_images(self, images, axes: str = "NCHW") -> None:
+    def check_images(self, images: torch.Tensor, axes: str = "NCHW") -> None:
         """Refuse what are no images of these axes in [0, 1], of 8 bits where noise is drawn on a grid."""
         check_floating(images)
         if images.ndim != len(axes) or not images.numel():
@@ -388,7 +399,9 @@ class SmoothedClassifier:
                     "whole numbers from 0 to 255, divided by 255."
                 )
 
-    def check_settings(self, alpha, seed, on_draws=None, **draws: int) -> None:
+    def check_settings(
+        self, alpha: float, seed: int | None, on_draws: Callable[[int], object] | None = None, **draws: int
+    ) -> None:
         """Refuse an `alpha`, a `seed`, an `on_draws` or numbers of draws (`n0`, `n`) that are not as described."""
         check_alpha(alpha)
         check_seed(seed)
@@ -397,7 +410,9 @@ class SmoothedClassifier:
         for name, value in draws.items():
             check_whole(name, value, int(name == "n"), MOST_DRAWS, "a whole number of draws")
 
-    def _check_bound(self, bound, n0, n, alpha, radii, resolution) -> None:
+    def _check_bound(
+        self, bound: str, n0: int, n: int, alpha: float, radii: Sequence[float] | None, resolution: float | None
+    ) -> None:
         stops = radii is not None or resolution is not None
         accepted = set(BOUNDS) if n0 and not stops else ANYTIME | CURTAILED
         if not isinstance(bound, str) or bound not in accepted:

@@ -1,9 +1,10 @@
 """JSON that says one thing to every reader."""
 
 import json
+from typing import Any, NoReturn
 
 
-def loads(text: str):
+def loads(text: str) -> Any:
     """The value of a JSON text, of which other readers would make the same.
 
     Raises:
@@ -21,5 +22,5 @@ def _object(pairs: list[tuple[str, object]]) -> dict:
     return values
 
 
-def _refuse(constant: str):
+def _refuse(constant: str) -> NoReturn:
     raise ValueError(f"{constant} is not JSON")

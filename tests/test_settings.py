@@ -26,7 +26,8 @@ def test_selection_draws_depend_on_stopping():
 
 def test_clean_classification_has_no_settings_of_a_certificate():
     parsed = parse([*LINE, "--method", "dc", "--sigma", "0.5", "--stop-early"])
-    assert (parsed.sigma, parsed.radii, parsed.n0, parsed.n, parsed.alpha) == (0.0, [0.0], None, None, None)
+    values = parsed.to_dict()
+    assert [values[name] for name in ("sigma", "radii", "n0", "n", "alpha")] == [0.0, [0.0], None, None, None]
     assert not parsed.certifies
     parsed.check()
 

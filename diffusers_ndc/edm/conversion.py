@@ -19,7 +19,7 @@ from .unet import RESAMPLE_FILTERS, TIME_EMBEDDING_TYPES, EDMUNet2DModel
 
 
 # What a constructor takes where the checkpoint does not say, by its class; what REQUIRED names it has to say.
-OUTER_DEFAULTS = {
+OUTER_DEFAULTS: dict[str, dict] = {
     "common": {"img_resolution": 32, "img_channels": 3, "label_dim": 0, "use_fp16": False, "model_type": None},
     "EDMPrecond": {"sigma_min": 0.0, "sigma_max": math.inf, "sigma_data": 0.5},
     "VPPrecond": {"beta_d": 19.9, "beta_min": 0.1, "M": 1000, "epsilon_t": 1e-5},
@@ -188,10 +188,10 @@ def convert_scheduler(checkpoint: EDMCheckpoint) -> SchedulerMixin:
         return VPPrecondScheduler(low, high, beta_d, beta_min, given["M"])
     if checkpoint.class_name == "VEPrecond":
         return VEPrecondScheduler(float(given["sigma_min"]), float(given["sigma_max"]))
-    sigmas = checkpoint.state_dict.get("u")
-    if sigmas is None or sigmas.shape != (given["M"] + 1,):
+    levels = checkpoint.state_dict.get("u")
+    if levels is None or levels.shape != (given["M"] + 1,):
         raise ValueError(f"{checkpoint.source} has no noise levels 'u' of the shape ({given['M'] + 1},).")
-    sigmas = sigmas.tolist()
+    sigmas = levels.tolist()
     return IDDPMPrecondScheduler(sigmas, sigma_min=sigmas[-2], sigma_max=sigmas[0])
 
 

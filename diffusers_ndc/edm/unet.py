@@ -30,6 +30,8 @@ class FourierTimesteps(nn.Module):
     precision.
     """
 
+    frequencies: torch.Tensor
+
     def __init__(self, channels: int):
         super().__init__()
         self.register_buffer("frequencies", 16 * torch.randn(channels // 2))
@@ -260,7 +262,7 @@ class EDMUNet2DModel(ModelMixin, ConfigMixin):
             )
         timestep = torch.as_tensor(timestep, dtype=torch.float32, device=sample.device).expand(len(sample))
         emb = self.time_proj(timestep).to(self.conv_in.weight.dtype)
-        if class_labels is not None:
+        if self.class_embedding is not None:
             emb = emb + self.class_embedding(class_labels)
         emb = self.time_embedding(emb)
 

@@ -9,6 +9,7 @@ import io
 import math
 import pickle
 import struct
+from typing import Any, BinaryIO
 
 import numpy as np
 import torch
@@ -55,7 +56,7 @@ class ModuleDict(Module):
 
     def __new__(cls):
         module = super().__new__(cls)
-        module.__init__()
+        ModuleDict.__init__(module)
         return module
 
     def __setstate__(self, state):
@@ -101,7 +102,11 @@ class DoubleType(Inert):
             raise pickle.UnpicklingError("has a number that is not little-endian")
 
 
-STORAGE_TYPES = {"HalfStorage": np.dtype("<f2"), "FloatStorage": np.dtype("<f4"), "DoubleStorage": np.dtype("<f8")}
+STORAGE_TYPES: dict[str, np.dtype] = {
+    "HalfStorage": np.dtype("<f2"),
+    "FloatStorage": np.dtype("<f4"),
+    "DoubleStorage": np.dtype("<f8"),
+}
 STORAGE_MAGIC, STORAGE_PROTOCOL = 0x1950A86A20F9469CFC6C, 1001
 
 
@@ -122,7 +127,7 @@ class StorageUnpickler(pickle.Unpickler):
         return StorageKey(np.dtype(dtype), key, numel)
 
 
-def _storage(data) -> Storage:
+def _storage(data: Any) -> Storage:
     """The legacy format of `torch.save`: five small pickles, the number of values, the values."""
     file = io.BytesIO(data)
     magic, protocol, system, storage, keys = (StorageUnpickler(file).load() for _ in range(5))
@@ -137,7 +142,7 @@ def _storage(data) -> Storage:
     return Storage(np.frombuffer(raw, storage.dtype).astype(storage.dtype.newbyteorder("=")))  # a copy: writable
 
 
-def _tensor(storage, offset, size, stride, *_) -> Tensor:
+def _tensor(storage: Any, offset: Any, size: Any, stride: Any, *_: object) -> Tensor:
     whole = (offset, *size, *stride)
     if (
         not isinstance(storage, Storage)
@@ -151,13 +156,13 @@ def _tensor(storage, offset, size, stride, *_) -> Tensor:
     return Tensor(torch.from_numpy(storage.values).as_strided(size, stride, offset))
 
 
-def _parameter(data, *_) -> Tensor:
+def _parameter(data: Any, *_: object) -> Tensor:
     if not isinstance(data, Tensor):
         raise pickle.UnpicklingError("has a parameter that is no tensor")
     return data
 
 
-def _module(meta) -> Module:
+def _module(meta: Any) -> Module:
     kind, version = meta["type"], meta["version"]
     if (kind, version) != ("class", 6):
         raise pickle.UnpicklingError(f"has an object of type {kind!r}, version {version!r}")
@@ -166,13 +171,13 @@ def _module(meta) -> Module:
     return Module(meta["class_name"], meta["state"])
 
 
-def _double_type(code, *_) -> DoubleType:
+def _double_type(code: Any, *_: object) -> DoubleType:
     if code != "f8":
         raise pickle.UnpicklingError(f"has a number of the type {code!r}")
     return DoubleType()
 
 
-def _number(dtype, raw) -> float:
+def _number(dtype: Any, raw: Any) -> float:
     if not isinstance(dtype, DoubleType):
         raise pickle.UnpicklingError("has a number of no type")
     return struct.unpack("<d", raw)[0]
@@ -226,7 +231,7 @@ def state_dict(module: Module, prefix: str = "") -> dict[str, torch.Tensor]:
     return tensors
 
 
-def read_pickled_network(file) -> tuple[str, dict, str, dict[str, torch.Tensor]]:
+def read_pickled_network(file: BinaryIO) -> tuple[str, dict, str, dict[str, torch.Tensor]]:
     """Class, constructor's keywords, inner class and state dict of the network `ema` in a pickle.
 
     Args:

@@ -22,6 +22,8 @@ class Claims:
         patience: Seconds without a sign of life from any process after which `wait` gives up.
     """
 
+    _store: dist.Store
+
     def __init__(self, total: int, patience: float):
         self.total = total
         self.patience = patience

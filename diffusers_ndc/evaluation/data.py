@@ -1,7 +1,7 @@
 """The labelled images of a run: any image data set that `datasets` loads, its classes those of the model."""
 
 import hashlib
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -130,7 +130,7 @@ def find_columns(
     )
 
 
-def _column(features: Features, wanted: str | None, option: str, accepted) -> str:
+def _column(features: Features, wanted: str | None, option: str, accepted: Callable[[object], bool]) -> str:
     if wanted is not None and wanted not in features:
         raise ValueError(f"{option} is {wanted!r}; the data set has the columns {list(features)}.")
     found = [name for name, feature in features.items() if accepted(feature)]
@@ -141,7 +141,7 @@ def _column(features: Features, wanted: str | None, option: str, accepted) -> st
     return wanted or min(found, key=lambda name: not isinstance(features[name], ClassLabel))
 
 
-def _holds_classes(feature) -> bool:
+def _holds_classes(feature: object) -> bool:
     return isinstance(feature, ClassLabel) or (isinstance(feature, Value) and "int" in feature.dtype)
 
 
@@ -155,7 +155,7 @@ def _indices(path: str) -> list[int]:
     return indices
 
 
-def _selected(loaded: Dataset, wanted, skip: int, limit: int | None) -> tuple[list[int], Dataset]:
+def _selected(loaded: Dataset, wanted: list[int] | None, skip: int, limit: int | None) -> tuple[list[int], Dataset]:
     indices = list(range(len(loaded)) if wanted is None else wanted)[::skip][:limit]
     beyond = [index for index in indices if index >= len(loaded)]
     if beyond:
@@ -163,7 +163,9 @@ def _selected(loaded: Dataset, wanted, skip: int, limit: int | None) -> tuple[li
     return indices, loaded.select(indices)
 
 
-def _streamed(loaded: IterableDataset, wanted, skip: int, limit: int | None) -> tuple[list[int], Dataset]:
+def _streamed(
+    loaded: IterableDataset, wanted: list[int] | None, skip: int, limit: int | None
+) -> tuple[list[int], Dataset]:
     """The same, in one pass over the stream that ends with the last row that is wanted."""
     chosen = None if wanted is None else wanted[::skip][:limit]
     rows, last = {}, None if chosen is None else max(chosen)

@@ -101,7 +101,7 @@ def _add_results(metadata: dict, reports: Sequence[Report], title: str) -> None:
     for report in reports:
         settings = {name: report.run.get(name) for name in ("method", "sigma", "n0", "n", "alpha", "seed")}
         told = ", ".join(f"{name} {value}" for name, value in settings.items() if value is not None)
-        metrics = []
+        metrics: list[tuple[str, str, float, dict]] = []
         if report.certified:
             metrics = [("average_certified_radius", "average certified l2 radius", report.average_radius, {})]
         for radius in report.radii:
@@ -195,8 +195,8 @@ def push_to_hub(folders: Iterable[str | Path], repo_id: str, card: str | Path | 
         ValueError: A run has no result or lacks a setting, or two have one name.
         OSError: The push failed; nothing was changed but perhaps an empty repository made.
     """
-    folders = [Path(folder) for folder in folders]
-    _check([Report.from_folder(folder) for folder in folders])
+    paths = [Path(folder) for folder in folders]
+    _check([Report.from_folder(path) for path in paths])
     api = HfApi()
     with TemporaryDirectory() as staging:
         staged = Path(staging, "repository")  # not there yet: an old folder would be taken for a download
@@ -205,11 +205,11 @@ def push_to_hub(folders: Iterable[str | Path], repo_id: str, card: str | Path | 
             before = api.model_info(repo_id).sha
             wanted = ["README.md", f"evaluation/*/{RUN_FILE}", "evaluation/*/*.jsonl"]
             api.snapshot_download(repo_id, revision=before, local_dir=staged, allow_patterns=wanted)
-            targets = [staged / "evaluation" / folder.resolve().name for folder in folders]
-            for folder, target in zip(folders, targets, strict=True):
+            targets = [staged / "evaluation" / path.resolve().name for path in paths]
+            for path, target in zip(paths, targets, strict=True):
                 shutil.rmtree(target, ignore_errors=True)
                 target.mkdir(parents=True)
-                for file in [folder / RUN_FILE, *folder.glob("*.jsonl")]:
+                for file in [path / RUN_FILE, *path.glob("*.jsonl")]:
                     shutil.copy(file, target)
                 write_report([target], target)
             if card and not (staged / "README.md").exists():
@@ -226,10 +226,10 @@ def push_to_hub(folders: Iterable[str | Path], repo_id: str, card: str | Path | 
                 parent_commit=before,  # else two pushes at once would lose one's part of the card
             ).commit_url
         except (OSError, HTTPError, ValueError) as error:
-            options = ["--card", str(card or folders[0] / "README.md"), "--push-to-hub", repo_id]
-            again = shlex.join(["python", "-m", "diffusers_ndc.evaluation.model_card", *map(str, folders), *options])
+            options = ["--card", str(card or paths[0] / "README.md"), "--push-to-hub", repo_id]
+            again = shlex.join(["python", "-m", "diffusers_ndc.evaluation.model_card", *map(str, paths), *options])
             raise OSError(
-                f"The push to {repo_id} failed: {error}\nEverything is still in {', '.join(map(str, folders))}. To "
+                f"The push to {repo_id} failed: {error}\nEverything is still in {', '.join(map(str, paths))}. To "
                 f"push it again (a token comes from `hf auth login` or the variable HF_TOKEN):\n    {again}"
             ) from error
 

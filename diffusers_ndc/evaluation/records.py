@@ -36,7 +36,7 @@ class RecordWriter:
         self._file = open(self.path, "x", encoding="utf-8")
         return self
 
-    def __exit__(self, *_) -> None:
+    def __exit__(self, *_: object) -> None:
         self._file.close()
 
     def write(self, record: dict) -> None:
@@ -61,7 +61,7 @@ def read_records(folder: str | Path) -> dict[int, dict]:
     Args:
         folder: The run's folder. One that does not exist has no records.
     """
-    records = {}
+    records: dict[int, dict] = {}
     for path in sorted(Path(folder).glob("*.jsonl")):
         for record in _records_of(path):
             known = records.setdefault(record["index"], record)

@@ -87,7 +87,7 @@ def replay(
 
 def _check_procedure(certificate: Certificate, settings: Settings) -> None:
     """Refuse one that was not made as the run says: among votes that were cast, a luckier number could be picked."""
-    asked = {"n0": settings.n0, "alpha": settings.alpha, "seed": settings.seed}
+    asked: dict[str, object] = {"n0": settings.n0, "alpha": settings.alpha, "seed": settings.seed}
     asked["bound"] = "mixture" if settings.stop_early else "clopper-pearson"
     if not settings.stop_early:
         asked["n"] = settings.n

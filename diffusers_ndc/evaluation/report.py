@@ -19,7 +19,9 @@ from pathlib import Path
 from statistics import fmean, median
 from typing import NamedTuple
 
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
 
 from ..bounds import clopper_pearson_lower
 from ..certificate import Certificate
@@ -201,7 +203,7 @@ class Report:
     @property
     def cost(self) -> dict[str, tuple[float, float] | None]:
         """Mean and median of network evaluations and of seconds for each image, `None` where no record has them."""
-        columns = {
+        columns: dict[str, list[int | None] | list[float | None]] = {
             "network evaluations": [outcome.evaluations for outcome in self.outcomes],
             "seconds": [outcome.seconds for outcome in self.outcomes],
         }
@@ -288,7 +290,7 @@ def _outcome(record: dict, run: dict) -> Outcome:
         if any(type(value) is not int or value < 0 for value in found.values()):
             raise ValueError(f"{found}; accepted are a class index and a number of network evaluations.")
         return Outcome(record["label"], radius=0.0, seconds=seconds, **found)
-    certificate = Certificate.from_dict(record.get("certificate"))
+    certificate = Certificate.from_dict(record.get("certificate", {}))
     if not certificate.verify():
         raise ValueError("label and radius do not follow from the votes.")
     if (certificate.sigma, certificate.alpha) != (run["sigma"], run["alpha"]):
@@ -324,7 +326,7 @@ def plot(reports: Sequence[Report], path: str | Path) -> None:
     end = 1.05 * max([0.1, *proved, *(PUBLISHED if cifar10 else ())])
     figure = Figure(dpi=150, layout="constrained")
     axis = figure.add_subplot()
-    handles = []
+    handles: list = []  # lines, and a container for each bar
     for number, report in enumerate(reports):
         colour, (line, marker) = COLOURS[number % len(COLOURS)], STYLES[number % len(STYLES)]
         if report.certified:
@@ -348,7 +350,7 @@ def plot(reports: Sequence[Report], path: str | Path) -> None:
     figure.savefig(path)
 
 
-def _curve(axis, report: Report, end: float, colour: str, style: str):
+def _curve(axis: Axes, report: Report, end: float, colour: str, style: str) -> Line2D:
     radii = sorted(outcome.proved for outcome in report.outcomes)
     # the share at a radius holds back to the next smaller one; beyond the largest nothing is certified
     x = [*sorted({0.0, *(radius for radius in radii if radius > 0)}), end]
@@ -375,9 +377,9 @@ def write_report(folders: Iterable[str | Path], output: str | Path) -> tuple[str
         FileNotFoundError: A folder, or `run.json` in it, does not exist.
         ValueError: A `run.json` lacks a setting, or a folder holds no records.
     """
-    folders = [Path(folder).resolve() for folder in folders]
-    above = os.path.commonpath([folder.parent for folder in folders])
-    reports = [Report.from_folder(folder, folder.relative_to(above).as_posix()) for folder in folders]
+    paths = [Path(folder).resolve() for folder in folders]
+    above = os.path.commonpath([path.parent for path in paths])
+    reports = [Report.from_folder(path, path.relative_to(above).as_posix()) for path in paths]
     output = Path(output)
     output.mkdir(parents=True, exist_ok=True)
     text = "# Accuracy, clean and certified\n\n![Certified accuracy against l2 radius](certified_accuracy.png)\n\n"

@@ -5,7 +5,6 @@ import time
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
-from dataclasses import asdict
 from datetime import timedelta
 from pathlib import Path
 
@@ -176,7 +175,7 @@ class _Run:
         """The images that are left, and the report where this is the main process."""
         accelerator, settings = self.accelerator, self.settings
         if settings.report_to:
-            shown = {name: str(value) for name, value in asdict(settings).items()}
+            shown = {name: str(value) for name, value in settings.to_dict().items()}
             accelerator.init_trackers("diffusers-ndc", config=shown)
         total, main = len(self.subject.data), accelerator.is_main_process
         with (
@@ -208,7 +207,8 @@ class _Run:
             yield image
 
     def _certified(self) -> Iterator[dict]:
-        settings, opened = self.settings, []
+        settings = self.settings
+        opened: list[tuple[int, int]] = []
         certificates = self.smoothed.certify_each(
             self._images(opened),
             settings.n0,
@@ -225,11 +225,11 @@ class _Run:
                 "image_hash": certificate.image_hash,
                 "label": label,
                 "certificate": certificate.to_dict(),
-                "seconds": self._seconds(certificate.evaluations),
+                "seconds": self._seconds(certificate.evaluations or 0),
             }
 
     def _classified(self) -> Iterator[dict]:
-        opened = []
+        opened: list[tuple[int, int]] = []
         for place, result in self.subject.base.classify_each(self._images(opened), self.settings.seed):
             index, label = opened[place]
             self._beat()

@@ -4,7 +4,7 @@ import math
 import sys
 from argparse import RawDescriptionHelpFormatter
 from collections.abc import Sequence
-from dataclasses import dataclass, field, fields
+from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Literal
 
@@ -16,7 +16,7 @@ from ..bounds import check_alpha
 from ..noise import check_seed, check_sigma
 
 
-def _option(default, help: str):
+def _option(default, help):
     if isinstance(default, list):
         shown = " ".join(map(str, default))
         return field(default_factory=lambda: list(default), metadata={"help": f"{help} Default: {shown}."})
@@ -71,8 +71,7 @@ class Settings:
     def __post_init__(self):
         self.radii = sorted({float(radius) for radius in self.radii})
         if self.method == "dc":
-            self.sigma, self.radii, self.stop_early = 0.0, [0.0], False
-            self.n0 = self.n = self.alpha = self.grid = None
+            self.sigma, self.radii, self.stop_early, self.n0, self.grid = 0.0, [0.0], False, None, None
         elif self.n0 is None:
             self.n0 = 10 if self.stop_early else 100
 
@@ -80,6 +79,10 @@ class Settings:
     def certifies(self) -> bool:
         """Whether images get certificates."""
         return self.method != "dc"
+
+    def to_dict(self) -> dict:
+        """The settings as plain values, for JSON; those of a certificate are null where there is none."""
+        return {**asdict(self), **({} if self.certifies else {"n": None, "alpha": None})}
 
     def check(self) -> None:
         """Refuse what can be refused before anything is loaded.

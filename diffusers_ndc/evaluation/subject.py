@@ -4,7 +4,7 @@ import hashlib
 import json
 import os
 import platform
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
 
@@ -13,6 +13,7 @@ from accelerate import Accelerator
 from torch import nn
 
 from .. import __version__
+from ..classifier import NoisedDiffusionClassifier
 from ..denoised_smoothing import DenoisedClassifier
 from ..denoiser import Denoiser
 from ..images import to_pixel_batch
@@ -41,7 +42,7 @@ class Subject:
     data: LabelledImages
     labels: list[int | None]
     denoiser: Denoiser
-    base: nn.Module
+    base: NoisedDiffusionClassifier | DenoisedClassifier
     described: dict
 
     @property
@@ -73,7 +74,8 @@ def load_subject(settings: Settings, accelerator: Accelerator) -> Subject:
         pipe = NoisedDiffusionClassifierPipeline.from_pretrained(settings.model).to(accelerator.device)
     except (OSError, ValueError) as error:
         raise ValueError(f"--model {settings.model} cannot be loaded: {error}") from error
-    if settings.method == "dds":
+    base: NoisedDiffusionClassifier | DenoisedClassifier
+    if settings.classifier is not None:  # --method dds
         base = DenoisedClassifier.from_pretrained(
             pipe.denoiser, settings.classifier, settings.sigma, batch_size=settings.batch_size
         ).to(accelerator.device)
@@ -85,7 +87,7 @@ def load_subject(settings: Settings, accelerator: Accelerator) -> Subject:
     with accelerator.autocast():
         base_settings = base.settings
     described = {
-        **{name: value for name, value in asdict(settings).items() if name not in OUTSIDE},
+        **{name: value for name, value in settings.to_dict().items() if name not in OUTSIDE},
         "dataset": _told_from_hub_ids(settings.dataset),
         "mixed_precision": accelerator.mixed_precision,
         "id2label": id2label and dict(id2label),
