@@ -7,7 +7,7 @@ import PIL.Image
 import pytest
 from datasets import ClassLabel, Dataset, Features, Image, Value
 
-from diffusers_ndc.evaluation.data import FAULTS, load_labelled_images
+from diffusers_ndc.evaluation.data import FAULTS, find_columns, load_labelled_images
 from diffusers_ndc.evaluation.settings import Settings
 
 
@@ -140,6 +140,8 @@ def test_columns_that_are_not_there_are_listed(parquet):
     with pytest.raises(ValueError, match=r"--label-column is 'id'.*\['digit'\]"):
         load(parquet, label_column="id")
     assert pixels(load(parquet, image_column="picture", label_column="digit")) == pixels(load(parquet))
+    with pytest.raises(ValueError, match="--label-column is not given, and none of the columns"):
+        find_columns(Features({"picture": Image(), "id": Value("string")}))
 
 
 @pytest.mark.parametrize("streaming", [False, True])

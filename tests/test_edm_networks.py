@@ -158,6 +158,8 @@ def test_other_preconditionings_are_those_of_the_paper():
     torch.testing.assert_close(ve.precondition_inputs(x, sigma), x)
     torch.testing.assert_close(ve.precondition_outputs(x, f, sigma), x + sigma * f)
     assert (ve.config.sigma_min, ve.config.sigma_max) == (0.02, 100)
+    converted = convert_scheduler(EDMCheckpoint("VEPrecond", {"img_resolution": 16, "img_channels": 3}, {}, "VE"))
+    assert type(converted) is VEPrecondScheduler and dict(converted.config) == dict(ve.config)
 
 
 def test_iddpm_tells_the_network_the_nearest_trained_level():
@@ -174,6 +176,11 @@ def test_iddpm_tells_the_network_the_nearest_trained_level():
     between = (u[:-1] * 0.6 + u[1:] * 0.4)[1:]
     told = scheduler.precondition_noise(between)
     assert torch.equal(told, 998 - torch.arange(999.0))
+    x, f = torch.randn(2, 999, generator=torch.Generator().manual_seed(0))
+    torch.testing.assert_close(scheduler.precondition_inputs(x, between), x / (1 + between**2) ** 0.5)
+    torch.testing.assert_close(scheduler.precondition_outputs(x, f, between), x - between * f)
+    with pytest.raises(ValueError, match="iDDPM has no noise levels 'u' of the shape .1001,."):
+        convert_scheduler(EDMCheckpoint("iDDPMPrecond", kwargs, {"u": u[1:]}, "iDDPM"))
 
 
 def test_iddpm_network_gives_its_mean_only():

@@ -431,6 +431,16 @@ def test_refuses_components_that_do_not_fit(sd, arguments, error, match):
         LatentDiffusionClassifierPipeline(**{**sd.components, "prompts": PROMPTS, **arguments})
 
 
+def test_refuses_classifiers_that_cannot_stand_behind_a_denoiser(sd):
+    pixels = Denoiser(*pixel_model().values(), num_classes=0)
+    for classifier, error, match in (
+        (torch.nn.Linear(1, 1), TypeError, "`classifier` is a Linear"),
+        (NoisedDiffusionClassifier(Denoiser(tiny_unet(), DDPMScheduler()), 0.25), ValueError, "has sigma=0.25"),
+    ):
+        with pytest.raises(error, match=match):
+            DenoisedDiffusionClassifier(pixels, classifier, 0.25)
+
+
 def test_refuses_a_dit_that_drops_labels_at_random():
     with pytest.raises(ValueError, match="`transformer` is in training mode"):
         Denoiser(tiny_dit().train(), DDPMScheduler(), vae=tiny_vae())

@@ -222,6 +222,14 @@ def test_a_malformed_record_of_a_classified_image_counts_nowhere(tmp_path, chang
     assert list(report.rejected) == [4] and report.at(0) == Share(3, 4)
 
 
+def test_a_folder_without_records_and_records_of_another_run(tmp_path):
+    write_run(tmp_path / "empty", RUN)
+    with pytest.raises(ValueError, match="holds no records"):
+        Report.from_folder(tmp_path / "empty")
+    report = Report.from_folder(make_run(tmp_path / "other", id="ours", extra=[{"index": 6, "failed": "OSError"}]))
+    assert not report.outcomes and set(report.rejected.values()) == {"it is of the run None; this one is ours."}
+
+
 @pytest.mark.parametrize("missing", ["sigma", "alpha", "n", "radii"])
 def test_a_setting_that_is_not_there_is_named(tmp_path, missing):
     """That nothing is certified must be said, by an alpha of null: an absent one is a fault."""

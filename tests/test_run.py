@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import signal
 import socket
 import subprocess
@@ -14,7 +15,7 @@ import PIL.Image
 import psutil
 import pytest
 from accelerate.state import AcceleratorState
-from datasets import load_dataset
+from datasets import ClassLabel, Dataset, Features, Image, load_dataset
 from filelock import FileLock
 from transformers import ViTConfig, ViTForImageClassification, ViTImageProcessor
 
@@ -184,6 +185,15 @@ def test_images_that_cannot_be_read_are_recorded_and_the_run_goes_on(run, folder
     assert "image 4: UnidentifiedImageError" in (tmp_path / "run" / "report.md").read_text()
 
 
+def test_images_without_a_label_are_recorded_and_the_run_goes_on(run, folders):
+    rows = {"image": [picture.copy() for picture in pictures(folders)][:3], "label": [0, -1, 2]}
+    features = Features({"image": Image(), "label": ClassLabel(names=["a", "b", "c"])})
+    shutil.rmtree(folders[1] / "test")
+    Dataset.from_dict(rows, features=features).to_parquet(folders[1] / "test.parquet")
+    report = run()
+    assert report.failed == {1: "ValueError: it has no label."} and len(report.outcomes) == 2
+
+
 def test_a_second_run_in_the_folder_is_refused(run, tmp_path):
     (tmp_path / "run").mkdir()
     with (
@@ -229,6 +239,11 @@ def test_what_does_not_go_together_is_refused_before_any_work(run, tmp_path, cha
     with pytest.raises(error, match=match):
         run(**changes)
     assert not list(tmp_path.glob("run/*.json*"))
+
+
+def test_a_model_that_is_not_there_is_refused(folders, tmp_path):
+    with pytest.raises(ValueError, match="--model .*nowhere cannot be loaded"):
+        evaluate(Settings(str(tmp_path / "nowhere"), str(folders[1]), str(tmp_path / "run")))
 
 
 def test_an_output_that_cannot_be_written_is_refused(run, tmp_path):
