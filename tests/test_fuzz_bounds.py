@@ -1,6 +1,7 @@
 """Properties that every bound has, over all counts that a run could give."""
 
 import math
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -63,7 +64,7 @@ def test_a_bound_is_a_share_that_grows_with_alpha_and_its_radius_with_it(made, a
 def test_a_bound_grows_with_the_votes(made, alpha):
     bound, tally = made
     assume(tally.count + tally.rival < tally.n)
-    more = tally._replace(count=tally.count + 1, score_sum=tally.score_sum, score_squares=tally.score_sum**2 / tally.n)
+    more = replace(tally, count=tally.count + 1, score_sum=tally.score_sum, score_squares=tally.score_sum**2 / tally.n)
     assert BOUNDS[bound](tally, alpha) <= BOUNDS[bound](more, alpha) * SLIGHTLY
 
 
@@ -103,7 +104,7 @@ def test_a_stopped_run_ends_within_its_draws(n, share, bound, radii, alpha):
     while more:
         made, looks = made + more, looks + 1
         assert made <= n and looks <= 1000
-        tally = tally._replace(count=math.floor(share * made), n=made if bound == "mixture" else n)
+        tally = replace(tally, count=math.floor(share * made), n=made if bound == "mixture" else n)
         more = rule.more(tally, made, rule.radius_after(0, tally))
     assert rule.radius_after(0, tally) <= abs(largest_provable(1.0, alpha, bound, n)) * SLIGHTLY
 
