@@ -192,4 +192,9 @@ def check_levels(levels: dict[str, dict[str, dict]]) -> None:
             raise ValueError(f"`levels` has the key {key!r}; accepted are sigmas in pixel units, such as '0.25'.")
         for method in values:
             get_likelihood(method, float(key))
-            NoiseLevels.from_dict(values[method])
+            made = NoiseLevels.from_dict(values[method])
+            sigma = None if made.smoothing_sigma is None else levels_key(made.smoothing_sigma)
+            if (sigma, made.method) not in ((None, None), (key, method)):
+                raise ValueError(
+                    f"`levels` has those of {sigma} and {made.method} at {key!r}, {method!r}; accepted are its own."
+                )

@@ -22,7 +22,7 @@ PIL_MODES = ("1", "L", "LA", "P", "PA", "RGB", "RGBA", "RGBX", "CMYK", "YCbCr")
 
 
 def to_pixel_batch(images: Images, channels: int, size: tuple[int, int] | None) -> tuple[torch.Tensor, bool]:
-    """One float32 batch, uint8 values divided by 255.
+    """One float32 batch in the usual memory order, by which networks round alike; uint8 values divided by 255.
 
     PIL images are converted to the network's colour mode and, where needed, resized to its size; arrays and tensors
     must fit as they are.
@@ -66,7 +66,7 @@ def _one_kind(image: Image, channels: int, size: tuple[int, int] | None) -> torc
             do_convert_rgb=channels == 3,
             do_convert_grayscale=channels == 1,
         )
-        return processor.preprocess(image, *(size or image.size[::-1])).float()
+        return processor.preprocess(image, *(size or image.size[::-1])).float().contiguous()
     if isinstance(image, np.ndarray):
         if image.ndim == 2:
             image = image[:, :, None]

@@ -7,6 +7,7 @@ the published networks take as one-hot vectors, become rows of an embedding.
 import math
 import os
 import re
+from typing import Any
 
 import torch
 from diffusers import EDMEulerScheduler, UNet2DModel
@@ -62,6 +63,8 @@ ACCEPTED = {
     "resample_filter": RESAMPLE_FILTERS,
 }
 EDM_SIGMA_MIN, EDM_SIGMA_MAX = 0.002, 80.0
+MAY_BE_0 = ("label_dim", "augment_dim", "attn_resolutions", "num_blocks")
+LARGEST, MOST_BLOCKS = 65_536, 1000  # of any number, and of blocks: a network of more would take forever to make
 HEAD_WIDTH = 64
 NORM_GROUPS = 32
 
@@ -150,19 +153,28 @@ def arguments(checkpoint: EDMCheckpoint) -> dict:
         raise ValueError(f"{checkpoint.source} does not say {missing}; accepted are whole numbers.")
     merged = {**defaults, **checkpoint.init_kwargs}
     for name, usual in defaults.items():
-        value, kind = merged[name], type(usual)
-        kinds = {float: (int, float), list: (list, tuple)}.get(kind, (kind,))
-        if name != "model_type" and (
-            type(value) not in kinds or (kind is list and any(type(item) is not int for item in value))
-        ):
+        if name != "model_type" and not _fits(name, value := merged[name], usual):
             raise ValueError(f"{checkpoint.source} was made with {name}={value!r}; accepted is a value like {usual}.")
-    if not merged["channel_mult"]:
-        raise ValueError(f"{checkpoint.source} was made with channel_mult=[]; accepted is at least one number.")
+    levels, blocks = len(merged["channel_mult"]), merged["num_blocks"]
+    if not 1 <= levels <= levels * (blocks + 1) <= MOST_BLOCKS:
+        raise ValueError(
+            f"{checkpoint.source} was made with {levels} numbers in channel_mult and num_blocks={blocks}; accepted is "
+            f"at least one, and {MOST_BLOCKS} blocks in all."
+        )
     for name, accepted in ACCEPTED.items():
         value = merged.get(name, accepted[0])
         if (tuple(value) if type(value) is list else value) not in accepted:
             raise ValueError(f"{checkpoint.source} was made with {name}={value!r}; accepted are {accepted}.")
     return merged
+
+
+def _fits(name: str, value: Any, usual: object) -> bool:
+    """Whether a value is of the kind of the usual one, and no number for which no network is."""
+    if type(usual) is list:
+        return type(value) in (list, tuple) and all(_fits(name, part, 1) for part in value)
+    if type(usual) is float:
+        return type(value) in (int, float) and (0 <= value <= LARGEST or value == usual)
+    return type(value) is type(usual) and (type(value) is not int or (name not in MAY_BE_0) <= value <= LARGEST)
 
 
 def convert_scheduler(checkpoint: EDMCheckpoint) -> SchedulerMixin:

@@ -17,12 +17,13 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import fmean, median
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
+from ..arguments import EXACT
 from ..bounds import clopper_pearson_lower
 from ..certificate import Certificate
 from .records import read_records, read_run
@@ -34,6 +35,22 @@ PUBLISHED = {0.25: 0.80, 0.5: 0.707}
 PUBLISHED_NAME = "published for CIFAR-10, APNDC (arXiv:2402.02316): over 80% at 0.25, 70.7% at 0.5"
 
 MEANING_OF_SECONDS = "seconds: an image's share of its process's time, by network evaluations"
+
+
+def _is_number(value: Any) -> bool:
+    """Whether this is a finite number of at least 0."""
+    return type(value) in (int, float) and 0 <= value <= sys.float_info.max
+
+
+SETTINGS = {
+    "sigma": _is_number,
+    "alpha": lambda value: _is_number(value) and 0 < value < 1,
+    "n": lambda value: type(value) is int and value > 0,
+    "radii": lambda value: isinstance(value, list) and all(map(_is_number, value)),
+    "images": lambda value: type(value) is int and value >= 0,
+    "id2label": lambda value: isinstance(value, dict),
+}
+"""What the settings of a run must be that a report computes with."""
 
 # Okabe and Ito's colours, told apart by colour-blind readers too, and styles of lines and points for print in grey.
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
@@ -127,7 +144,7 @@ class Report:
 
         Raises:
             FileNotFoundError: The folder, or `run.json` in it, does not exist.
-            ValueError: `run.json` lacks a setting, or there are no records.
+            ValueError: `run.json` lacks a setting or has one that none can be, or there are no records.
         """
         run, records = read_run(folder), read_records(folder)
         # a run that certifies nothing says so: its alpha is null, not left out
@@ -137,6 +154,9 @@ class Report:
             raise ValueError(
                 f"run.json in {folder} lacks {lacking}; accepted are the settings of a certification, or `alpha` null."
             )
+        for setting, value in run.items():
+            if setting in SETTINGS and value is not None and not SETTINGS[setting](value):
+                raise ValueError(f"run.json in {folder} has a {setting} of {value!r}, which no run has.")
         if not records:
             raise ValueError(f"{folder} holds no records.")
         outcomes, failed, rejected = [], {}, {}
@@ -283,11 +303,11 @@ def _outcome(record: dict, run: dict) -> Outcome:
     if type(record.get("label")) is not int:
         raise ValueError(f"the true label is {record.get('label')!r}; accepted is a class index.")
     seconds = record.get("seconds")
-    if seconds is not None and type(seconds) not in (int, float):
+    if seconds is not None and not _is_number(seconds):
         raise ValueError(f"seconds is {seconds!r}; accepted is a number or null.")
     if run["alpha"] is None:
         found = {name: record.get(name) for name in ("predicted", "evaluations")}
-        if any(type(value) is not int or value < 0 for value in found.values()):
+        if any(type(value) is not int or not 0 <= value <= EXACT for value in found.values()):
             raise ValueError(f"{found}; accepted are a class index and a number of network evaluations.")
         return Outcome(record["label"], radius=0.0, seconds=seconds, **found)
     certificate = Certificate.from_dict(record.get("certificate", {}))

@@ -140,7 +140,8 @@ def _words(path: str) -> list[str]:
     """A YAML file as words of a command line."""
     try:
         values = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
-    except (OSError, yaml.YAMLError) as error:
+    # a tag on what it is not for, such as !!int on nothing, fails in whatever way
+    except (OSError, RecursionError, yaml.YAMLError, ArithmeticError, AttributeError, LookupError, TypeError) as error:
         raise ValueError(f"--config {path} cannot be read: {error}") from None
     known = [f.name for f in fields(Settings)]
     names = {name: str(name).replace("-", "_") for name in values} if isinstance(values, dict) else None
@@ -151,5 +152,9 @@ def _words(path: str) -> list[str]:
     for name, value in values.items():
         if value is not None:
             listed = value if isinstance(value, list) else [value]
+            if any(isinstance(item, (list, dict, set)) for item in listed):
+                raise ValueError(
+                    f"--config {path} has a {name} of several parts; accepted is a value, or a list of them."
+                )
             words += [f"--{names[name]}", *(str(item) for item in listed)]
     return words
