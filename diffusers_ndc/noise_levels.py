@@ -109,8 +109,12 @@ class NoiseLevels:
         if not isinstance(self.method, str | None):
             raise TypeError(f"`method` is {self.method!r}; accepted is the name of a likelihood, or None.")
 
-        if self.cap is not None and not 0 < self.cap <= 4:
-            raise ValueError(f"`cap` is {self.cap!r}; accepted is a mean squared error above 0 and up to 4, or None.")
+        if self.cap is not None:
+            check_number("cap", self.cap, "a mean squared error above 0 and up to 4, or None")
+            if not 0 < self.cap <= 4:
+                raise ValueError(
+                    f"`cap` is {self.cap}; accepted is a mean squared error above 0 and up to 4, or None."
+                )
 
     def __len__(self) -> int:
         return len(self.sigmas)
