@@ -142,8 +142,11 @@ def test_refuses_sifting_rules(rule):
         lambda: NoiseLevels.reference_grid(3.0),
         lambda: NoiseLevels.reference_grid(0.5, 7, method="epndc"),
         lambda: NoiseLevels.reference_grid(0.0),
+        lambda: NoiseLevels((1.0,), (1.0,), cap=0.0),
+        lambda: NoiseLevels((1.0,), (1.0,), cap=4.1),
+        lambda: NoiseLevels((1.0,), (1.0,), cap=float("nan")),
     ],
 )
-def test_refuses_grids(build):
+def test_refuses_grids_and_caps(build):
     with pytest.raises(ValueError, match="accepted"):
         build()
