@@ -5,6 +5,7 @@ from typing import TYPE_CHECKING
 
 
 if TYPE_CHECKING:
+    from .attacks import Attack, attack
     from .certificate import Certificate
     from .classifier import NoisedDiffusionClassifier
     from .denoised_diffusion import DenoisedDiffusionClassifier
@@ -22,6 +23,7 @@ if TYPE_CHECKING:
 __version__ = "0.1.0"
 
 __all__ = [
+    "Attack",
     "Certificate",
     "ClassifierOutput",
     "DenoisedClassifier",
@@ -35,10 +37,12 @@ __all__ = [
     "NoisedDiffusionClassifierPipeline",
     "Prediction",
     "SmoothedClassifier",
+    "attack",
     "embed_prompts",
 ]
 
 _FILES = {
+    "attacks": ["Attack", "attack"],
     "certificate": ["Certificate"],
     "classifier": ["NoisedDiffusionClassifier"],
     "denoised_diffusion": ["DenoisedDiffusionClassifier"],

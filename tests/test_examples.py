@@ -1,5 +1,7 @@
 """The programs in `examples/`, run as people run them (`test_training.py` has the training program)."""
 
+import importlib
+import json
 import re
 import shutil
 import subprocess
@@ -10,7 +12,8 @@ import numpy as np
 import pytest
 from datasets import load_dataset
 
-from diffusers_ndc import NoisedDiffusionClassifierPipeline
+from diffusers_ndc import Attack, NoisedDiffusionClassifierPipeline, Prediction
+from diffusers_ndc.certificate import check_file
 
 
 EXAMPLES = Path(__file__).parents[1] / "examples"
@@ -77,3 +80,55 @@ def test_benchmark_compares_and_reports(small_model, tmp_path):
     ):
         assert part in report
     assert "by formula" in report and f"{400 * (3 * 124 + 1):,}" in report
+
+
+def test_certificates_are_attacked_and_stand(small_model, tmp_path):
+    model, data = small_model(tmp_path)
+    options = [
+        "--limit",
+        2,
+        "--n",
+        30,
+        "--multiples",
+        1,
+        5,
+        "--steps",
+        1,
+        "--judging",
+        20,
+        "--output",
+        tmp_path / "out",
+    ]
+    output = run("attack_certificates.py", "--model", model, "--dataset", data, *options)
+    assert output == (tmp_path / "out" / "attacks.md").read_text() and "2 of 2 images certified" in output
+    assert "| 1, just inside | 2 | 2 | 0 | 0 | 0 | 0 |" in output and "Inside the radius 0 fell" in output
+    (file,) = (tmp_path / "out").glob("*.jsonl")
+    certificates = [certificate for _, certificate, flaw in check_file(file) if flaw is None]
+    attacked = [record for record in map(json.loads, file.read_text().splitlines()) if "attacks" in record]
+    assert len(certificates) == 2 and [(record["index"], record["multiple"]) for record in attacked] == [
+        (0, 1),
+        (0, 5),
+        (1, 1),
+        (1, 5),
+    ]
+    for record in attacked:
+        radius = record["multiple"] * certificates[record["index"]].radius
+        assert record["radius"] == radius and all(0 < found["distance"] < radius for found in record["attacks"])
+
+
+def test_a_fall_inside_the_radius_is_loud(small_model, tmp_path, monkeypatch, capsys):
+    """With an attack that breaks whatever it is given, by one of the two gradients."""
+
+    def perfect_attack(smoothed, image, label, radius, gradient, seed, **_):
+        predicted = Prediction(label + 1 if gradient == "backprop" else None, {}, 0.001, seed)
+        return Attack(image, radius, label, predicted, gradient, seed)
+
+    model, data = small_model(tmp_path)
+    monkeypatch.syspath_prepend(EXAMPLES)
+    program = importlib.import_module("attack_certificates")
+    monkeypatch.setattr(program, "attack", perfect_attack)
+    options = ["--model", model, "--dataset", data, "--limit", 1, "--n", 30, "--multiples", 1, "--output", tmp_path]
+    monkeypatch.setattr("sys.argv", ["attack_certificates.py", *map(str, options)])
+    with pytest.raises(SystemExit, match="1 CERTIFIED IMAGES FELL INSIDE"):
+        program.main()
+    assert "| 1, just inside | 1 | 0 | 0 | 1 | 1 | 0 |" in capsys.readouterr().out
