@@ -206,7 +206,7 @@ class Denoiser(nn.Module):
             check_floating(sigma, "sigma")
         else:
             check_number("sigma", sigma, accepted)
-        levels = torch.as_tensor(sigma)
+        levels = sigma if isinstance(sigma, torch.Tensor) else torch.tensor(float(sigma))
         if levels.shape not in ((), x_sigma.shape[:1]) or not ((levels > 0) & levels.isfinite()).all():
             raise ValueError(f"`sigma` is {sigma}; accepted is {accepted}.")
         if self.parametrisation.step_sigmas is not None:

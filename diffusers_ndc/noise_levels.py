@@ -105,6 +105,8 @@ class NoiseLevels:
             raise TypeError(f"`relative` is {self.relative!r}; accepted are True and False.")
         if self.smoothing_sigma is not None:
             check_number("smoothing_sigma", self.smoothing_sigma, "a noise level in pixel units, or None")
+            if not 0 <= self.smoothing_sigma < math.inf:
+                raise ValueError(f"`smoothing_sigma` is {self.smoothing_sigma}; accepted is a noise level, or None.")
             object.__setattr__(self, "smoothing_sigma", float(self.smoothing_sigma))
         if not isinstance(self.method, str | None):
             raise TypeError(f"`method` is {self.method!r}; accepted is the name of a likelihood, or None.")
@@ -259,6 +261,7 @@ class NoiseLevels:
             TypeError, ValueError: An argument is not as described.
         """
         _check_tau(tau)
+        check_kind("weighting", weighting, str)
         check_kind("method", method, str)
         skipped = 5 if (weighting, method) == ("edm-reference", "epndc") else 0
         check_whole("num_points", num_points, skipped + 3, MOST_LEVELS)

@@ -4,12 +4,13 @@ import copy
 import json
 import math
 
+import numpy as np
 import pytest
 import torch
 from conftest import tiny_unet
 from diffusers import DDPMScheduler
 from fuzzing import HOSTILE, HUGE, REFUSED, Network, attempt, cases, check_sound, spoilt
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 from test_denoised_smoothing import processor, tiny_vit
 from test_latent import PROMPTS, tiny_text_encoder, tiny_text_unet, tiny_tokenizer, tiny_vae
@@ -226,6 +227,7 @@ def test_the_classifier_as_a_module(model, bad, called):
     ),
     called=spoilt(["x_sigma", "sigma", "class_labels"]),
 )
+@example({}, {"sigma": 2**63})
 def test_denoiser(model, bad, called):
     pipe, network = model
     denoiser = attempt(lambda: Denoiser(**{"unet": pipe.unet, "scheduler": pipe.scheduler, **bad}), network)
@@ -331,6 +333,7 @@ LEVELS_ARGUMENTS = {
     factor=st.sampled_from(HOSTILE),
     times=st.sampled_from(HOSTILE),
 )
+@example({"smoothing_sigma": math.nan}, {}, 1.0, 1)
 def test_noise_levels(bad, sifted, factor, times):
     levels = attempt(lambda: NoiseLevels(**{**LEVELS_ARGUMENTS, **bad}))
     again = attempt(lambda: NoiseLevels.from_dict({**LEVELS_ARGUMENTS, **bad}))
@@ -359,6 +362,7 @@ def check_levels(levels) -> None:
     quantile=spoilt(["tau", "num_levels", "weighting", "p_mean", "p_std"]),
     reference=spoilt(["tau", "num_points", "weighting", "method"]),
 )
+@example({}, {"p_std": HUGE}, {"weighting": np.array([0.25, 0.5])})
 def test_grids_of_noise_levels(log, quantile, reference):
     check_levels(attempt(lambda: NoiseLevels.log_grid(**{"sigma_min": 0.5, "sigma_max": 5.0, **log})))
     check_levels(attempt(lambda: NoiseLevels.quantile_grid(**{"tau": 0.5, "num_levels": 3, **quantile})))

@@ -39,7 +39,7 @@ def tallies(draw, bound=None):
     return bound, Tally(count, n, rival, draw(st.integers(2, 1000)), draw(st.floats(0, 1)), total, squares)
 
 
-@cases(1500)
+@cases(1000)
 @given(made=tallies(), alpha=ALPHAS, other=ALPHAS, sigma=st.floats(1e-6, 1e6))
 @example(("clopper-pearson", Tally(MOST_DRAWS, MOST_DRAWS)), 0.001, 0.5, 1.0)
 @example(("mixture", Tally(MOST_DRAWS, MOST_DRAWS)), 0.001, 0.5, 1.0)
@@ -59,7 +59,7 @@ def test_a_bound_is_a_share_that_grows_with_alpha_and_its_radius_with_it(made, a
     assert small <= abs(large) * SLIGHTLY and large <= 8.3 * sigma
 
 
-@cases(1000)
+@cases(600)
 @given(made=tallies(), alpha=ALPHAS)
 def test_a_bound_grows_with_the_votes(made, alpha):
     bound, tally = made
@@ -68,7 +68,7 @@ def test_a_bound_grows_with_the_votes(made, alpha):
     assert BOUNDS[bound](tally, alpha) <= BOUNDS[bound](more, alpha) * SLIGHTLY
 
 
-@cases(1000)
+@cases(600)
 @given(made=tallies("clopper-pearson"), alpha=ALPHAS)
 def test_clopper_pearson_solves_its_equation(made, alpha):
     """`P_p[X >= count] = alpha` at the bound, by a series of its own; randomized, it is between this and one more."""

@@ -97,7 +97,7 @@ def same(one, other) -> bool:
     return json.dumps(one, sort_keys=True) == json.dumps(other, sort_keys=True)
 
 
-@cases(800)
+@cases(500)
 @given(certificate=made_certificates())
 def test_certificates_from_votes_are_sound_also_through_json(certificate):
     event(certificate.bound)
@@ -130,7 +130,7 @@ FROM_COUNTS = {
 VOTES = [{3: 18, 5: 2}, {5: 0}, {3: 0, 5: 10}, {3: 2.0}, {3: True}, {-1: 5}, {"3": 5}, {3: -5, 5: 20}, {3: 10**400}]
 
 
-@cases(1000)
+@cases(700)
 @given(bad=spoilt(FROM_COUNTS, [*HOSTILE, *BOUNDS, *VOTES]), bound=st.sampled_from(sorted(BOUNDS)))
 @example({"selection_counts": {5: 0}, "n0": 0}, "clopper-pearson")  # a candidate chosen after the votes, at full alpha
 @example({"sigma": 1e9, "grid": 1024, "pixels": 1}, "clopper-pearson")  # the table of the grid's law filled the memory
@@ -144,7 +144,7 @@ def test_certificates_from_hostile_votes(bad, bound):
         check_sound(certificate)
 
 
-@cases(1500)
+@cases(1000)
 @given(data=altered() | JSON_VALUES)
 @example({**RECORD, "label": 3.0})
 @example({**RECORD, "sigma": 10**400})
@@ -158,7 +158,7 @@ def test_from_dict_refuses_with_a_value_error_and_never_takes_what_was_altered(d
         assert isinstance(certificate.flaw, str | None)
 
 
-@cases(1500)
+@cases(1000)
 @given(data=altered())
 @example({**RECORD, "label": 3.0})
 @example({**RECORD, "sigma": True})
@@ -211,7 +211,7 @@ def damaged(draw):
     return data
 
 
-@cases(1000)
+@cases(700)
 @given(data=damaged())
 @example(TEXT.replace('"label"', '"radius": 9.0, "label"').encode())
 @example(TEXT.replace("0.25", DEEP).encode())
