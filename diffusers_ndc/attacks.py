@@ -11,6 +11,8 @@ from dataclasses import dataclass
 
 import torch
 
+from .arguments import check_kind, check_number, check_whole
+from .bounds import MOST_DRAWS
 from .grid_noise import LEVELS
 from .noise import content_hash, derive_seeds, fresh_seed, standard_normal
 from .smoothing import Prediction, SmoothedClassifier
@@ -116,13 +118,8 @@ def attack(
     Raises:
         TypeError, ValueError: An argument is not as described, or the base classifier has no gradient.
     """
-    if not isinstance(smoothed, SmoothedClassifier):
-        raise TypeError(f"`smoothed` is a {type(smoothed).__name__}; accepted is a SmoothedClassifier.")
-    if not isinstance(image, torch.Tensor):
-        raise TypeError(f"`image` is a {type(image).__name__}; accepted is a floating-point tensor.")
-    if image.ndim != 3:
-        raise ValueError(f"`image` has the shape {tuple(image.shape)}; accepted is (C, H, W).")
-    smoothed.check_images(image[None])
+    check_kind("smoothed", smoothed, SmoothedClassifier)
+    smoothed.check_images(image, "CHW")
     smoothed.check_settings(alpha, seed, n=n)
     if surrogate is not None and not callable(surrogate):
         raise TypeError(f"`surrogate` is a {type(surrogate).__name__}; accepted is a callable or None.")
@@ -248,14 +245,14 @@ class _Climb:
         return (((LEVELS * self.origin).round() + steps) / LEVELS).to(self.image.dtype)
 
 
-def _check(label, radius, gradient, **counts) -> None:
-    if type(label) is not int or label < 0:
-        raise ValueError(f"`label` is {label!r}; accepted is a whole number, the class that is attacked.")
-    if isinstance(radius, bool) or not isinstance(radius, (int, float)) or not 0 < radius < math.inf:
-        raise ValueError(f"`radius` is {radius!r}; accepted is a finite number above 0 (pixel units).")
+def _check(label: int, radius: float, gradient: str, **counts: int) -> None:
+    check_whole("label", label, 0, MOST_DRAWS, "the class that is attacked, a whole number")
+    check_number("radius", radius, "a finite number above 0 (pixel units)")
+    if not 0 < radius < math.inf:
+        raise ValueError(f"`radius` is {radius}; accepted is a finite number above 0 (pixel units).")
     if gradient not in GRADIENTS:
         raise ValueError(f"`gradient` is {gradient!r}; accepted are {GRADIENTS}.")
     for name, value in counts.items():
-        even = name in ("draws", "batch_size")
-        if type(value) is not int or value < 1 or (even and value % 2):
-            raise ValueError(f"`{name}` is {value!r}; accepted is a whole number of at least 1{', even' * even}.")
+        check_whole(name, value, 1, MOST_DRAWS)
+        if name in ("draws", "batch_size") and value % 2:
+            raise ValueError(f"`{name}` is {value}; accepted is an even number, for antithetic pairs.")

@@ -46,6 +46,7 @@ def parse_args():
     add("--steps", type=int, default=20, help="gradient steps of an attack (default: 20)")
     add("--draws", type=int, default=4, help="noisy copies for a gradient by back-propagation; 0: none (default: 4)")
     add("--score-draws", type=int, default=10, help="likewise, for a score-function gradient (default: 10)")
+    add("--restarts", type=int, default=1, help="starts of each attack (default: 1, the image)")
     add("--levels", type=float, nargs=2, default=[3, 6], help="the attack's, in model units (default: 3 6)")
     add("--judging", type=int, default=100, help="noisy copies behind each prediction (default: 100)")
     add("--seed", type=int, default=0)
@@ -109,8 +110,8 @@ def main():
             for multiple in args.multiples:
                 radius, attacks = multiple * certificate.radius, []
                 for gradient, draws in searches.items():
-                    settings = {"steps": args.steps, "draws": draws, "gradient": gradient, "seed": args.seed}
-                    judging = {"n": args.judging, "alpha": args.alpha}
+                    settings = {"steps": args.steps, "draws": draws, "restarts": args.restarts, "gradient": gradient}
+                    judging = {"n": args.judging, "alpha": args.alpha, "seed": args.seed}
                     found = attack(
                         smoothed, images[index], certificate.label, radius, surrogate=surrogate, **settings, **judging
                     )

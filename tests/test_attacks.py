@@ -170,7 +170,7 @@ def test_a_surrogate_gives_the_gradient_and_not_the_judgement():
     "changes, message",
     [
         ({"smoothed": halfspace}, "`smoothed` is a function; accepted is a SmoothedClassifier"),
-        ({"image": [0.5]}, "`image` is a list"),
+        ({"image": [0.5]}, "`images` is a list"),
         ({"image": torch.zeros(1, 1, 4, 4)}, r"`image` has the shape \(1, 1, 4, 4\)"),
         ({"image": torch.full((1, 4, 4), 1.5)}, r"accepted are values in \[0, 1\]"),
         ({"image": torch.zeros(1, 4, 4, dtype=torch.int)}, "accepted is a floating-point tensor"),
