@@ -24,7 +24,9 @@ INSIDE = 1 - 1e-6
 """Share of the radius that is used: a certificate is about the open ball."""
 
 STEP_LENGTH = 2.5
-"""Of all steps together, in radii (Madry et al. 2018, arXiv:1706.06083): enough to reach the sphere and turn there."""
+"""Of all steps together, in radii (Madry et al. 2018, arXiv:1706.06083): enough to reach the sphere and turn there.
+
+From one to the next they get shorter in equal parts."""
 
 
 @dataclass(frozen=True)
@@ -74,11 +76,13 @@ def attack(
 
     Projected gradient steps raise the mean soft error of noisy copies,
 
-        E[l(x + sigma * eps)],    l = sigmoid((largest other logit - logit of the label) / scale),
+        E[l(x + sigma * eps)],    l = sigmoid((logit of the rival - logit of the label) / scale),
 
-    a smooth version of the share of votes that the label loses. `scale` is the standard deviation of that difference
-    among copies of the image itself: the logits of base classifiers differ in size by orders of magnitude, and where
-    the sigmoid is flat there is nothing to climb. Copies come in antithetic pairs, `x + sigma * eps` and `x - sigma *
+    a smooth version of the share of votes that the label loses to its rival: the other class with the largest mean
+    softmax among the copies of the step before, one for all copies, since a class must win most of them. `scale` is
+    the standard deviation, among copies of the image itself, of the label's logit below the largest other: the logits
+    of base classifiers differ in size by orders of magnitude, and where the sigmoid is flat there is nothing to climb.
+    Copies come in antithetic pairs, `x + sigma * eps` and `x - sigma *
     eps`, which share the base classifier's own noise. The gradient is estimated by
 
     - `backprop`: `E[grad l]`, through base classifier and network, precise with few copies;
@@ -90,8 +94,9 @@ def attack(
     target that is a simple function of the image. Applied to the smoothing noise it gives that of the votes, whatever
     happens between image and logits: denoised targets, the sifting of classes, another classifier altogether.
 
-    The first start is the image, the others are uniform on the sphere. Of the images at which they end the one with
-    the largest soft error, on fresh copies with the same noise for all, is judged by PREDICT, once: a fall is false
+    The first start is the image, the others are uniform on the sphere. Of the images at which they end the one where
+    the rival's mean softmax exceeds the label's most, on fresh copies with the same noise for all, is judged by
+    PREDICT, once: a fall is false
     with probability at most `alpha`, and of m attacks about `alpha * m` may be.
 
     Where the smoothing noise is drawn on a grid, the image is one of 8 bits within the ball. The steps before leave
@@ -127,7 +132,7 @@ def attack(
     seed = fresh_seed() if seed is None else seed
     climb = _Climb(smoothed, surrogate, image, label, radius, gradient, draws, batch_size, seed)
     ends = [climb.ascend(steps, restart) for restart in range(restarts)]
-    found = max(ends, key=climb.soft_error) if restarts > 1 else ends[0]
+    found = max(ends, key=climb.lead) if restarts > 1 else ends[0]
     (prediction,) = smoothed.predict(found[None], n, alpha, seed)
     distance = (found.double() - image.double()).norm().item()
     return Attack(found, distance, label, prediction, gradient, seed)
@@ -144,49 +149,63 @@ class _Climb:
         self.label, self.radius, self.draws, self.batch_size = label, radius, draws, batch_size
         self.differentiated = gradient == "backprop"
         self.key = (seed, content_hash(image))
-        with torch.no_grad():
-            gaps = torch.cat([self._gaps(self.image, *pairs) for pairs in self._pairs("attack scale")])
-        self.scale = gaps.std().item() or 1.0  # without any spread there is no gradient either
+        logits = self._forward(self.image, "attack scale")
+        others = logits.index_fill(1, torch.tensor([label], device=logits.device), -math.inf)
+        self.scale = (others.amax(1) - logits[:, label]).std().item() or 1.0  # without spread there is no gradient
+        self.rival = self._rival(logits)
 
     def ascend(self, steps: int, restart: int) -> torch.Tensor:
         """The image at which the steps from one start end."""
-        offset = torch.zeros_like(self.origin)
+        offset, rival = torch.zeros_like(self.origin), self.rival
         if restart:
             seeds = derive_seeds((*self.key, "attack start", restart), 1)
             (noise,) = standard_normal(tuple(offset.shape), seeds, offset.dtype, offset.device)
             offset = self._project(self.radius * noise / noise.norm())
         for step in range(steps):
-            slope = self._slope((self.origin + offset).to(self.image), f"attack {restart}", step)
-            step_size = STEP_LENGTH * self.radius / steps
-            offset = self._project(offset + step_size * slope / slope.norm().clamp(min=1e-300))
+            slope, rival = self._slope((self.origin + offset).to(self.image), rival, f"attack {restart}", step)
+            size = STEP_LENGTH * self.radius * 2 * (steps - step) / (steps * (steps + 1))
+            offset = self._project(offset + size * slope / slope.norm().clamp(min=1e-300))
         return self._representable(offset)
 
-    def soft_error(self, image: torch.Tensor) -> float:
-        """Mean soft error of fresh copies, the same noise for all images."""
-        with torch.no_grad():
-            errors = [self._errors(image, *pairs) for pairs in self._pairs("attack choice")]
-        return torch.cat(errors).mean().item()
+    def lead(self, image: torch.Tensor) -> float:
+        """Mean softmax of the rival less that of the label, of fresh copies with the same noise for all images."""
+        logits = self._forward(image, "attack choice")
+        means = self._softmax(logits)
+        return (means[self._rival(logits)] - means[self.label]).item()
 
-    def _slope(self, image: torch.Tensor, purpose: str, step: int) -> torch.Tensor:
-        """Gradient of the mean soft error, times the number of copies, float64."""
-        total = torch.zeros_like(self.origin)
+    def _rival(self, logits: torch.Tensor) -> int:
+        means = self._softmax(logits)
+        means[self.label] = -1
+        return means.argmax().item()
+
+    def _softmax(self, logits: torch.Tensor) -> torch.Tensor:
+        return (logits / self.scale).softmax(1).mean(0)
+
+    @torch.no_grad()
+    def _forward(self, image: torch.Tensor, purpose: str) -> torch.Tensor:
+        return torch.cat([self._logits(image, *pairs) for pairs in self._pairs(purpose)])
+
+    def _slope(self, image: torch.Tensor, rival: int, purpose: str, step: int) -> tuple[torch.Tensor, int]:
+        """Gradient of the mean soft error, times the number of copies, float64; and the copies' rival."""
+        total, seen = torch.zeros_like(self.origin), []
         for noise, own in self._pairs(purpose, step):
+            leaf = image.detach().requires_grad_(self.differentiated)
+            with torch.set_grad_enabled(self.differentiated):
+                logits = self._logits(leaf, noise, own)
+                errors = ((logits[:, rival] - logits[:, self.label]) / self.scale).sigmoid()
             if self.differentiated:
-                with torch.enable_grad():
-                    leaf = image.detach().requires_grad_()
-                    errors = self._errors(leaf, noise, own)
-                    if not errors.requires_grad:
-                        raise ValueError(
-                            "`gradient` is 'backprop', but the base classifier's logits have no gradient; accepted "
-                            "for it is 'score-function'."
-                        )
-                    (slope,) = torch.autograd.grad(errors.sum(), leaf)
+                if not errors.requires_grad:
+                    raise ValueError(
+                        "`gradient` is 'backprop', but the base classifier's logits have no gradient; accepted for it "
+                        "is 'score-function'."
+                    )
+                (slope,) = torch.autograd.grad(errors.sum(), leaf)
             else:
-                with torch.no_grad():
-                    plus, minus = self._errors(image, noise, own).chunk(2)
+                plus, minus = errors.chunk(2)
                 slope = torch.einsum("p,pchw->chw", (plus - minus) / self.sigma, noise)
             total += slope
-        return total
+            seen.append(logits.detach())
+        return total, self._rival(torch.cat(seen))
 
     def _pairs(self, purpose: str, step: int = 0) -> Iterator[tuple[torch.Tensor, list[int]]]:
         """Noise of `draws` copies in antithetic pairs, a batch at a time, and the seeds of the base classifier's."""
@@ -197,18 +216,14 @@ class _Climb:
             smoothing, own = zip(*seeds, strict=True)
             yield standard_normal(tuple(self.image.shape), smoothing, self.image.dtype, self.image.device), list(own)
 
-    def _errors(self, image: torch.Tensor, noise: torch.Tensor, own: list[int]) -> torch.Tensor:
-        return (self._gaps(image, noise, own) / self.scale).sigmoid()
-
-    def _gaps(self, image: torch.Tensor, noise: torch.Tensor, own: list[int]) -> torch.Tensor:
-        """By how much the largest other logit exceeds the label's: first the copies with `noise`, then with minus."""
+    def _logits(self, image: torch.Tensor, noise: torch.Tensor, own: list[int]) -> torch.Tensor:
+        """Logits of the copies with `noise`, and then of those with minus that."""
         copies = image + self.sigma * torch.cat([noise, -noise])
         seeds = {"seeds": own * 2} if getattr(self.classifier, "randomized", False) else {}
         logits = self.classifier(copies, **seeds)
         if not self.label < logits.shape[1]:
             raise ValueError(f"`label` is {self.label}; accepted is a class from 0 to {logits.shape[1] - 1}.")
-        others = logits.index_fill(1, torch.tensor([self.label], device=logits.device), -math.inf)
-        return others.amax(1) - logits[:, self.label]
+        return logits
 
     def _project(self, offset: torch.Tensor) -> torch.Tensor:
         """The nearest offset in the ball whose image has its values in [0, 1].

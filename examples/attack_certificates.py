@@ -48,7 +48,7 @@ def parse_args():
     add("--score-draws", type=int, default=10, help="likewise, for a score-function gradient (default: 10)")
     add("--restarts", type=int, default=1, help="starts of each attack (default: 1, the image)")
     add("--levels", type=float, nargs=2, default=[3, 6], help="the attack's, in model units (default: 3 6)")
-    add("--judging", type=int, default=100, help="noisy copies behind each prediction (default: 100)")
+    add("--judging", type=int, default=200, help="noisy copies behind each prediction (default: 200)")
     add("--seed", type=int, default=0)
     add("--output", type=Path, default=Path("attacks"), help="folder for table and records (default: attacks)")
     return parser.parse_args()

@@ -46,7 +46,8 @@ def test_an_attack_finds_the_nearest_other_class_and_nothing_before_it(gradient,
 
 @pytest.mark.parametrize("gradient, draws, cosine", [("backprop", 2, 0.99999), ("score-function", 1_000, 0.98)])
 def test_the_gradient_points_where_the_exact_one_does(gradient, draws, cosine):
-    slope = climb(gradient, draws=draws)._slope(at_distance(0.3), "test", 0)
+    slope, rival = climb(gradient, draws=draws)._slope(at_distance(0.3), 0, "test", 0)
+    assert rival == 0
     assert torch.cosine_similarity(slope.flatten(), -NORMAL.double().flatten(), dim=0) > cosine
 
 
@@ -60,8 +61,8 @@ def test_both_gradients_have_the_exact_size():
         assert search.scale == pytest.approx(spread, rel=0.05)
         error = ((gap + spread * nodes) / search.scale).sigmoid()
         exact = (density * error * (1 - error)).sum().item() * 2e4 / search.scale
-        slope = search._slope(at_distance(0.3), "test", 0) / size
-        assert -(slope * NORMAL).sum().item() == pytest.approx(exact, rel=0.1)
+        slope, _ = search._slope(at_distance(0.3), 0, "test", 0)
+        assert -(slope / size * NORMAL).sum().item() == pytest.approx(exact, rel=0.1)
 
 
 def test_batches_change_nothing_but_memory():
@@ -152,6 +153,22 @@ def test_another_start_finds_what_the_first_one_cannot():
     assert attack(smoothed, image, 0, 2.5, restarts=2, **settings).outcome == "fallen"
 
 
+@pytest.mark.parametrize("gradient", GRADIENTS)
+def test_the_rival_follows_the_copies(gradient):
+    """Three classes by three pixels: the steps leave the label for the other class that has come closest."""
+
+    def brightest(images):
+        return images.flatten(1)[:, :3]
+
+    start, later = (torch.tensor(pixels).view(1, 2, 2) for pixels in ([0.6, 0.5, 0.4, 0.5], [0.6, 0.3, 0.7, 0.5]))
+    search = _Climb(SmoothedClassifier(brightest, 0.05), None, start, 0, 0.4, gradient, 1_000, 1_000, 0)
+    assert search.rival == 1
+    for image, followed, rival in ((start, 1, 1), (later, 1, 2), (later, 2, 2)):
+        slope, found = search._slope(image, followed, "test", 0)
+        assert found == rival and slope.argmin() == 0 and slope.argmax() == followed
+    assert search.lead(start) < 0 < search.lead(later)
+
+
 def test_a_surrogate_gives_the_gradient_and_not_the_judgement():
     def hard(images):
         return halfspace(images).argmax(1)[:, None].eq(torch.arange(2)).float()
@@ -238,12 +255,12 @@ def test_logits_of_a_diffusion_classifier_have_the_gradient_that_differences_sho
 
 @pytest.mark.parametrize("gradient, draws", [("backprop", 2), ("score-function", 400)])
 def test_a_diffusion_classifier_is_climbed(gradient, draws, images):
-    """The soft error of a randomized, sifting classifier rises by two thirds."""
+    """The rival of a randomized, sifting classifier's label gains a good deal on it."""
     smoothed = SmoothedClassifier(diffusion(sifted=True), SIGMA)
     found = attack(smoothed, images[0], 1, 3.0, 4, draws, gradient=gradient, n=20, seed=0)
     judge = _Climb(smoothed, None, images[0], 1, 3.0, gradient, 100, 50, 1)
-    before, after = judge.soft_error(images[0]), judge.soft_error(found.image)
-    assert after > 1.5 * before
+    before, after = judge.lead(images[0]), judge.lead(found.image)
+    assert after > before + 0.05
     assert found.distance < 3 and found.image.shape == images[0].shape and not found.image.requires_grad
 
 
