@@ -176,7 +176,7 @@ class _Climb:
     def _rival(self, logits: torch.Tensor) -> int:
         means = self._softmax(logits)
         means[self.label] = -1
-        return means.argmax().item()
+        return int(means.argmax())
 
     def _softmax(self, logits: torch.Tensor) -> torch.Tensor:
         return (logits / self.scale).softmax(1).mean(0)
