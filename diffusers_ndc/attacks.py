@@ -82,8 +82,8 @@ def attack(
     softmax among the copies of the step before, one for all copies, since a class must win most of them. `scale` is
     the standard deviation, among copies of the image itself, of the label's logit below the largest other: the logits
     of base classifiers differ in size by orders of magnitude, and where the sigmoid is flat there is nothing to climb.
-    Copies come in antithetic pairs, `x + sigma * eps` and `x - sigma *
-    eps`, which share the base classifier's own noise. The gradient is estimated by
+    Copies come in antithetic pairs, `x + sigma * eps` and `x - sigma * eps`, which share the base classifier's own
+    noise. The gradient is estimated by
 
     - `backprop`: `E[grad l]`, through base classifier and network, precise with few copies;
     - `score-function`: `E[l * eps] / sigma` (Stein's identity), from forward passes alone and for any base classifier,
@@ -96,8 +96,7 @@ def attack(
 
     The first start is the image, the others are uniform on the sphere. Of the images at which they end the one where
     the rival's mean softmax exceeds the label's most, on fresh copies with the same noise for all, is judged by
-    PREDICT, once: a fall is false
-    with probability at most `alpha`, and of m attacks about `alpha * m` may be.
+    PREDICT, once: a fall is false with probability at most `alpha`, and of m attacks about `alpha * m` may be.
 
     Where the smoothing noise is drawn on a grid, the image is one of 8 bits within the ball. The steps before leave
     that grid and the base classifier's rounding aside; the judgement does not.
