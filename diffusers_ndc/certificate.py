@@ -186,6 +186,9 @@ class Certificate(Record):
         if self.grid is not None:
             check_grid(self.grid, self.sigma)
             check_whole("pixels", self.pixels, 1, EXACT)
+        for name in ("u", "score_sum", "score_squares"):
+            if (number := getattr(self, name)) is not None:
+                check_number(name, number, "a number")
         if self.seed is not None:
             check_whole("seed", self.seed, 0, 2**63 - 1)
         if self.evaluations is not None:

@@ -6,6 +6,7 @@ import json
 import sys
 
 import pytest
+import torch
 from fuzzing import HOSTILE, HUGE, REFUSED, attempt, cases, check_sound, spoilt
 from hypothesis import event, example, given
 from hypothesis import strategies as st
@@ -138,6 +139,7 @@ VOTES = [{3: 18, 5: 2}, {5: 0}, {3: 0, 5: 10}, {3: 2.0}, {3: True}, {-1: 5}, {"3
 @example({"counts": {3: 10}, "n": 10, "alpha": 1 - 2**-53}, "clopper-pearson")
 @example({"counts": {3: 10**15, 5: 5 * 10**14}, "n": 15 * 10**14}, "clopper-pearson")  # it was above what it bounds
 @example({"sigma": HUGE}, "clopper-pearson")
+@example({"score_squares": torch.tensor([0.25, 0.5])}, "empirical-bernstein")
 def test_certificates_from_hostile_votes(bad, bound):
     certificate = attempt(lambda: Certificate.from_counts(**{**FROM_COUNTS, "bound": bound, **bad}))
     if certificate is not REFUSED:
