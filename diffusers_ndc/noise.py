@@ -51,7 +51,7 @@ def check_seed(seed: int | None) -> None:
 
 def check_seeds(seeds: Sequence[int], count: int) -> None:
     """Refuse what is not one seed of 63 bits for each of so many images."""
-    if not isinstance(seeds, Sequence) or len(seeds) != count or None in seeds:
+    if not isinstance(seeds, Sequence) or len(seeds) != count or any(type(seed) is not int for seed in seeds):
         given = f"{len(seeds)} values" if isinstance(seeds, Sequence) else f"a {type(seeds).__name__}"
         raise ValueError(f"`seeds` is {given} for {count} images; accepted is one whole number for each.")
     for seed in seeds:

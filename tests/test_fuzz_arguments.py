@@ -208,6 +208,8 @@ def test_calibrate(model, bad):
 
 @cases(300)
 @given(bad=spoilt(CALL, most=2), called=spoilt(["images", "seeds"]))
+@example({}, {"seeds": "dc"})
+@example({}, {"seeds": [None, None]})  # was one constant seed for all
 def test_the_classifier_as_a_module(model, bad, called):
     pipe, network = model
     how, called = {**CALL, **bad}, {"images": IMAGES, **called}

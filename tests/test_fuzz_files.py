@@ -205,6 +205,7 @@ def lines(draw):
 @given(run=changed(SETTINGS_OF_RUN) | st.just(SETTINGS_OF_RUN), records=lines(), clean=st.booleans())
 @example({**SETTINGS_OF_RUN, "radii": 3}, json.dumps(RECORD), False)
 @example({**SETTINGS_OF_RUN, "sigma": "0.5"}, json.dumps(RECORD), False)
+@example({**SETTINGS_OF_RUN, "images": None}, json.dumps(RECORD), False)
 @example({**SETTINGS_OF_RUN, "images": "many"}, json.dumps(RECORD), False)
 @example({**SETTINGS_OF_RUN, "id2label": ["zero"]}, json.dumps(RECORD), False)
 @example(SETTINGS_OF_RUN, json.dumps({**RECORD, "seconds": 10**400}), False)
@@ -309,6 +310,7 @@ WHOLE = st.sampled_from([0, 1, -1, 2, 10**9, [], [0], [-1], [1] * 10_000, [10**9
 )
 @example(None, {"num_blocks": 10**9}, set(), None)
 @example(None, {"img_resolution": 0}, set(), None)
+@example(None, {"model_channels": 1}, set(), None)
 @example(None, {"model_channels": -8}, set(), None)
 @example("iDDPMPrecond", {}, set(), None)
 def test_a_description_of_a_checkpoint_is_that_of_a_network_or_refused(checkpoint, name, kwargs, gone, whole):

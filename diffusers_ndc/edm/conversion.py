@@ -222,12 +222,14 @@ def convert_network(checkpoint: EDMCheckpoint, no_label_row: bool = False) -> ED
     given = arguments(checkpoint)
     rows = given["label_dim"] + no_label_row if given["label_dim"] else None
     adm = checkpoint.model_type == "DhariwalUNet"
-    with torch.device("meta"):
-        network = (adm_network if adm else song_network)(checkpoint, given, rows)
     try:
+        with torch.device("meta"):
+            network = (adm_network if adm else song_network)(checkpoint, given, rows)
         weights = converted_state_dict(checkpoint, given, no_label_row)
     except (ArithmeticError, LookupError, RuntimeError) as error:
-        raise ValueError(f"{checkpoint.source} has weights of no {checkpoint.model_type}: {error!r}") from error
+        raise ValueError(
+            f"{checkpoint.source} has arguments or weights of no {checkpoint.model_type}: {error!r}"
+        ) from error
     accepted = {name: tuple(tensor.shape) for name, tensor in network.state_dict().items()}
     found = {name: tuple(tensor.shape) for name, tensor in weights.items()}
     wrong = sorted(name for name in accepted | found if accepted.get(name) != found.get(name))

@@ -44,11 +44,11 @@ def _is_number(value: Any) -> bool:
 
 SETTINGS = {
     "sigma": _is_number,
-    "alpha": lambda value: _is_number(value) and 0 < value < 1,
-    "n": lambda value: type(value) is int and value > 0,
+    "alpha": lambda value: value is None or (_is_number(value) and 0 < value < 1),
+    "n": lambda value: value is None or (type(value) is int and value > 0),
     "radii": lambda value: isinstance(value, list) and all(map(_is_number, value)),
     "images": lambda value: type(value) is int and value >= 0,
-    "id2label": lambda value: isinstance(value, dict),
+    "id2label": lambda value: isinstance(value, dict | None),
 }
 """What the settings of a run must be that a report computes with."""
 
@@ -155,7 +155,7 @@ class Report:
                 f"run.json in {folder} lacks {lacking}; accepted are the settings of a certification, or `alpha` null."
             )
         for setting, value in run.items():
-            if setting in SETTINGS and value is not None and not SETTINGS[setting](value):
+            if setting in SETTINGS and not SETTINGS[setting](value):
                 raise ValueError(f"run.json in {folder} has a {setting} of {value!r}, which no run has.")
         if not records:
             raise ValueError(f"{folder} holds no records.")
