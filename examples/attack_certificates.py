@@ -42,7 +42,7 @@ def parse_args():
     add("--sigma", type=float, default=0.25, help="smoothing noise, pixel units (default: 0.25)")
     add("--n", type=int, default=500, help="noisy copies behind each certificate (default: 500)")
     add("--alpha", type=float, default=0.001, help="of each certificate and of each prediction (default: 0.001)")
-    add("--multiples", type=float, nargs="+", default=[1, 2, 3, 4, 6], help="distances, in radii (default: 1 2 3 4 6)")
+    add("--multiples", type=float, nargs="+", default=[1, 1.25, 2, 3, 4], help="distances in radii (1 1.25 2 3 4)")
     add("--steps", type=int, default=20, help="gradient steps of an attack (default: 20)")
     add("--draws", type=int, default=4, help="noisy copies for a gradient by back-propagation; 0: none (default: 4)")
     add("--score-draws", type=int, default=10, help="likewise, for a score-function gradient (default: 10)")
