@@ -12,7 +12,7 @@ from typing import Any
 from scipy import stats
 
 from . import strict_json
-from .arguments import EXACT, check_kind, check_number, check_whole
+from .arguments import EXACT, check_number, check_whole
 from .bounds import ANYTIME, BOUNDS, CURTAILED, MOST_DRAWS, SOFT, Tally, certified_radius, check_alpha, given
 from .grid_noise import check_grid, slack
 from .lipschitz import LipschitzCertificate
@@ -189,12 +189,7 @@ class Certificate(Record):
         for name in ("u", "score_sum", "score_squares"):
             if (number := getattr(self, name)) is not None:
                 check_number(name, number, "a number")
-        if self.seed is not None:
-            check_whole("seed", self.seed, 0, 2**63 - 1)
-        if self.evaluations is not None:
-            check_whole("evaluations", self.evaluations, 0, EXACT)
-        check_kind("image_hash", self.image_hash, str, type(None))
-        check_kind("base_classifier", self.base_classifier, dict)
+        self._check_origin()
         if not self._has_what_the_bound_needs():
             return f"num_classes, u or scores are not what the bound {self.bound} needs"
         return None

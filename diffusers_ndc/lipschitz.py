@@ -11,7 +11,7 @@ import math
 from dataclasses import dataclass, field
 from typing import Any
 
-from .arguments import EXACT, check_kind, check_number, check_whole
+from .arguments import EXACT, check_number, check_whole
 from .bounds import MOST_DRAWS, check_alpha, empirical_bernstein_lower, given
 from .noise_levels import NoiseLevels
 from .record import Record, found
@@ -143,11 +143,7 @@ class LipschitzCertificate(Record):
         check_alpha(self.alpha)
         for name in ("n0", "n", "pixels"):
             check_whole(name, getattr(self, name), 1, EXACT)
-        if self.seed is not None:
-            check_whole("seed", self.seed, 0, 2**63 - 1)
-        if self.evaluations is not None:
-            check_whole("evaluations", self.evaluations, 0, EXACT)
-        check_kind("image_hash", self.image_hash, str, type(None))
+        self._check_origin()
         if self.base_classifier.get("method") != "dc":
             return f"the method is {self.base_classifier.get('method')!r}"
         if self.levels.cap is None or self.levels.thresholds is not None:

@@ -6,6 +6,8 @@ from collections.abc import Callable
 from dataclasses import MISSING, asdict, dataclass, fields
 from typing import ClassVar, TypeVar
 
+from .arguments import EXACT, check_kind, check_whole
+
 
 Self = TypeVar("Self", bound="Record")
 
@@ -25,6 +27,14 @@ class Record:
     def flaw(self) -> str | None:
         """What is wrong with the record, or `None`. That its draws were made, no record can show by itself."""
         return found(self._flaw_of_draws) or found(self._flaw_of_result)
+
+    def _check_origin(self) -> None:
+        """Refuse a seed, a hash or settings of a wrong kind; every record has these fields."""
+        for name, most in (("seed", 2**63 - 1), ("evaluations", EXACT)):
+            if getattr(self, name) is not None:
+                check_whole(name, getattr(self, name), 0, most)
+        for name, kinds in (("image_hash", (str, type(None))), ("base_classifier", (dict,))):
+            check_kind(name, getattr(self, name), *kinds)
 
     def _flaw_of_draws(self) -> str | None:
         raise NotImplementedError
