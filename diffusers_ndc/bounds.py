@@ -115,6 +115,14 @@ def empirical_bernstein_lower(total: float, squares: float, n: int, alpha: float
     return max(0.0, total / n - math.sqrt(2 * variance * log_term / n) - 7 * log_term / (3 * (n - 1)))
 
 
+def are_sums_of_scores(total: float, squares: float, n: int) -> bool:
+    """Whether `n` scores in [0, 1] can have this sum and sum of squares: squares are smaller, and there is a variance.
+
+    Up to round-off; NaN is none.
+    """
+    return 0 <= squares <= total <= n and total**2 <= squares * n * (1 + 1e-9)
+
+
 def mixture_log_evidence(count: int, n: int, p0: float) -> float:
     """Log evidence against "the probability is at most `p0`" after `count` successes in `n` draws.
 

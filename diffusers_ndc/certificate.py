@@ -13,7 +13,18 @@ from scipy import stats
 
 from . import strict_json
 from .arguments import EXACT, check_number, check_whole
-from .bounds import ANYTIME, BOUNDS, CURTAILED, MOST_DRAWS, SOFT, Tally, certified_radius, check_alpha, given
+from .bounds import (
+    ANYTIME,
+    BOUNDS,
+    CURTAILED,
+    MOST_DRAWS,
+    SOFT,
+    Tally,
+    are_sums_of_scores,
+    certified_radius,
+    check_alpha,
+    given,
+)
 from .grid_noise import check_grid, slack
 from .lipschitz import LipschitzCertificate
 from .record import Record, found
@@ -211,11 +222,10 @@ class Certificate(Record):
             return False
         if self.bound == "randomized-clopper-pearson" and (self.u is None or not 0 <= self.u <= 1):
             return False
-        if self.bound in SOFT:  # scores in [0, 1] have squares that are smaller, and a variance
+        if self.bound in SOFT:
             total, squares = self.score_sum, self.score_squares
-            if total is None or squares is None:
-                return False
-            return self.n0 > 0 and 0 <= squares <= total <= self.n and total**2 <= squares * self.n * (1 + 1e-9)
+            scored = total is not None and squares is not None and are_sums_of_scores(total, squares, self.n)
+            return scored and self.n0 > 0
         return self.n0 > 0 or self.bound in ANYTIME | CURTAILED
 
     @property

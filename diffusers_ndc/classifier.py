@@ -13,7 +13,7 @@ from .denoiser import SAME_NOISE, Denoiser, inference
 from .likelihoods import get_likelihood
 from .noise import check_seed, check_seeds, check_sigma, content_hash, derive_seeds, fresh_seed, standard_normal
 from .noise_levels import NoiseLevels
-from .pool import Copy, Decided, Pool, filling, handing_out
+from .pool import Copy, Decided, Pool, alike, filling, handing_out
 
 
 POOL_BATCHES = 4
@@ -120,7 +120,8 @@ class StreamingClassifier(nn.Module):
         """Classify images as they come, each as soon as it is decided; without gradients.
 
         Args:
-            images: Images of shape `(C, H, W)`, pixel units, carrying noise `sigma`.
+            images: Images of shape `(C, H, W)`, pixel units, carrying noise `sigma`. Those of one shape, dtype and
+                device, one after another, share batches.
             seed: Seed of the noise. That of an image depends on this and on the image, not on its place or company.
 
         Yields:
@@ -130,16 +131,18 @@ class StreamingClassifier(nn.Module):
             FloatingPointError: A loss is not finite.
         """
 
-        def copies():
-            for place, image in enumerate(images):
+        def copies(group):
+            for place, image in group:
                 image_hash = content_hash(image)
                 (own,) = derive_seeds((seed, image_hash, "classify"), 1)
                 yield Copy((place, image_hash), image, own)
 
         # as a decorator, the context is left whenever the caller has the word
-        for decided in self.inference()(self.stream)(handing_out(copies())):
-            for (place, image_hash), logits, spent in zip(*decided, strict=True):
-                yield place, Classified(image_hash, logits, spent)
+        stream = self.inference()(self.stream)
+        for group in alike(images):
+            for decided in stream(handing_out(copies(group))):
+                for (place, image_hash), logits, spent in zip(*decided, strict=True):
+                    yield place, Classified(image_hash, logits, spent)
 
 
 class NoisedDiffusionClassifier(StreamingClassifier):

@@ -16,7 +16,7 @@ import torch
 
 from .certificate import draws_to_settle
 from .noise import content_hash, derive_seeds
-from .pool import Copy, Decided
+from .pool import Copy, Decided, alike
 
 
 CALL_SIZE = 100
@@ -99,7 +99,8 @@ def run(
     Args:
         classifier: From images to logits; or with `stream`, and `inference`, as `NoisedDiffusionClassifier` has them.
         noisy: From an image `(C, H, W)` and N seeds of 63 bits to its noisy copies `(N, C, H, W)`.
-        images: Clean images of shape `(C, H, W)`, pixel units.
+        images: Clean images of shape `(C, H, W)`, pixel units. Only images of one shape, dtype and device, one after
+            another, can share batches.
         seed: Seed of all draws.
         algorithm: Called with an image and its content hash; a generator that yields `Draws` and is sent `Votes`.
         on_draws: Called with a number of draws whenever so many more are done.
@@ -112,11 +113,11 @@ def run(
     """
     # as a decorator, the context is left whenever the caller has the word
     serving = getattr(classifier, "inference", torch.no_grad)()(_serve)
-    return serving(classifier, noisy, images, seed, algorithm, on_draws)
+    for group in alike(images):
+        yield from serving(classifier, noisy, group, seed, algorithm, on_draws)
 
 
-def _serve(classifier, noisy, images, seed, algorithm, on_draws):
-    waiting = enumerate(images)
+def _serve(classifier, noisy, waiting, seed, algorithm, on_draws):
     finished: list[tuple] = []
     ready: deque[_Open] = deque()
 
@@ -135,7 +136,8 @@ def _serve(classifier, noisy, images, seed, algorithm, on_draws):
                 if not ready[0].left:
                     ready.popleft()
             elif (following := next(waiting, None)) is not None:
-                proceed(_Open(*following, algorithm, seed, noisy, classifier), None)
+                index, image = following
+                proceed(_Open(index, image, algorithm, seed, noisy, classifier), None)
             else:
                 break
         return copies

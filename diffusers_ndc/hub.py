@@ -67,7 +67,7 @@ class SharedPipeline(DiffusionPipeline):
                 card.unlink(missing_ok=True)
             metadata, text = read_card(card, repo_id.rpartition("/")[2])
             add_metadata(metadata)
-            section = model_section(repo_id, self._usage(), self._all_levels(), type(self).__name__)
+            section = model_section(repo_id, self._usage(), self._all_levels(), "vae" in self.components)
             write_card(card, metadata, with_section(text, "model", section))
         return super()._upload_folder(working_dir, repo_id, token, commit_message, create_pr, subfolder)
 

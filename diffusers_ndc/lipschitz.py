@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from .arguments import EXACT, check_number, check_whole
-from .bounds import MOST_DRAWS, check_alpha, empirical_bernstein_lower, given
+from .bounds import MOST_DRAWS, are_sums_of_scores, check_alpha, empirical_bernstein_lower, given
 from .noise_levels import NoiseLevels
 from .record import Record, found
 
@@ -157,9 +157,9 @@ class LipschitzCertificate(Record):
                 check_number(f"{name} of {label}", value, "a number")
         if not all(0 <= loss <= self.largest * (1 + 1e-6) for loss in losses.values()):
             return f"a loss is outside of 0 to {self.largest}, what the cap allows"
-        for rival, total in self.score_sums.items():  # scores in [0, 1] have squares that are smaller, and a variance
+        for rival, total in self.score_sums.items():
             squares = self.score_squares[rival]
-            if not (0 <= squares <= total <= self.n and total**2 <= squares * self.n * (1 + 1e-9)):
+            if not are_sums_of_scores(total, squares, self.n):
                 return f"no {self.n} scores have the sum {total} and the sum of squares {squares}"
         return None
 

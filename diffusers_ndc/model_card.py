@@ -110,7 +110,7 @@ def model_section(
     model: str,
     call: Sequence[str],
     levels: Iterable[tuple[float, str, NoiseLevels]],
-    pipeline: str = "NoisedDiffusionClassifierPipeline",
+    latent: bool = False,
 ) -> str:
     """How to use the model, its noise levels, and what the guarantee says.
 
@@ -118,8 +118,12 @@ def model_section(
         model: Folder or Hub id.
         call: Lines that use `pipe` on `image`.
         levels: Smoothing noise (pixel units), method, and the noise levels that the model has for them.
-        pipeline: Class that loads it.
+        latent: Whether it is a latent diffusion model.
     """
+    pipeline, head = "NoisedDiffusionClassifierPipeline", "model units"
+    units = "the model's units (images in [-1, 1]: twice the\npixel units)"
+    if latent:
+        pipeline, head, units = "LatentDiffusionClassifierPipeline", "units of the latents", "units of the latents"
     lines = ["## Certified robustness", ""]
     lines += [f"With {LIBRARY} (`pip install {LIBRARY}`) an answer of this model comes with an l2 radius within"]
     lines += ["which no perturbation changes it, proved up to an error probability alpha.", ""]
@@ -136,9 +140,8 @@ def model_section(
     rows = [[f"{smoothing:g}", of, told(chosen)] for smoothing, of, chosen in levels]
     if rows:
         lines += ["### Noise levels", ""]
-        lines += ["Where the losses of the classes are compared, in the model's units (images in [-1, 1]: twice the"]
-        lines += ["pixel units), in order; weights in brackets.", ""]
-        lines += [*table(["sigma (pixel units)", "method", "levels (model units)"], rows), ""]
+        lines += [f"Where the losses of the classes are compared, in {units}, in order; weights in brackets.", ""]
+        lines += [*table(["sigma (pixel units)", "method", f"levels ({head})"], rows), ""]
     return "\n".join([*lines, ""]) + GUARANTEE
 
 

@@ -1,8 +1,8 @@
 """Copies under way: which classes each one still has, at which level, and which of them fill the next batches."""
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, fields
-from itertools import islice
+from itertools import groupby, islice
 from typing import Any, NamedTuple
 
 import torch
@@ -40,6 +40,18 @@ def handing_out(copies: Iterable[Copy]) -> Callable[[int], list[Copy]]:
     """The `take` of a stream for copies that are all at hand."""
     waiting = iter(copies)
     return lambda count: list(islice(waiting, count))
+
+
+def alike(images: Iterable[torch.Tensor]) -> Iterator[Iterator[tuple[int, torch.Tensor]]]:
+    """Images with their places, in groups that can share a batch: those that follow each other and are of one kind.
+
+    A group must be used up before the next one is asked for.
+
+    Args:
+        images: Images of shape `(C, H, W)`, as they come; the first of a group is taken before the group is used.
+    """
+    for _, group in groupby(enumerate(images), lambda placed: (placed[1].shape, placed[1].dtype, placed[1].device)):
+        yield group
 
 
 @dataclass

@@ -185,7 +185,8 @@ class SmoothedClassifier:
         An image is asked for when those under way have no draws left to fill the batches with.
 
         Args:
-            images: Images of one shape `(C, H, W)`, dtype and device, values in [0, 1].
+            images: Images of shape `(C, H, W)`, values in [0, 1]. Those of one shape, dtype and device, one after
+                another, share batches.
             n0: As for `certify`, and so the others.
 
         Yields:
@@ -213,15 +214,8 @@ class SmoothedClassifier:
             return self._certify_fixed(n0, n, alpha, record)
 
         def checked():
-            first = None
             for image in images:
                 self.check_images(image, "CHW")
-                kind = (tuple(image.shape), image.dtype, image.device)
-                first = first or kind
-                if kind != first:
-                    raise ValueError(
-                        f"`images` has one of {kind} after one of {first}; accepted are images of a kind."
-                    )
                 yield image
 
         return self._run(checked(), seed, certify_one, on_draws)

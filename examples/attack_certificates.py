@@ -59,14 +59,19 @@ def outcome(attacks: list[dict]) -> str:
     return max((found["outcome"] for found in attacks), key=OUTCOMES.index)
 
 
+def fell(record: dict) -> bool:
+    """Whether an attack on an image at a distance succeeded."""
+    return outcome(record["attacks"]) == "fallen"
+
+
 def table(records: list[dict]) -> str:
     """A row for each distance."""
-    gradients = list(dict.fromkeys(found["gradient"] for record in records for found in record["attacks"]))
+    kinds = list(dict.fromkeys(found["gradient"] for record in records for found in record["attacks"]))
     head = [
         "distance, radii",
         "attacked",
         *OUTCOMES,
-        *(f"by {gradient}" for gradient in gradients),
+        *(f"by {gradient}" for gradient in kinds),
         "mean l2 distance",
     ]
     rows = [head, ["---"] * len(head)]
@@ -80,11 +85,29 @@ def table(records: list[dict]) -> str:
                 "1, just inside" if multiple == 1 else f"{multiple:g}",
                 len(attacks),
                 *map(outcomes.count, OUTCOMES),
-                *map(fallen.count, gradients),
+                *map(fallen.count, kinds),
                 f"{mean:.3f}",
             ]
         )
     return "\n".join(f"| {' | '.join(map(str, row))} |" for row in rows)
+
+
+def attack_all(smoothed, surrogate, image, certificate, radius: float, args) -> list[dict]:
+    """What each kind of gradient finds at this distance."""
+    judging = {"n": args.judging, "alpha": args.alpha, "seed": args.seed}
+    attacks = []
+    for gradient, draws in gradients(args).items():
+        settings = {"steps": args.steps, "draws": draws, "restarts": args.restarts, "gradient": gradient}
+        found = attack(smoothed, image, certificate.label, radius, surrogate=surrogate, **settings, **judging)
+        said = {"outcome": found.outcome, "distance": found.distance, "counts": found.prediction.counts}
+        attacks.append({**settings, **said})
+    return attacks
+
+
+def gradients(args) -> dict[str, int]:
+    """The kinds of gradients that are asked for, and the noisy copies for each."""
+    kinds = {"backprop": args.draws, "score-function": args.score_draws}
+    return {gradient: draws for gradient, draws in kinds.items() if draws}
 
 
 def main():
@@ -96,8 +119,6 @@ def main():
     images, labels = images.to(device), dataset[label_column]
     smoothed = SmoothedClassifier(pipe.classifier(args.sigma), args.sigma)
     surrogate = pipe.classifier(args.sigma, levels=NoiseLevels.log_grid(*args.levels, 2))
-    searches = {"backprop": args.draws, "score-function": args.score_draws}
-    searches = {gradient: draws for gradient, draws in searches.items() if draws}
 
     with RecordWriter(args.output) as records, tqdm(total=len(images) * (1 + len(args.multiples))) as bar:
         certified, attacked = {}, []
@@ -108,39 +129,30 @@ def main():
                 certified[index] = certificate
         for index, certificate in sorted(certified.items()):
             for multiple in args.multiples:
-                radius, attacks = multiple * certificate.radius, []
-                for gradient, draws in searches.items():
-                    settings = {"steps": args.steps, "draws": draws, "restarts": args.restarts, "gradient": gradient}
-                    judging = {"n": args.judging, "alpha": args.alpha, "seed": args.seed}
-                    found = attack(
-                        smoothed, images[index], certificate.label, radius, surrogate=surrogate, **settings, **judging
-                    )
-                    said = {"outcome": found.outcome, "distance": found.distance, "counts": found.prediction.counts}
-                    attacks.append({**settings, **said})
+                radius = multiple * certificate.radius
+                attacks = attack_all(smoothed, surrogate, images[index], certificate, radius, args)
                 attacked.append({"index": index, "multiple": multiple, "radius": radius, "attacks": attacks})
                 records.write(attacked[-1])
                 bar.update()
 
-    inside = [record for record in attacked if record["multiple"] <= 1 and outcome(record["attacks"]) == "fallen"]
+    inside = [record["index"] for record in attacked if record["multiple"] <= 1 and fell(record)]
     right = sum(certificate.label == labels[index] for index, certificate in certified.items())
     evaluations = smoothed.base_classifier.evaluations + surrogate.evaluations
-    report = "\n".join(
-        [
-            f"{len(certified)} of {len(images)} images certified, {right} of them rightly, at sigma {args.sigma:g}, n "
-            f"{args.n:,}, alpha {args.alpha:g}; radius {np.mean([c.radius for c in certified.values()] or 0):.3f} on "
-            f"average.\n",
-            table(attacked),
-            f"\nInside the radius {len(inside)} fell. {evaluations:,} network evaluations forward, "
-            f"{(time.perf_counter() - start) / 60:.0f} minutes ({time.process_time() / 60:.0f} of computing).",
-        ]
-    )
+    radius = np.mean([certificate.radius for certificate in certified.values()] or 0)
+    report = f"""{len(certified)} of {len(images)} images certified, {right} of them rightly, at \
+sigma {args.sigma:g}, n {args.n:,}, alpha {args.alpha:g}; radius {radius:.3f} on average.
+
+{table(attacked)}
+
+Inside the radius {len(inside)} fell. {evaluations:,} network evaluations forward, \
+{(time.perf_counter() - start) / 60:.0f} minutes ({time.process_time() / 60:.0f} of computing)."""
     print(report)
     (args.output / "attacks.md").write_text(report + "\n")
     if inside:
+        chance = (1 + len(gradients(args))) * args.alpha * len(certified)
         sys.exit(
-            f"{len(inside)} CERTIFIED IMAGES FELL INSIDE THEIR RADIUS: {[record['index'] for record in inside]}. With "
-            f"alpha {args.alpha:g} for each certificate and each prediction, {len(certified)} digits explain about "
-            f"{(1 + len(searches)) * args.alpha * len(certified):.2g} of them by chance."
+            f"{len(inside)} CERTIFIED IMAGES FELL INSIDE THEIR RADIUS: {inside}. With alpha {args.alpha:g} for each "
+            f"certificate and each prediction, {len(certified)} digits explain about {chance:.2g} of them by chance."
         )
 
 

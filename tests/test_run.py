@@ -15,13 +15,17 @@ import PIL.Image
 import psutil
 import pytest
 from accelerate.state import AcceleratorState
+from conftest import tiny_unet
 from datasets import ClassLabel, Dataset, Features, Image, load_dataset
+from diffusers import DDPMScheduler
 from filelock import FileLock
+from test_latent import PROMPTS, pixel_model, tiny_text_encoder, tiny_text_unet, tiny_tokenizer, tiny_vae
 from transformers import ViTConfig, ViTForImageClassification, ViTImageProcessor
 
-from diffusers_ndc import Certificate, NoisedDiffusionClassifierPipeline
+from diffusers_ndc import Certificate, LatentDiffusionClassifierPipeline, NoisedDiffusionClassifierPipeline
 from diffusers_ndc.differences import differences
 from diffusers_ndc.evaluation.records import RecordWriter, read_records, read_run
+from diffusers_ndc.evaluation.replay import replay
 from diffusers_ndc.evaluation.run import LOCK_FILE, evaluate
 from diffusers_ndc.evaluation.settings import Settings
 
@@ -108,6 +112,59 @@ def test_denoised_smoothing_is_a_method_as_the_others(run, tmp_path):
     found = [Certificate.from_dict(record["certificate"]) for record in records.values()]
     assert all(certificate.base_classifier["method"] == "dds" and certificate.verify() for certificate in found)
     assert len(report.outcomes) == 12 and read_run(tmp_path / "run")["classifier"] == str(tmp_path / "vit")
+
+
+@pytest.fixture
+def latent_folders(folders, tmp_path):
+    """The images, and a latent model of their classes whose pixels another model denoises."""
+    parts = {"vae": tiny_vae(), "scheduler": DDPMScheduler(), "unet": tiny_text_unet(), **pixel_model(size=16)}
+    parts |= {"tokenizer": tiny_tokenizer(), "text_encoder": tiny_text_encoder()}
+    names = {0: "a", 1: "b", 2: "c"}
+    LatentDiffusionClassifierPipeline(**parts, prompts=PROMPTS, id2label=names).save_pretrained(tmp_path / "latent")
+    return tmp_path / "latent", folders[1]
+
+
+def test_latent_models_are_certified_behind_their_denoiser(latent_folders, tmp_path):
+    model, data = map(str, latent_folders)
+    settings = {"limit": 3, "radii": [0.1], "seed": 3}
+    report = evaluate(Settings(model, data, str(tmp_path / "run"), method="dds", **DRAWS, **settings))
+    pipe = LatentDiffusionClassifierPipeline.from_pretrained(model)
+    expected = pipe.certify(list(pictures(latent_folders))[:3], seed=3, **DRAWS)
+    records = read_records(tmp_path / "run").values()
+    assert [Certificate.from_dict(record["certificate"]) for record in records] == expected
+    assert all(found.certificate.agrees(found.again) for found in replay(tmp_path / "run", count=1))
+    card = (tmp_path / "run" / "README.md").read_text()
+    assert report.certified and "pipe = LatentDiffusionClassifierPipeline" in card and "units of the latents" in card
+
+    evaluate(Settings(model, data, str(tmp_path / "clean"), method="dc", **settings))
+    predicted = [record["predicted"] for record in read_records(tmp_path / "clean").values()]
+    assert predicted == pipe(list(pictures(latent_folders))[:3], seed=3).labels
+
+
+@pytest.mark.parametrize(
+    "settings, named",
+    [({"method": "apndc"}, "accepted is 'dds'"), ({"method": "dds", "classifier": "c"}, "without --classifier")],
+)
+def test_methods_that_are_none_of_latent_models_are_refused(latent_folders, tmp_path, settings, named):
+    with pytest.raises(ValueError, match=named):
+        evaluate(Settings(*map(str, latent_folders), str(tmp_path / "run"), **settings))
+
+
+def test_images_of_several_sizes(run, folders, tmp_path):
+    """Where the network has no size of its own, they are taken as they are."""
+    tiny_unet(sample_size=None).save_pretrained(folders[0] / "unet")
+    for number, size in ((1, (12, 8)), (3, (8, 16))):
+        path = folders[1] / "test" / "a" / f"{number}.png"
+        with PIL.Image.open(path) as picture:
+            picture.resize(size).save(path)
+    run(seed=5, limit=6)
+    run("clean", seed=2, limit=6, method="dc")
+    pipe, images = pipeline(folders), list(pictures(folders))[:6]
+    assert {image.size for image in images} == {(8, 8), (12, 8), (8, 16)}
+    records, clean = read_records(tmp_path / "run"), read_records(tmp_path / "clean")
+    for index, image in enumerate(images):
+        assert Certificate.from_dict(records[index]["certificate"]) == pipe.certify(image, seed=5, **DRAWS)
+        assert clean[index]["predicted"] == pipe(image, seed=2).labels[0]
 
 
 def test_a_push_takes_card_and_records_along(run, hub, tmp_path):
@@ -231,6 +288,7 @@ def test_a_full_disk_ends_the_run_and_harms_nothing(run, tmp_path, monkeypatch):
         ({"image_column": "img"}, ValueError, r"\['image', 'label'\]"),
         ({"sigma": 500.0}, ValueError, "`sigma` is 500.0"),
         ({"grid": 0}, ValueError, "`grid` is 0"),
+        ({"method": "dds"}, ValueError, "--method dds .*Noised.* is accepted with a --classifier"),
         ({"stop_early": True, "radii": [3.0]}, ValueError, "accepted with --n 20"),
         ({"report_to": "nothing"}, ValueError, "nothing"),
     ],

@@ -83,7 +83,6 @@ def test_help_tells_units_and_defaults(capsys):
         ({"radii": [float("nan")]}, "--radii"),
         ({"radii": []}, "--radii"),
         ({"patience": 0.0}, "--patience is 0"),
-        ({"method": "dds"}, "--classifier is None"),
         ({"classifier": "c"}, "--classifier is c"),
     ],
 )

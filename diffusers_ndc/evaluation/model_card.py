@@ -60,18 +60,15 @@ def fill_card(reports: Sequence[Report], path: str | Path, model: str | None = N
     title = Path(model).resolve().name
     certified = [report for report in reports if report.certified]
     # dds of an outside classifier has no noise levels: that classifier is not part of this model
-    of_model = [report for report in reports if "levels" in report.run["base_classifier"]]
+    of_model = [(report, levels) for report in reports if (levels := _levels(report.run))]
     metadata, text = read_card(path, title)
-    if markers("model")[0] not in text and (usable := [report for report in of_model if report.certified]):
+    if markers("model")[0] not in text and (usable := [report for report, _ in of_model if report.certified]):
         run = usable[0].run
         # a radius that takes seconds, and that any sigma can prove
         radius = min((radius for radius in run["radii"] if 0 < radius <= run["sigma"]), default=run["sigma"])
-        levels = [
-            (report.run["sigma"], report.run["method"], NoiseLevels.from_dict(report.run["base_classifier"]["levels"]))
-            for report in of_model
-        ]
+        rows = [(report.run["sigma"], report.run["method"], levels) for report, levels in of_model]
         call = certifying(run["sigma"], radius, run["method"])
-        text = with_section(text, "model", model_section(model, call, levels))
+        text = with_section(text, "model", model_section(model, call, rows, run["method"] == "dds"))
     _add_results(metadata, reports, title)
     section = _section(reports)
     if certified and markers("model")[0] not in text:
@@ -79,6 +76,14 @@ def fill_card(reports: Sequence[Report], path: str | Path, model: str | None = N
     write_card(path, metadata, with_section(text, "results", section))
     if certified:
         plot(certified, path.parent / PICTURE)
+
+
+def _levels(run: dict) -> NoiseLevels | None:
+    """The noise levels of a run's diffusion classifier, which may stand behind a denoiser; `None` for another one."""
+    base = run["base_classifier"]
+    if isinstance(base.get("classifier"), dict):
+        base = base["classifier"]
+    return NoiseLevels.from_dict(base["levels"]) if "levels" in base else None
 
 
 def _check(reports: Sequence[Report]) -> None:

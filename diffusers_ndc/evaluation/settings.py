@@ -42,7 +42,8 @@ class Settings:
     method: Literal["apndc", "epndc", "apndc-clean", "dds", "dc"] = _option(
         "apndc",
         "Base classifier: a noised diffusion classifier (apndc, epndc, apndc-clean), or diffusion denoised smoothing "
-        "with an outside --classifier (dds). dc: the diffusion classifier on the clean images, no certificate.",
+        "(dds) with an outside --classifier, or with a latent --model that has a denoiser of pixels. dc: the "
+        "diffusion classifier on the clean images, no certificate.",
     )
     classifier: str | None = _option(None, "Folder or Hub id of a transformers image classifier, for --method dds.")
     sigma: float = _option(0.25, "Standard deviation of the smoothing noise, in pixel units (images in [0, 1]).")
@@ -101,7 +102,7 @@ class Settings:
             raise ValueError(f"--report-to is {self.report_to}; installed here are {trackers}, accepted also is all.")
         if not self.patience > 0:
             raise ValueError(f"--patience is {self.patience}; accepted is a number of seconds above 0.")
-        if (self.method == "dds") != (self.classifier is not None):
+        if self.classifier is not None and self.method != "dds":
             raise ValueError(f"--classifier is {self.classifier} with --method {self.method}; it belongs to dds.")
         if self.certifies:
             check_sigma(self.sigma)

@@ -14,9 +14,10 @@ from torch import nn
 
 from .. import __version__
 from ..classifier import NoisedDiffusionClassifier
+from ..denoised_diffusion import DenoisedDiffusionClassifier
 from ..denoised_smoothing import DenoisedClassifier
-from ..denoiser import Denoiser
 from ..images import to_pixel_batch
+from ..latent_pipeline import LatentDiffusionClassifierPipeline
 from ..noise import check_noisy_range
 from ..pipeline import NoisedDiffusionClassifierPipeline
 from .data import LabelledImages, load_labelled_images
@@ -26,6 +27,8 @@ from .settings import Settings
 OUTSIDE = ("output", "overwrite", "patience", "report_to", "push_to_hub")
 """Settings that no record depends on."""
 
+BaseClassifier = NoisedDiffusionClassifier | DenoisedClassifier | DenoisedDiffusionClassifier
+
 
 @dataclass(frozen=True)
 class Subject:
@@ -34,15 +37,13 @@ class Subject:
     Args:
         data: The images that were chosen, still encoded.
         labels: The class of each one as the model numbers it, `None` where it has none.
-        denoiser: The diffusion model.
         base: The base classifier, on the run's device.
         described: Settings, weights, images and library versions, as plain values.
     """
 
     data: LabelledImages
     labels: list[int | None]
-    denoiser: Denoiser
-    base: NoisedDiffusionClassifier | DenoisedClassifier
+    base: BaseClassifier
     described: dict
 
     @property
@@ -52,7 +53,7 @@ class Subject:
 
     def image(self, number: int) -> torch.Tensor:
         """An image as the network takes it, shape `(C, H, W)`; raises one of `data.FAULTS` where it cannot."""
-        denoiser = self.denoiser
+        denoiser = self.base.denoiser
         batch, _ = to_pixel_batch(self.data.image(number), denoiser.image_channels, denoiser.image_size)
         denoiser.check_images(batch)
         check_noisy_range(batch, sigma=0)
@@ -71,11 +72,17 @@ def load_subject(settings: Settings, accelerator: Accelerator) -> Subject:
     """
     data = load_labelled_images(settings)
     try:
-        pipe = NoisedDiffusionClassifierPipeline.from_pretrained(settings.model).to(accelerator.device)
+        pipe = load_pipeline(settings.model).to(accelerator.device)
     except (OSError, ValueError) as error:
         raise ValueError(f"--model {settings.model} cannot be loaded: {error}") from error
-    base: NoisedDiffusionClassifier | DenoisedClassifier
-    if settings.classifier is not None:  # --method dds
+    latent = isinstance(pipe, LatentDiffusionClassifierPipeline)
+    if settings.method == "dds" and latent == (settings.classifier is not None):
+        accepted = "without --classifier (it classifies itself)" if latent else "with a --classifier"
+        raise ValueError(
+            f"--method dds with --model {settings.model}, a {type(pipe).__name__}, is accepted {accepted}."
+        )
+    base: BaseClassifier
+    if settings.classifier is not None:
         base = DenoisedClassifier.from_pretrained(
             pipe.denoiser, settings.classifier, settings.sigma, batch_size=settings.batch_size
         ).to(accelerator.device)
@@ -97,7 +104,18 @@ def load_subject(settings: Settings, accelerator: Accelerator) -> Subject:
         "data_hash": data.content_hash(),
         "versions": _versions(),
     }
-    return Subject(data, labels, pipe.denoiser, base, described)
+    return Subject(data, labels, base, described)
+
+
+def load_pipeline(model: str) -> NoisedDiffusionClassifierPipeline:
+    """The pipeline of a folder or Hub id, by what is in it: of a latent model where there is a `vae`.
+
+    Raises:
+        OSError, ValueError: There is none, or it cannot be loaded.
+    """
+    index = LatentDiffusionClassifierPipeline.load_config(model)
+    kind = LatentDiffusionClassifierPipeline if "vae" in index else NoisedDiffusionClassifierPipeline
+    return kind.from_pretrained(model)
 
 
 def weight_hash(module: nn.Module) -> str:
