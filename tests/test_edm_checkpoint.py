@@ -83,6 +83,7 @@ PLAIN = b"}" + text("function") + named("collections", "OrderedDict") + b"s"
 TENSOR = ("torch._utils", "_rebuild_tensor_v2")
 EMPTY = pickle.dumps(torch.ones(2), protocol=4)[:-1]  # a genuine tensor, left on the stack
 HEADER = pickle.dumps(0x1950A86A20F9469CFC6C, 2) + pickle.dumps(1001, 2) + pickle.dumps({"little_endian": True}, 2)
+FAR_AWAY = b"r\xff\xff\xff\x7f"
 HOSTILE = {
     "os.system": call("os", "system", EVIL),
     "posix.system, protocol 0": b"cposix\nsystem\n(S'touch MARK'\ntR.",
@@ -127,6 +128,9 @@ HOSTILE = {
     "call of a dictionary": b"\x80\x04}" + EVIL + b"\x85R.",
     "call of a tensor": EMPTY + EVIL + b"\x85R.",
     "recursion": b"\x80\x04}\x94" + text("ema") + b"h\x00s.",
+    "memo place far away": b"\x80\x04}" + FAR_AWAY + b".",
+    "memo place far away in a storage": storage(HEADER + b"\x80\x02}" + FAR_AWAY + b"."),
+    "values whose text would be endless": storage(HEADER + b"\x80\x02K\x01" + b"2\x86" * 60 + b"Q."),
 }
 
 LOAD_EACH = """
@@ -191,6 +195,8 @@ def test_refusals_name_what_was_found(audited):
     assert "names torch.storage.os.system" not in audited[0]["os.system"][1]
     assert "names torch.UntypedStorage in a storage" in audited[0]["storage of objects"][1]
     assert "persistent id" in audited[0]["persistent id"][1]
+    assert "has the memo place 2147483647" in audited[0]["memo place far away"][1]
+    assert len(audited[0]["values whose text would be endless"][1]) < 1000
 
 
 @pytest.mark.parametrize(

@@ -4,11 +4,14 @@ import contextlib
 import copy
 import io
 import json
+import pickletools
 import sys
 import warnings
+from itertools import pairwise
 
 import pytest
-from edm_files import golden
+import torch
+from edm_files import golden, save_published
 from fuzzing import HUGE, REFUSED, attempt, cases
 from hypothesis import example, given
 from hypothesis import strategies as st
@@ -322,3 +325,47 @@ def test_a_description_of_a_checkpoint_is_that_of_a_network_or_refused(checkpoin
         read_checkpoint(path)
         network, scheduler, other, null_class = read_checkpoints(path)
         assert network.class_embedding is not None and scheduler.config.sigma_min < scheduler.config.sigma_max
+
+
+@pytest.fixture(scope="module")
+def damaged(checkpoint):
+    """Makes a checkpoint file in which some of the bytes that are no weights are others, and the end is missing."""
+    path, described = checkpoint
+    small, _ = golden("a")
+    whole = {".safetensors": path.read_bytes(), ".pkl": save_published(path.with_suffix(".pkl"), small).read_bytes()}
+    torch.save(small.state_dict, path.with_suffix(".pt"))
+    whole[".pt"] = path.with_suffix(".pt").read_bytes()
+    starts = [position for _, _, position in pickletools.genops(whole[".pkl"])]
+    telling = {
+        ".safetensors": range(int.from_bytes(whole[".safetensors"][:8], "little") + 8),
+        ".pkl": [byte for one, two in pairwise(starts) if two - one < 300 for byte in range(one, two)],
+        ".pt": [*range(6000), *range(len(whole[".pt"]) - 6000, len(whole[".pt"]))],
+    }
+    folder = path.parent / "damaged"
+    folder.mkdir()
+    (folder / "network.json").write_text(json.dumps(described))
+
+    def make(suffix, changes, end):
+        data = bytearray(whole[suffix])
+        for place, byte in changes:
+            data[telling[suffix][place % len(telling[suffix])]] = byte
+        (folder / f"network{suffix}").write_bytes(data[: int(end * len(data))])
+        return folder / f"network{suffix}"
+
+    return make
+
+
+@cases(300)
+@given(
+    suffix=st.sampled_from([".pkl", ".pt", ".safetensors"]),
+    changes=st.lists(
+        st.tuples(st.integers(0, 2**30), st.integers(0, 255) | st.sampled_from(b"rqj.2QcR\x85\x93\x94")), max_size=6
+    ),
+    end=st.just(1.0) | st.floats(0, 1),
+)
+@example(".pt", [], 0.03125)
+def test_damaged_bytes_of_a_checkpoint_give_a_network_or_are_refused(damaged, suffix, changes, end):
+    path = damaged(suffix, changes, end)
+    with contextlib.suppress(ValueError):
+        network, *_ = read_checkpoints(path)
+        assert sum(weight.numel() for weight in network.parameters()) > 1000

@@ -3,12 +3,15 @@
 The published files are pickles that carry the source text of their classes, and an ordinary load runs it. Here no
 name in a file reaches an import: each of the few that such a file needs stands for a function of this module, every
 other one is refused. What those functions return is inert: it cannot be called, and the pickle cannot set its state.
+A damaged file is refused before it reserves memory that its size does not explain.
 """
 
 import io
 import math
 import pickle
+import pickletools
 import struct
+from reprlib import repr  # of what a file holds, the beginning
 from typing import Any, BinaryIO
 
 import numpy as np
@@ -110,7 +113,19 @@ STORAGE_TYPES: dict[str, np.dtype] = {
 STORAGE_MAGIC, STORAGE_PROTOCOL = 0x1950A86A20F9469CFC6C, 1001
 
 
-class StorageUnpickler(pickle.Unpickler):
+class SparingUnpickler(pickle.Unpickler):
+    """An unpickler that refuses memo places far beyond the values so far: it would reserve memory up to there."""
+
+    def __init__(self, file: BinaryIO):
+        start = file.tell()
+        for count, (opcode, argument, _) in enumerate(pickletools.genops(file)):
+            if opcode.name in ("PUT", "BINPUT", "LONG_BINPUT") and (argument or 0) > count:
+                raise pickle.UnpicklingError(f"has the memo place {argument} for one of {count} values")
+        file.seek(start)
+        super().__init__(file)
+
+
+class StorageUnpickler(SparingUnpickler):
     """The pickles inside of a storage: numbers, strings, a dictionary, and one persistent id."""
 
     def find_class(self, module, name):
@@ -120,10 +135,10 @@ class StorageUnpickler(pickle.Unpickler):
 
     def persistent_load(self, pid):
         if not isinstance(pid, tuple) or len(pid) < 5:
-            raise pickle.UnpicklingError(f"has the persistent id {pid!r} in a storage")
+            raise pickle.UnpicklingError(f"has the persistent id {repr(pid)} in a storage")
         kind, dtype, key, _, numel = pid[:5]
         if kind != "storage" or dtype not in [d.str for d in STORAGE_TYPES.values()] or type(numel) is not int:
-            raise pickle.UnpicklingError(f"has the persistent id {pid!r} in a storage")
+            raise pickle.UnpicklingError(f"has the persistent id {repr(pid)} in a storage")
         return StorageKey(np.dtype(dtype), key, numel)
 
 
@@ -152,7 +167,7 @@ def _tensor(storage: Any, offset: Any, size: Any, stride: Any, *_: object) -> Te
         or (math.prod(size) and offset + sum((n - 1) * s for n, s in zip(size, stride, strict=True)) + 1)
         > len(storage.values)
     ):
-        raise pickle.UnpicklingError(f"has a tensor of the shape {tuple(size)} outside of its storage")
+        raise pickle.UnpicklingError(f"has a tensor of the shape {repr(tuple(size))} outside of its storage")
     return Tensor(torch.from_numpy(storage.values).as_strided(size, stride, offset))
 
 
@@ -165,7 +180,7 @@ def _parameter(data: Any, *_: object) -> Tensor:
 def _module(meta: Any) -> Module:
     kind, version = meta["type"], meta["version"]
     if (kind, version) != ("class", 6):
-        raise pickle.UnpicklingError(f"has an object of type {kind!r}, version {version!r}")
+        raise pickle.UnpicklingError(f"has an object of type {repr(kind)}, version {repr(version)}")
     if not isinstance(meta["class_name"], str) or not isinstance(meta["state"], dict):
         raise pickle.UnpicklingError("has an object without class name or state")
     return Module(meta["class_name"], meta["state"])
@@ -173,7 +188,7 @@ def _module(meta: Any) -> Module:
 
 def _double_type(code: Any, *_: object) -> DoubleType:
     if code != "f8":
-        raise pickle.UnpicklingError(f"has a number of the type {code!r}")
+        raise pickle.UnpicklingError(f"has a number of the type {repr(code)}")
     return DoubleType()
 
 
@@ -197,7 +212,7 @@ GLOBALS = {
 """All names that a pickle may use, and what they stand for here."""
 
 
-class EDMUnpickler(pickle.Unpickler):
+class EDMUnpickler(SparingUnpickler):
     """An unpickler of EDM networks that imports nothing."""
 
     def find_class(self, module, name):
@@ -209,6 +224,17 @@ class EDMUnpickler(pickle.Unpickler):
         raise pickle.UnpicklingError("has a persistent id outside of a storage")
 
 
+PLAIN = (type(None), bool, int, float, str)
+"""Types of the values that the arguments of a network have, or the lists among them hold."""
+
+KINDS = ("_parameters", "_buffers", "_modules")
+"""What a module holds by name."""
+
+
+def _parts(value: Any) -> list | tuple:
+    return value if type(value) in (list, tuple) else [value]
+
+
 def state_dict(module: Module, prefix: str = "") -> dict[str, torch.Tensor]:
     """The tensors of a network by the names that they have in its state dict.
 
@@ -216,6 +242,8 @@ def state_dict(module: Module, prefix: str = "") -> dict[str, torch.Tensor]:
         pickle.UnpicklingError: A part is not what it should be.
     """
     tensors = {}
+    if any(type(name) is not str for kind in KINDS for name in module.state[kind]):
+        raise pickle.UnpicklingError(f"has a part of {repr(prefix)} whose name is no text")
     for kind in ("_parameters", "_buffers"):
         for name, tensor in module.state[kind].items():
             if tensor is None or (kind == "_buffers" and name in module.state["_non_persistent_buffers_set"]):
@@ -244,13 +272,16 @@ def read_pickled_network(file: BinaryIO) -> tuple[str, dict, str, dict[str, torc
         content = EDMUnpickler(file).load()
         network = content.get("ema") if isinstance(content, dict) else None
         if not isinstance(network, Module):
-            keys = list(content) if isinstance(content, dict) else type(content).__name__
+            keys = repr(list(content)) if isinstance(content, dict) else type(content).__name__
             raise pickle.UnpicklingError(f"has no network under the key 'ema', but {keys}")
-        inner = network.state["_modules"].get("model")
-        if network.state["_init_args"] or not isinstance(network.state["_init_kwargs"], dict):
+        inner, arguments = network.state["_modules"].get("model"), network.state["_init_kwargs"]
+        if network.state["_init_args"] or not isinstance(arguments, dict):
             raise pickle.UnpicklingError(f"has a {network.class_name} whose arguments have no names")
+        for name, value in arguments.items():
+            if type(name) is not str or not all(type(part) in PLAIN for part in _parts(value)):
+                raise pickle.UnpicklingError(f"has the argument {repr(name)} of other values than numbers and texts")
         inner_class = inner.class_name if isinstance(inner, Module) else "none"
-        return network.class_name, network.state["_init_kwargs"], inner_class, state_dict(network)
+        return network.class_name, arguments, inner_class, state_dict(network)
     except pickle.UnpicklingError:
         raise
     except (
