@@ -14,7 +14,8 @@ import torch
 from .arguments import check_kind, check_number, check_whole
 from .bounds import MOST_DRAWS
 from .grid_noise import LEVELS
-from .noise import content_hash, derive_seeds, fresh_seed, standard_normal
+from .noise import content_hash, fresh_seed, standard_normal
+from .seeds import derive_seeds
 from .smoothing import Prediction, SmoothedClassifier
 
 

@@ -31,7 +31,8 @@ PRIOR = 0.25
 """The mixture's prior is Beta(1, PRIOR): mass near 1, where the draws of a sure image are; fixed before any draw."""
 
 LEAST_U = 0.03
-"""Smallest `u` of the randomized bound: with a smaller one a bound of 1, an infinite radius, would be possible."""
+"""Smallest `u` of the randomized bound: with one below `alpha` it may be 1, an infinite radius. For an `alpha` above
+this it still may be, as rarely as it must; `certified_radius` keeps the radius finite."""
 
 
 def clopper_pearson_lower(count: int, n: int, alpha: float, u: float = 1.0) -> float:
@@ -71,7 +72,7 @@ def clopper_pearson_lower(count: int, n: int, alpha: float, u: float = 1.0) -> f
     return plain if excess(plain) >= 0 or plain == highest else float(optimize.brentq(excess, plain, highest))
 
 
-def runner_up_lower(count: int, rival: int, n: int, alpha: float, num_classes: int) -> float:
+def runner_up_lower(count: int, rival: int, n: int, alpha: float, num_classes: int, slack: float = 0.0) -> float:
     """The probability that alone gives the radius of a bound on the winner *and* one on every other class.
 
     Two Clopper-Pearson bounds hold jointly with probability at least `1 - alpha`: a lower one on the candidate's
@@ -85,14 +86,15 @@ def runner_up_lower(count: int, rival: int, n: int, alpha: float, num_classes: i
         n: Number of independent draws, fixed before the first one is made.
         alpha: Probability that the bounds may be wrong.
         num_classes: Number of classes, at least 2.
+        slack: How far probabilities may be from those of the law that was drawn from; both bounds move by it.
 
     Raises:
         ValueError: There are fewer classes, or an argument is none that `clopper_pearson_lower` takes.
     """
     if num_classes < 2:
         raise ValueError(f"`num_classes` is {num_classes}; accepted for a bound on the runner-up are 2 or more.")
-    lower = clopper_pearson_lower(count, n, alpha / 2)
-    upper = 1 - clopper_pearson_lower(n - rival, n, alpha / (2 * (num_classes - 1)))
+    lower = max(clopper_pearson_lower(count, n, alpha / 2) - slack, 0.0)
+    upper = min(1 - clopper_pearson_lower(n - rival, n, alpha / (2 * (num_classes - 1))) + slack, 1.0)
     return max(lower, float(special.ndtr((special.ndtri(lower) - special.ndtri(upper)) / 2)))
 
 
@@ -188,6 +190,7 @@ class Tally:
         u: Uniform random number of the randomized bound, or `None` if there is none.
         score_sum: Sum of the candidate's soft votes, probabilities in [0, 1], or `None` if there are none.
         score_squares: Sum of their squares, likewise.
+        slack: How far probabilities may be from those of the law that was drawn from (`grid_noise.slack`).
     """
 
     count: int
@@ -197,6 +200,7 @@ class Tally:
     u: float | None = 1.0
     score_sum: float | None = None
     score_squares: float | None = None
+    slack: float = 0.0
 
 
 def given(name: str, value: Value | None) -> Value:
@@ -207,15 +211,22 @@ def given(name: str, value: Value | None) -> Value:
 
 
 BOUNDS: dict[str, Callable[[Tally, float], float]] = {
-    "clopper-pearson": lambda t, alpha: clopper_pearson_lower(t.count, t.n, alpha),
-    "randomized-clopper-pearson": lambda t, alpha: clopper_pearson_lower(t.count, t.n, alpha, given("u", t.u)),
-    "runner-up": lambda t, alpha: runner_up_lower(t.count, t.rival, t.n, alpha, given("num_classes", t.num_classes)),
-    "empirical-bernstein": lambda t, alpha: empirical_bernstein_lower(
-        given("score_sum", t.score_sum), given("score_squares", t.score_squares), t.n, alpha
+    "clopper-pearson": lambda t, alpha: clopper_pearson_lower(t.count, t.n, alpha) - t.slack,
+    "randomized-clopper-pearson": lambda t, alpha: (
+        clopper_pearson_lower(t.count, t.n, alpha, given("u", t.u)) - t.slack
     ),
-    "mixture": lambda t, alpha: mixture_lower(t.count, t.n, alpha),
+    "runner-up": lambda t, alpha: runner_up_lower(
+        t.count, t.rival, t.n, alpha, given("num_classes", t.num_classes), t.slack
+    ),
+    "empirical-bernstein": lambda t, alpha: (
+        empirical_bernstein_lower(given("score_sum", t.score_sum), given("score_squares", t.score_squares), t.n, alpha)
+        - t.slack
+    ),
+    "mixture": lambda t, alpha: mixture_lower(t.count, t.n, alpha) - t.slack,
 }
-"""Lower bounds on the candidate's probability (its mean score for `empirical-bernstein`), by name, of a `Tally`."""
+"""Lower bounds on the candidate's probability (its mean score for `empirical-bernstein`), by name, of a `Tally`.
+
+That of `runner-up` is the probability that alone would give its radius, which may be above the candidate's own."""
 
 ANYTIME = frozenset({"mixture"})
 """Bounds that may be looked at after every draw; the others hold for one look at a number fixed beforehand."""

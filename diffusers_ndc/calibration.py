@@ -15,8 +15,9 @@ from scipy import optimize, special
 from .arguments import check_number, check_whole
 from .classifier import NoisedDiffusionClassifier
 from .likelihoods import get_likelihood
-from .noise import check_sigma, derive_seeds, standard_normal
+from .noise import check_sigma, standard_normal
 from .noise_levels import NoiseLevels
+from .seeds import derive_seeds
 
 
 GROUP = 32

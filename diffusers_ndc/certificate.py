@@ -28,6 +28,7 @@ from .bounds import (
 from .grid_noise import check_grid, slack
 from .lipschitz import LipschitzCertificate
 from .record import Record, found
+from .seeds import uniform_number
 
 
 @dataclass(frozen=True)
@@ -61,6 +62,8 @@ class Certificate(Record):
         grid: Where noise was drawn on a grid, its steps between two values of an 8-bit image (`grid_noise`): the
             certificate is then one for 8-bit images and the base classifier behind the rounding to that grid.
         pixels: Number of values of the image, where noise was drawn on a grid.
+        device: Kind of device on which the noise was drawn, as torch names it; the same seed gives other noise on
+            another one. `None` if it is not known.
         base_classifier: Settings of the base classifier `f`, for the record.
     """
 
@@ -85,6 +88,7 @@ class Certificate(Record):
     base_classifier: dict = field(default_factory=dict)
     grid: int | None = None
     pixels: int | None = None
+    device: str | None = None
 
     @classmethod
     def from_counts(
@@ -156,13 +160,16 @@ class Certificate(Record):
             self.u,
             self.score_sum,
             self.score_squares,
+            0.0 if self.grid is None else slack(self.sigma, self.grid, given("pixels", self.pixels)),
         )
 
     @property
     def p_lower(self) -> float:
-        """Lower bound on the candidate's probability, recomputed from the counts."""
-        lower = BOUNDS[self.bound](self.tally, self.alpha_of_candidate)
-        return lower if self.grid is None else lower - slack(self.sigma, self.grid, given("pixels", self.pixels))
+        """The probability whose quantile is the radius, recomputed from the counts: a lower bound on the candidate's.
+
+        With `runner-up` it is not that, but what alone would give the radius of both bounds; see `runner_up_lower`.
+        """
+        return BOUNDS[self.bound](self.tally, self.alpha_of_candidate)
 
     @property
     def local_lipschitz(self) -> float:
@@ -172,7 +179,10 @@ class Certificate(Record):
         the slope `phi(Phi^-1(g_c)) / sigma` at most, and less the surer it is; taken at the lower bound, which holds
         with probability `1 - alpha`. Where the bound does not exceed one half: what holds everywhere.
         """
-        return stats.norm.pdf(stats.norm.ppf(max(0.5, self.p_lower))).item() / self.sigma
+        lower = self.p_lower
+        if self.bound == "runner-up":  # of its two bounds the one on the candidate, at its share of alpha
+            lower = BOUNDS["clopper-pearson"](self.tally, self.alpha / 2)
+        return stats.norm.pdf(stats.norm.ppf(max(0.5, lower))).item() / self.sigma
 
     def _flaw_of_draws(self) -> str | None:
         check_alpha(self.alpha)
@@ -200,7 +210,10 @@ class Certificate(Record):
         for name in ("u", "score_sum", "score_squares"):
             if (number := getattr(self, name)) is not None:
                 check_number(name, number, "a number")
-        self._check_origin()
+        self._check_kinds()
+        if self.u is not None and self.seed is not None and self.image_hash is not None:
+            if self.u != (drawn := uniform_number(self.seed, self.image_hash)):
+                return f"u is {self.u}, that of seed and image {drawn}"
         if not self._has_what_the_bound_needs():
             return f"num_classes, u or scores are not what the bound {self.bound} needs"
         return None
@@ -309,6 +322,8 @@ def main():
     add("--model", help="folder or Hub id of the model, if it is not where the run had it")
     add("--dataset", help="the same of the images")
     args = parser.parse_args()
+    if not args.replay and (args.count, args.model, args.dataset) != (None, None, None):
+        parser.error("--count, --model and --dataset belong to --replay.")
     if isinstance(sys.stdout, io.TextIOWrapper):
         sys.stdout.reconfigure(errors="backslashreplace")  # what a file or its name holds must not end the check
     worst = max(_say_checked(path) for path in args.files)

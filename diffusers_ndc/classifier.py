@@ -9,11 +9,12 @@ import torch
 from torch import nn
 
 from .arguments import check_kind, check_whole
-from .denoiser import SAME_NOISE, Denoiser, inference
+from .denoiser import SAME_NOISE, Denoiser, check_evaluation_mode, inference
 from .likelihoods import get_likelihood
-from .noise import check_seed, check_seeds, check_sigma, content_hash, derive_seeds, fresh_seed, standard_normal
+from .noise import check_seed, check_seeds, check_sigma, content_hash, fresh_seed, standard_normal
 from .noise_levels import NoiseLevels
 from .pool import Copy, Decided, Pool, alike, filling, handing_out
+from .seeds import derive_seeds
 
 
 POOL_BATCHES = 4
@@ -21,6 +22,9 @@ POOL_BATCHES = 4
 
 OPENED_BATCHES = 16
 """Network batches that the triples of the copies taken at a time may fill, unless it is one copy."""
+
+SAME_SIGMA = 1e-5
+"""Largest relative difference between the noise that levels were calibrated for and the one that they are used at."""
 
 LATENT_NOISE = (
     "A certificate is about Gaussian noise on the pixels; encoded to latents that is neither Gaussian nor of a known "
@@ -90,9 +94,15 @@ def default_levels(sigma: float, denoiser: Denoiser) -> NoiseLevels:
     Args:
         sigma: Noise that the images carry, pixel units.
         denoiser: The model, whose largest trained noise level is not exceeded.
+
+    Raises:
+        ValueError: The model was not trained with this much noise, or this little.
     """
-    tau = model_sigma(sigma)
-    return NoiseLevels.log_grid(max(0.5, 1.5 * tau), min(max(9.0, 6 * tau), denoiser.sigma_range[1]))
+    if sigma > 0:
+        check_trained_sigma(sigma, denoiser)
+    tau, (lowest, highest) = model_sigma(sigma), denoiser.sigma_range
+    low, high = max(0.5, 1.5 * tau), min(max(9.0, 6 * tau), highest)
+    return NoiseLevels.log_grid(low if low < high else math.sqrt(max(tau, lowest) * high), high)
 
 
 class StreamingClassifier(nn.Module):
@@ -168,7 +178,8 @@ class NoisedDiffusionClassifier(StreamingClassifier):
 
     Raises:
         TypeError: `denoiser`, `sigma` or `levels` is of a wrong type.
-        ValueError: An argument is out of the range that the method or the network has.
+        ValueError: An argument is out of the range that the method or the network has, or the network is in training
+            mode and has dropout.
     """
 
     def __init__(
@@ -186,6 +197,7 @@ class NoisedDiffusionClassifier(StreamingClassifier):
         self.likelihood = get_likelihood(method, sigma)
         check_batch_size(batch_size)
         check_seed(seed)
+        check_evaluation_mode(denoiser)
         if denoiser.num_classes == 0:
             raise ValueError("`denoiser` has no classes; accepted is a class-conditional one.")
         if sigma > 0:
@@ -207,7 +219,8 @@ class NoisedDiffusionClassifier(StreamingClassifier):
                 f"`levels` go from {lowest:.4g} to {highest:.4g} (model units); accepted are levels above {tau:.4g}, "
                 f"the noise that the image carries (2 * sigma), within the model's {low:.4g} to {high:.4g}."
             )
-        if (levels.smoothing_sigma, levels.method) not in ((None, None), (sigma, self.likelihood.name)):
+        calibrated = levels.smoothing_sigma is None or math.isclose(levels.smoothing_sigma, sigma, rel_tol=SAME_SIGMA)
+        if not calibrated or levels.method not in (None, self.likelihood.name):
             raise ValueError(
                 f"`levels` were calibrated for sigma={levels.smoothing_sigma} and method={levels.method!r}, but "
                 f"`sigma` is {sigma} and `method` {self.likelihood.name!r}; accepted are levels for these."

@@ -6,7 +6,7 @@ import torch
 
 from .classifier import NoisedDiffusionClassifier, StreamingClassifier
 from .denoised_smoothing import check_channels, check_front, denoise_once, preprocess
-from .denoiser import Denoiser
+from .denoiser import Denoiser, check_evaluation_mode
 from .noise import check_seeds
 from .pool import Copy, Decided
 
@@ -34,6 +34,7 @@ class DenoisedDiffusionClassifier(StreamingClassifier):
     def __init__(self, denoiser: Denoiser, classifier: NoisedDiffusionClassifier, sigma: float):
         super().__init__()
         check_front(denoiser, sigma)
+        check_evaluation_mode(denoiser)
         if not isinstance(classifier, NoisedDiffusionClassifier):
             raise TypeError(
                 f"`classifier` is a {type(classifier).__name__}; accepted is a NoisedDiffusionClassifier with sigma=0."

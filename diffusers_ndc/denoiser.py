@@ -11,6 +11,8 @@ from typing import TYPE_CHECKING
 import torch
 from diffusers import AutoencoderKL, ModelMixin, SchedulerMixin
 from torch import nn
+from torch.nn.modules.batchnorm import _BatchNorm
+from torch.nn.modules.dropout import _DropoutNd
 
 from .arguments import check_kind, check_number
 from .conditioning import ClassLabels, NoClasses, PromptEmbeddings, has_classes, without_text
@@ -244,7 +246,9 @@ class Denoiser(nn.Module):
 
     def _run(self, network, x_sigma, sigma, arguments):
         per_image = sigma.view(-1, *[1] * (x_sigma.ndim - 1))
-        dtype = next(network.parameters()).dtype  # `network.dtype` walks through all modules, in every batch
+        dtype = next(network.parameters()).dtype
+        if dtype.itemsize == 1:  # of storage only; else not asked for, as it walks through all modules in every batch
+            dtype = network.dtype
         x_in = self.parametrisation.network_input(x_sigma, per_image).to(dtype)
         time = self.parametrisation.network_time(sigma)
         output = network(x_in, time, return_dict=False, **arguments)[0]
@@ -254,10 +258,19 @@ class Denoiser(nn.Module):
 
 def computing_dtype(network: "ModelMixin | PreTrainedModel") -> str:
     """What a network of diffusers or transformers computes in: its own dtype, or that of autocast where it is on."""
-    kind = network.device.type
+    kind = computing_device(network)
     if torch.is_autocast_enabled(kind):
         return f"autocast {torch.get_autocast_dtype(kind)}".replace("torch.", "")
     return str(network.dtype).removeprefix("torch.")
+
+
+def computing_device(network: nn.Module) -> str:
+    """Kind of the device that a network computes on; its weights may rest elsewhere, and come when they are needed."""
+    for part in network.modules():
+        device = getattr(getattr(part, "_hf_hook", None), "execution_device", None)
+        if device is not None:
+            return torch.device(device).type
+    return next(network.parameters()).device.type
 
 
 def inference(module: nn.Module) -> torch.no_grad | torch.inference_mode:
@@ -270,6 +283,16 @@ def inference(module: nn.Module) -> torch.no_grad | torch.inference_mode:
     return torch.no_grad() if moved else torch.inference_mode()
 
 
+def check_evaluation_mode(denoiser: nn.Module) -> None:
+    """Refuse networks in training mode where that makes answers random beside the seeds, or dependent on the batch."""
+    for part in denoiser.modules():
+        if part.training and (isinstance(part, _BatchNorm) or (isinstance(part, _DropoutNd) and part.p > 0)):
+            raise ValueError(
+                f"`denoiser` has a network in training mode, where its {type(part).__name__} changes the answers; "
+                "accepted is evaluation mode: call the network's `eval()`."
+            )
+
+
 def embedded_steps(network: ModelMixin) -> int | None:
     """Size of the table of a network with a learned time embedding, `None` for others."""
     learned = getattr(network.config, "time_embedding_type", None) == "learned"
@@ -279,7 +302,8 @@ def embedded_steps(network: ModelMixin) -> int | None:
 def check_weights(name: str, network: nn.Module) -> None:
     """Refuse a network with weights that are not finite."""
     weights = [weight for weight in network.parameters() if not weight.is_meta]  # meta: offloaded, not here to read
-    if weights and not torch.stack([weight.isfinite().all() for weight in weights]).all():
+    finite = [(weight.float() if weight.itemsize == 1 else weight).isfinite().all() for weight in weights]
+    if finite and not torch.stack(finite).all():
         raise ValueError(f"`{name}` has weights that are NaN or infinite; accepted are finite weights.")
 
 

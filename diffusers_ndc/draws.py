@@ -15,8 +15,9 @@ from typing import TypeVar
 import torch
 
 from .certificate import draws_to_settle
-from .noise import content_hash, derive_seeds
+from .noise import content_hash
 from .pool import Copy, Decided, alike
+from .seeds import derive_seeds
 
 
 CALL_SIZE = 100

@@ -78,11 +78,10 @@ class SharedPipeline(DiffusionPipeline):
 
     def _all_levels(self) -> list[tuple[float, str, NoiseLevels]]:
         """The noise levels that were calibrated, with their smoothing noise and method."""
-        saved = self.config.levels or {}
         return [
-            (float(sigma), method, NoiseLevels.from_dict(levels))
-            for sigma, methods in saved.items()
-            for method, levels in methods.items()
+            (float(key) if levels.smoothing_sigma is None else levels.smoothing_sigma, method, levels)
+            for key, methods in (self.config.levels or {}).items()
+            for method, levels in ((method, NoiseLevels.from_dict(saved)) for method, saved in methods.items())
         ]
 
     @classmethod

@@ -59,13 +59,9 @@ def _one_kind(image: Image, channels: int, size: tuple[int, int] | None) -> torc
                 f"`images` holds a PIL image of mode {image.mode} and size {image.size}; accepted are the modes "
                 f"{PIL_MODES}, with at least one pixel."
             )
-        processor = VaeImageProcessor(
-            vae_scale_factor=1,
-            resample="bicubic",
-            do_normalize=False,
-            do_convert_rgb=channels == 3,
-            do_convert_grayscale=channels == 1,
-        )
+        if channels in (1, 3):  # before the resizing: between the places of a palette, it would mean nothing
+            image = image.convert("L" if channels == 1 else "RGB")
+        processor = VaeImageProcessor(vae_scale_factor=1, resample="bicubic", do_normalize=False)
         return processor.preprocess(image, *(size or image.size[::-1])).float().contiguous()
     if isinstance(image, np.ndarray):
         if image.ndim == 2:
@@ -82,5 +78,7 @@ def _one_kind(image: Image, channels: int, size: tuple[int, int] | None) -> torc
         raise ValueError(f"`images` holds a tensor of shape {tuple(image.shape)}; accepted is {ACCEPTED}.")
     if image.dtype == torch.uint8 and not image.is_meta:
         image = image / 255
+    elif not (image.is_floating_point() or image.is_meta):
+        raise TypeError(f"`images` holds values of type {image.dtype}; accepted are uint8 (0 to 255) and floats.")
     check_floating(image)
     return (image if image.ndim == 4 else image[None]).to(torch.float32).contiguous()

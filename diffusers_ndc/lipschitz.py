@@ -22,6 +22,10 @@ LEVELS = NoiseLevels((4.0,), (1.0,), cap=0.3)
 above the losses that occur makes the constant small and leaves the margins as they are."""
 
 
+ROUND_OFF = 1e-4
+"""How far the mean scores of the same draws may be apart on other hardware or in other batches."""
+
+
 def lipschitz_constant(levels: NoiseLevels, pixels: int) -> float:
     """Bound on how fast the margin of two classes changes with the image, per unit of l2 in model units.
 
@@ -70,9 +74,11 @@ class LipschitzCertificate(Record):
             sum of the weights.
         score_squares: Sums of their squares.
         pixels: Number of values of the image.
+        num_classes: Number of classes K, labelled 0 to K - 1; all but the candidate are rivals.
         seed: Seed of all draws.
         image_hash: Content hash of the image, which enters the seeds of its draws.
         evaluations: Network evaluations spent.
+        device: Kind of device on which the noise was drawn, as torch names it.
         base_classifier: Settings of the classifier; its `levels` give the constant.
     """
 
@@ -87,10 +93,12 @@ class LipschitzCertificate(Record):
     score_sums: dict[int, float]
     score_squares: dict[int, float]
     pixels: int
+    num_classes: int
     base_classifier: dict = field(default_factory=dict)
     seed: int | None = None
     image_hash: str | None = None
     evaluations: int | None = None
+    device: str | None = None
 
     @classmethod
     def from_scores(cls, **record: Any) -> "LipschitzCertificate":
@@ -139,18 +147,30 @@ class LipschitzCertificate(Record):
         radius = self.margin_lower / lipschitz_constant(self.levels, self.pixels) / 2  # model to pixel units
         return (self.candidate, radius) if radius > 0 else (None, 0.0)
 
+    def agrees(self, again: "LipschitzCertificate") -> bool:
+        """Whether `again`, a certificate from the same draws, has the same scores, to within round-off."""
+        alike = (self.n0, self.n, self.num_classes, self.candidate)
+        return alike == (again.n0, again.n, again.num_classes, again.candidate) and all(
+            abs(value - getattr(again, name)[label]) <= ROUND_OFF * draws
+            for name, draws in (("selection_losses", 1), ("score_sums", self.n), ("score_squares", self.n))
+            for label, value in getattr(self, name).items()
+        )
+
     def _flaw_of_draws(self) -> str | None:
         check_alpha(self.alpha)
         for name in ("n0", "n", "pixels"):
             check_whole(name, getattr(self, name), 1, EXACT)
-        self._check_origin()
+        self._check_kinds()
         if self.base_classifier.get("method") != "dc":
             return f"the method is {self.base_classifier.get('method')!r}"
         if self.levels.cap is None or self.levels.thresholds is not None:
             return "the levels have no cap, or they sift the classes"
-        losses, rivals = self.selection_losses, set(self.selection_losses) - {self.candidate}
-        if not rivals or not rivals == set(self.score_sums) == set(self.score_squares):
-            return f"there are losses of {sorted(losses)}, and scores of {sorted(self.score_sums)}"
+        losses = self.selection_losses
+        check_whole("num_classes", self.num_classes, 2, MOST_DRAWS)
+        if len(losses) != self.num_classes or sorted(losses) != list(range(self.num_classes)):
+            return f"there are losses of {sorted(losses)}, not of {self.num_classes} classes"
+        if not set(losses) - {self.candidate} == set(self.score_sums) == set(self.score_squares):
+            return f"there are scores of {sorted(self.score_sums)}, not of all rivals of {self.candidate}"
         for name in self.labelled:
             for label, value in getattr(self, name).items():
                 check_whole("label", label, 0, MOST_DRAWS)

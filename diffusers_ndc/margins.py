@@ -9,8 +9,9 @@ from .arguments import check_kind, check_whole
 from .bounds import MOST_DRAWS, check_alpha
 from .classifier import NoisedDiffusionClassifier
 from .lipschitz import LipschitzCertificate, largest_loss
-from .noise import check_seed, content_hash, derive_seeds
+from .noise import check_seed, content_hash
 from .noise_levels import NoiseLevels
+from .seeds import derive_seeds
 
 
 CALL_SIZE = 100
@@ -23,12 +24,17 @@ def with_bounded_losses(levels: NoiseLevels) -> NoiseLevels:
     return replace(levels, thresholds=None, relative=False, max_classes=None, cap=levels.cap or 4.0)
 
 
-def check_margin_settings(n0: int, n: int, alpha: float, seed: int) -> None:
+def check_margin_settings(classifier: NoisedDiffusionClassifier, n0: int, n: int, alpha: float, seed: int) -> None:
     """Refuse what `certify_margin` does not take.
 
     Raises:
         TypeError, ValueError: An argument is not as described there.
     """
+    if classifier.denoiser.encoder is not None:
+        raise ValueError(
+            "`sigma` is 0 with a latent model; accepted is noise, with a `pixel_unet`: an encoder may be arbitrarily "
+            "steep, and the constant is that of losses on pixels."
+        )
     check_alpha(alpha)
     check_seed(seed)
     for name, value in (("n0", n0), ("n", n)):
@@ -57,16 +63,18 @@ def certify_margin(
         on_draws: Called with a number of draws whenever so many more are done.
 
     Raises:
+        TypeError, ValueError: An argument is not as described.
         FloatingPointError: A loss is not finite.
     """
-    image_hash, pixels = content_hash(image), image.numel()
+    check_margin_settings(classifier, n0, n, alpha, seed)
+    origin, pixels = _origin(classifier, image, seed), image.numel()
     before, largest = classifier.evaluations, largest_loss(classifier.levels)
 
     def losses(purpose, count):
         """Of each draw and class, model units per value; a few draws at a time."""
         for first in range(0, count, CALL_SIZE):
             numbers = range(first, min(first + CALL_SIZE, count))
-            seeds = [derive_seeds((seed, image_hash, purpose, number), 1)[0] for number in numbers]
+            seeds = [derive_seeds((seed, origin["image_hash"], purpose, number), 1)[0] for number in numbers]
             with classifier.inference():
                 logits = classifier(image.expand(len(seeds), *image.shape), seeds=seeds)
             if on_draws is not None:
@@ -88,9 +96,41 @@ def certify_margin(
         selection_losses=dict(enumerate(selected.tolist())),
         score_sums={label: sums[0, label].item() for label in rivals},
         score_squares={label: sums[1, label].item() for label in rivals},
-        pixels=pixels,
-        base_classifier=classifier.settings,
-        seed=seed,
-        image_hash=image_hash,
+        num_classes=len(selected),
         evaluations=classifier.evaluations - before,
+        **origin,
     )
+
+
+def replay_margin(
+    classifier: NoisedDiffusionClassifier,
+    image: torch.Tensor,
+    certificate: LipschitzCertificate,
+    on_draws: Callable[[int], object] | None = None,
+) -> LipschitzCertificate:
+    """Make the draws of a certificate again: the one that they give now, to be compared by `agrees`.
+
+    Args:
+        classifier: As for `certify_margin`.
+        image: Likewise.
+        certificate: What is said of it.
+        on_draws: Called with a number of draws whenever so many more are done.
+
+    Raises:
+        ValueError: `certificate` does not follow from its own scores, names no seed, or is about another image or
+            classifier, or of draws on another kind of device.
+    """
+    seed = certificate.seed_of_draws
+    certificate.check_origin(_origin(classifier, image, seed))
+    return certify_margin(classifier, image, certificate.n0, certificate.n, certificate.alpha, seed, on_draws)
+
+
+def _origin(classifier: NoisedDiffusionClassifier, image: torch.Tensor, seed: int) -> dict:
+    """What a certificate says of where its draws come from."""
+    return {
+        "seed": seed,
+        "image_hash": content_hash(image),
+        "device": image.device.type,
+        "pixels": image.numel(),
+        "base_classifier": classifier.settings,
+    }

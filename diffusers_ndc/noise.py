@@ -1,4 +1,7 @@
-"""Gaussian noise that depends only on its seed, never on batch sizes, call order or the number of processes."""
+"""Gaussian noise that depends only on its seed, never on batch sizes, call order or the number of processes.
+
+And on the kind of device that makes it: a seed gives other noise on a GPU than on a CPU, as independent.
+"""
 
 import hashlib
 import math
@@ -81,12 +84,6 @@ def content_hash(image: torch.Tensor) -> str:
     digest = hashlib.sha256(repr(tuple(values.shape)).encode())
     digest.update(values.numpy().tobytes())
     return digest.hexdigest()[:32]
-
-
-def derive_seeds(key: tuple[int | str, ...], count: int) -> list[int]:
-    """`count` seeds of 63 bits from a key; fewer of them are a prefix of more, unequal keys give unrelated ones."""
-    digest = hashlib.shake_256(repr(key).encode()).digest(8 * count)
-    return [int.from_bytes(digest[i : i + 8], "little") >> 1 for i in range(0, len(digest), 8)]
 
 
 def standard_normal(

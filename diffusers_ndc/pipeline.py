@@ -9,6 +9,7 @@ from diffusers import UNet2DConditionModel, UNet2DModel
 from diffusers.schedulers import SchedulerMixin
 from diffusers.utils import BaseOutput
 
+from .arguments import check_kind
 from .calibration import calibrate_levels, check_levels, levels_key
 from .certificate import Certificate
 from .classifier import NoisedDiffusionClassifier, default_levels
@@ -18,10 +19,10 @@ from .hub import SharedPipeline
 from .images import Image, Images, to_pixel_batch
 from .likelihoods import get_likelihood
 from .lipschitz import LEVELS, LipschitzCertificate
-from .margins import certify_margin, check_margin_settings, with_bounded_losses
+from .margins import certify_margin, check_margin_settings, replay_margin, with_bounded_losses
 from .noise import check_noisy_range, check_seed, check_sigma, resolve_seed
 from .noise_levels import NoiseLevels
-from .smoothing import Prediction, SmoothedClassifier
+from .smoothing import Prediction, SmoothedClassifier, selection_draws
 
 
 @dataclass
@@ -184,9 +185,11 @@ class NoisedDiffusionClassifierPipeline(SharedPipeline):
 
         Raises:
             TypeError, ValueError: An argument is not as described, or beyond what the model was trained for.
+            FloatingPointError: A loss is not finite, as by an overflow in half precision.
         """
         check_sigma(sigma)
-        candidates = default_levels(sigma, self.denoiser) if candidates is None else candidates
+        if candidates is None:
+            candidates = default_levels(sigma, self.denoiser)
         classifier = self.classifier(sigma, method, candidates, batch_size)
         batch, _ = self._preprocess(images, classifier)
         check_noisy_range(batch, sigma=0)
@@ -227,6 +230,7 @@ class NoisedDiffusionClassifierPipeline(SharedPipeline):
 
         Raises:
             TypeError, ValueError: An argument is not as described, or beyond what the model was trained for.
+            FloatingPointError: A loss is not finite, as by an overflow in half precision.
         """
         classifier = self.classifier(sigma, method, levels, batch_size)
         seed = resolve_seed(generator, seed)
@@ -268,6 +272,7 @@ class NoisedDiffusionClassifierPipeline(SharedPipeline):
 
         Raises:
             TypeError, ValueError: An argument is not as described, or beyond what the model was trained for.
+            FloatingPointError: A loss is not finite, as by an overflow in half precision.
         """
         settings = {"n": n, "alpha": alpha}
         return self._smooth("predict", images, sigma, method, levels, batch_size, generator, seed, None, **settings)
@@ -297,7 +302,7 @@ class NoisedDiffusionClassifierPipeline(SharedPipeline):
 
         With `sigma=0` (and the method `dc`) it is the diffusion classifier itself that is certified, without
         smoothing, by the Lipschitz constant of its losses: `LipschitzCertificate`. That radius is smaller, and no
-        noise is in the way of the prediction.
+        noise is in the way of the prediction. Latent models have no such constant.
 
         Args:
             images: Clean images, as for a call of the pipeline.
@@ -325,6 +330,7 @@ class NoisedDiffusionClassifierPipeline(SharedPipeline):
 
         Raises:
             TypeError, ValueError: An argument is not as described, or beyond what the model was trained for.
+            FloatingPointError: A loss is not finite, as by an overflow in half precision.
         """
         check_sigma(sigma)
         if sigma == 0:
@@ -332,6 +338,7 @@ class NoisedDiffusionClassifierPipeline(SharedPipeline):
             return self._certify_margins(
                 images, n0, n, alpha, method, levels, batch_size, resolve_seed(generator, seed), beside
             )
+        n0 = selection_draws(n0, radii, resolution)
         settings = {"n0": n0, "n": n, "alpha": alpha, "radii": radii, "resolution": resolution, "bound": bound}
         return self._smooth("certify", images, sigma, method, levels, batch_size, generator, seed, grid, **settings)
 
@@ -360,19 +367,30 @@ class NoisedDiffusionClassifierPipeline(SharedPipeline):
 
         Raises:
             TypeError, ValueError: An argument is not as described, or beyond what the model was trained for.
+            FloatingPointError: A loss is not finite, as by an overflow in half precision.
         """
         classifier = self.classifier(sigma, method, levels, batch_size)
         batch, single = self._preprocess(image, classifier)
         if not single:
             raise ValueError(f"`image` is a batch of {len(batch)}; accepted is a single image.")
         seed = resolve_seed(generator, seed)
-        return SmoothedClassifier(classifier, sigma, grid).certify_iter(batch[0], n0, n, alpha, seed)
+        found = SmoothedClassifier(classifier, sigma, grid).certify_iter(batch[0], n0, n, alpha, seed)
 
-    def replay(self, image: Image, certificate: Certificate, batch_size: int = 64) -> Certificate:
+        def certificates():
+            try:
+                yield from found
+            finally:
+                self.maybe_free_model_hooks()
+
+        return certificates()
+
+    def replay(
+        self, image: Image, certificate: Certificate | LipschitzCertificate, batch_size: int = 64
+    ) -> Certificate | LipschitzCertificate:
         """Make the draws of a certificate again: the one that they give now, to be compared by `agrees`.
 
-        The base classifier is made as the certificate describes it. On other hardware, or in other batches, a vote may
-        move where two logits tie to within round-off.
+        The base classifier is made as the certificate describes it. On other hardware of the same kind, or in other
+        batches, a vote may move where two logits tie to within round-off.
 
         Args:
             image: The image that it is about, as for a call of the pipeline.
@@ -381,12 +399,18 @@ class NoisedDiffusionClassifierPipeline(SharedPipeline):
 
         Raises:
             TypeError, ValueError: `image` is not as described; or `certificate` does not follow from its own votes,
-                names no seed, or is about another image or model.
+                names no seed, is about another image or model, or of draws on another kind of device.
+            FloatingPointError: A loss is not finite.
         """
+        check_kind("certificate", certificate, Certificate, LipschitzCertificate)
+        sigma, draws = 0.0, certificate.n0 + certificate.n
+        if isinstance(certificate, Certificate):
+            sigma, draws = certificate.sigma, certificate.votes
         try:
             settings = certificate.base_classifier
-            levels = NoiseLevels.from_dict(settings["levels"])
-            classifier = self.classifier(certificate.sigma, settings["method"], levels, batch_size, settings["seed"])
+            inner = settings["classifier"] if settings["method"] == "dds" else settings
+            levels = NoiseLevels.from_dict(inner["levels"])
+            classifier = self.classifier(sigma, settings["method"], levels, batch_size, inner["seed"])
         except (KeyError, TypeError) as error:
             raise ValueError(
                 f"`certificate` has no such base classifier as this pipeline makes: {certificate.base_classifier}."
@@ -394,10 +418,13 @@ class NoisedDiffusionClassifierPipeline(SharedPipeline):
         batch, single = self._preprocess(image, classifier)
         if not single:
             raise ValueError(f"`image` is a batch of {len(batch)}; accepted is a single image.")
-        with self.progress_bar(total=certificate.votes) as bar:
-            again = SmoothedClassifier(classifier, certificate.sigma, certificate.grid).replay(
-                batch[0], certificate, bar.update
-            )
+        again: Certificate | LipschitzCertificate
+        with self.progress_bar(total=draws) as bar:
+            if isinstance(certificate, LipschitzCertificate):
+                again = replay_margin(classifier, batch[0], certificate, bar.update)
+            else:
+                smoothed = SmoothedClassifier(classifier, sigma, certificate.grid)
+                again = smoothed.replay(batch[0], certificate, bar.update)
         self.maybe_free_model_hooks()
         return again
 
@@ -423,7 +450,7 @@ class NoisedDiffusionClassifierPipeline(SharedPipeline):
             0.0, method, with_bounded_losses(LEVELS if levels is None else levels), batch_size
         )
         n0 = 20 if n0 is None else n0
-        check_margin_settings(n0, n, alpha, seed)
+        check_margin_settings(classifier, n0, n, alpha, seed)
         batch, single = self._preprocess(images, classifier)
         check_noisy_range(batch, sigma=0)
         with self.progress_bar(total=len(batch) * (n0 + n)) as bar:

@@ -7,6 +7,7 @@ from dataclasses import MISSING, asdict, dataclass, fields
 from typing import ClassVar, TypeVar
 
 from .arguments import EXACT, check_kind, check_whole
+from .differences import differences
 
 
 Self = TypeVar("Self", bound="Record")
@@ -28,12 +29,39 @@ class Record:
         """What is wrong with the record, or `None`. That its draws were made, no record can show by itself."""
         return found(self._flaw_of_draws) or found(self._flaw_of_result)
 
-    def _check_origin(self) -> None:
+    @property
+    def seed_of_draws(self) -> int:
+        """The seed, by which the draws can be made again.
+
+        Raises:
+            ValueError: The record is flawed, or names no seed.
+        """
+        if self.flaw is not None:
+            raise ValueError(f"`certificate` is flawed: {self.flaw}; accepted is a sound one.")
+        if (seed := vars(self)["seed"]) is None:
+            raise ValueError("`certificate` has the seed None; accepted is one that names the seed of its draws.")
+        return seed
+
+    def check_origin(self, origin: dict) -> None:
+        """Refuse a record that is not of these draws; what it does not say of its `device` is passed over.
+
+        Raises:
+            ValueError: One of these fields has another value.
+        """
+        mine = {name: vars(self)[name] for name in origin}
+        if mine["device"] is None:
+            mine["device"] = origin["device"]
+        if differing := differences(mine, origin):
+            listed = "; ".join(f"{name} {old!r} instead of {new!r}" for name, (old, new) in differing.items())
+            raise ValueError(f"`certificate` is of other draws, it has {listed}; accepted is one of these draws.")
+
+    def _check_kinds(self) -> None:
         """Refuse a seed, a hash or settings of a wrong kind; every record has these fields."""
         for name, most in (("seed", 2**63 - 1), ("evaluations", EXACT)):
             if getattr(self, name) is not None:
                 check_whole(name, getattr(self, name), 0, most)
-        for name, kinds in (("image_hash", (str, type(None))), ("base_classifier", (dict,))):
+        text = (str, type(None))
+        for name, kinds in (("image_hash", text), ("device", text), ("base_classifier", (dict,))):
             check_kind(name, getattr(self, name), *kinds)
 
     def _flaw_of_draws(self) -> str | None:

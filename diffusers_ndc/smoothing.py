@@ -5,10 +5,9 @@ from dataclasses import dataclass, replace
 
 import torch
 
-from .arguments import check_whole
+from .arguments import check_kind, check_whole
 from .bounds import ANYTIME, BOUNDS, CURTAILED, MOST_DRAWS, SOFT, check_alpha, majority_pvalue
 from .certificate import Certificate, plurality
-from .differences import differences
 from .draws import Draws, Votes, run, select
 from .grid_noise import LEVELS, check_grid, grid_steps
 from .noise import (
@@ -17,10 +16,10 @@ from .noise import (
     check_seed,
     check_sigma,
     content_hash,
-    derive_seeds,
     fresh_seed,
     standard_normal,
 )
+from .seeds import uniform_number
 from .stopping import STEP, StoppingRule, check_stopping, largest_provable
 
 
@@ -201,7 +200,7 @@ class SmoothedClassifier:
         except TypeError:
             raise TypeError(f"`images` is a {type(images).__name__}; accepted are images, one by one.") from None
         stops = radii is not None or resolution is not None
-        n0 = (10 if stops else 100) if n0 is None else n0
+        n0 = selection_draws(n0, radii, resolution)
         bound = ("mixture" if stops else "clopper-pearson") if bound is None else bound
         self.check_settings(alpha, seed, on_draws, n0=n0, n=n)
         self._check_bound(bound, n0, n, alpha, radii, resolution)
@@ -266,20 +265,14 @@ class SmoothedClassifier:
 
         Raises:
             TypeError, ValueError: `image` is not as described; or `certificate` does not follow from its own votes,
-                names no seed, or is about another image or classifier, or another `sigma` or `grid`.
+                names no seed, or is about another image or classifier, another `sigma` or `grid`, or of draws on
+                another kind of device, where the same seed gives other noise.
         """
         self.check_images(image, "CHW")
-        if certificate.flaw is not None:
-            raise ValueError(f"`certificate` is flawed: {certificate.flaw}; accepted is a sound one.")
-        if certificate.seed is None:
-            raise ValueError("`certificate` has the seed None; accepted is one that names the seed of its draws.")
-        check_seed(certificate.seed)
-        record = self._record(certificate.seed, image, content_hash(image), certificate.bound)
-        there = {name: getattr(certificate, name) for name in record}
-        differing = differences({**there, "sigma": certificate.sigma}, {**record, "sigma": self.sigma})
-        if differing:
-            listed = "; ".join(f"{name} {old!r} instead of {new!r}" for name, (old, new) in differing.items())
-            raise ValueError(f"`certificate` is of other draws, it has {listed}; accepted is one of these draws.")
+        check_kind("certificate", certificate, Certificate)
+        seed = certificate.seed_of_draws
+        record = self._record(seed, image, content_hash(image), certificate.bound)
+        certificate.check_origin({**record, "sigma": self.sigma})
 
         def draw_again(image, image_hash):
             n0, n, made = certificate.n0, certificate.n, sum(certificate.counts.values())
@@ -287,7 +280,7 @@ class SmoothedClassifier:
             votes = yield Draws("estimate", 0, made, _scored(certificate.bound, selection))
             return self._certificate(selection, votes, n0, n, certificate.alpha, record)
 
-        ((_, again),) = self._run(image[None], certificate.seed, draw_again, on_draws)
+        ((_, again),) = self._run(image[None], seed, draw_again, on_draws)
         return again
 
     def _watch(
@@ -348,13 +341,13 @@ class SmoothedClassifier:
 
     def _record(self, seed: int, image: torch.Tensor, image_hash: str, bound: str) -> dict:
         """What a certificate says besides votes and radius."""
-        uniform = derive_seeds((seed, image_hash, "u"), 1)[0] / 2**63
         return {
             "bound": bound,
-            "u": uniform if bound == "randomized-clopper-pearson" else None,
+            "u": uniform_number(seed, image_hash) if bound == "randomized-clopper-pearson" else None,
             "seed": seed,
             "image_hash": image_hash,
             "base_classifier": getattr(self.base_classifier, "settings", {}),
+            "device": image.device.type,
             "grid": self.grid,
             "pixels": None if self.grid is None else image.numel(),
         }
@@ -417,6 +410,13 @@ class SmoothedClassifier:
         if stops:
             share = alpha if n0 else alpha / getattr(self.base_classifier, "num_classes", 1)
             check_stopping(radii, resolution, largest_provable(self.sigma, share, bound, n))
+
+
+def selection_draws(n0: int | None, radii: Sequence[float] | None, resolution: float | None) -> int:
+    """`n0`, or its default, which is less where a run may stop early."""
+    if n0 is not None:
+        return n0
+    return 100 if radii is None and resolution is None else 10
 
 
 def _scored(bound: str, selection: Votes) -> int | None:

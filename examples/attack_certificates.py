@@ -51,7 +51,12 @@ def parse_args():
     add("--judging", type=int, default=200, help="noisy copies behind each prediction (default: 200)")
     add("--seed", type=int, default=0)
     add("--output", type=Path, default=Path("attacks"), help="folder for table and records (default: attacks)")
-    return parser.parse_args()
+    args = parser.parse_args()
+    if not gradients(args) or any(draws < 0 or draws % 2 for draws in gradients(args).values()):
+        parser.error("--draws and --score-draws: accepted are even numbers, for antithetic pairs, not both 0.")
+    if min(args.multiples) <= 0 or min(args.steps, args.restarts, args.judging, args.limit) < 1:
+        parser.error("--multiples, --steps, --restarts, --judging and --limit: accepted are numbers above 0.")
+    return args
 
 
 def outcome(attacks: list[dict]) -> str:

@@ -25,6 +25,7 @@ from labelled_images import load_labelled_images
 from tqdm.auto import tqdm
 
 from diffusers_ndc import Certificate, NoisedDiffusionClassifierPipeline, NoiseLevels
+from diffusers_ndc.evaluation.subject import weight_hash
 from diffusers_ndc.images import to_pixel_batch
 from diffusers_ndc.lipschitz import LEVELS
 
@@ -62,7 +63,7 @@ class Benchmark:
         device = torch.accelerator.current_accelerator() if torch.accelerator.is_available() else "cpu"
         self.pipe = NoisedDiffusionClassifierPipeline.from_pretrained(args.model).to(device)
         self.pipe.set_progress_bar_config(disable=True)
-        self.done = {}
+        self.weights, self.done = weight_hash(self.pipe.unet), {}
         dataset, image_column, label_column = load_labelled_images(str(args.dataset), "test")
         self.images, self.labels = dataset[image_column], dataset[label_column]
         self.radii = ((args.sigma,), (args.sigma, 2 * args.sigma))
@@ -98,7 +99,7 @@ class Benchmark:
         """Certificates of the first images, eight at a time, and the seconds of each; none is made twice."""
         settings = {"n0": self.args.n0, "n": self.args.n, "batch_size": self.args.batch_size, **settings}
         settings = {"sigma": self.args.sigma, "alpha": self.args.alpha, "seed": self.args.seed, **settings}
-        told = repr((self.args.model, self.args.dataset, sorted(settings.items(), key=lambda item: item[0])))
+        told = repr((self.weights, self.args.dataset, sorted(settings.items(), key=lambda item: item[0])))
         done = self.done.setdefault(told, [])
         for first in tqdm(range(len(done), count, 8), leave=False):
             images, start = list(self.images[first : min(first + 8, count)]), time.perf_counter()

@@ -28,7 +28,10 @@ def parse_args():
     add("--no-sifting", action="store_true", help="score all classes at all levels")
     add("--batch-size", type=int, default=64)
     add("--device", default="cpu")
-    return parser.parse_args()
+    args = parser.parse_args()
+    if not args.model.is_dir():
+        parser.error(f"--model is {args.model}, which is no folder; accepted is the folder of a saved pipeline.")
+    return args
 
 
 def main():

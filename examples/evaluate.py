@@ -20,7 +20,7 @@ from diffusers_ndc.evaluation.settings import parse
 def main():
     try:
         report = evaluate(parse(description=__doc__))
-    except (OSError, RuntimeError, TypeError, ValueError) as error:
+    except (FloatingPointError, OSError, RuntimeError, TypeError, ValueError) as error:
         sys.exit(f"error: {error}")
     except KeyboardInterrupt:
         sys.exit("stopped: what is finished is kept, the same command goes on")

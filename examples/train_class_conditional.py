@@ -16,6 +16,7 @@ import torch
 import torch.nn.functional as F
 from accelerate import Accelerator
 from accelerate.utils import DataLoaderConfiguration, ProjectConfiguration, set_seed
+from datasets import ClassLabel
 from diffusers import DDPMScheduler, EDMEulerScheduler, UNet2DModel
 from diffusers.optimization import get_scheduler
 from diffusers.training_utils import EMAModel
@@ -72,7 +73,11 @@ def load_images(args):
     dataset, image_column, label_column = load_labelled_images(
         args.dataset, args.split, args.image_column, args.label_column
     )
-    names = dataset.features[label_column].names
+    labels = dataset.features[label_column]
+    numbers = range(labels.num_classes) if isinstance(labels, ClassLabel) else sorted(dataset.unique(label_column))
+    if list(numbers) != list(range(len(numbers))):
+        raise ValueError(f"--label-column {label_column} has the classes {numbers}; accepted are 0, 1, 2 and so on.")
+    names = labels.names if isinstance(labels, ClassLabel) else [str(number) for number in numbers]
     first = dataset[0][image_column]
     mode = "L" if first.mode in ("1", "L") else "RGB"
     size = args.resolution or min(first.size)
@@ -97,6 +102,10 @@ def check_args(args):
         )
     if not 0 <= args.label_dropout < 1:
         raise ValueError(f"--label-dropout is {args.label_dropout}; accepted is a share from 0 to below 1.")
+
+    for name in ("batch_size", "max_train_steps", "checkpointing_steps"):
+        if getattr(args, name) < 1:
+            raise ValueError(f"--{name.replace('_', '-')} is {getattr(args, name)}; accepted is 1 or more.")
 
 
 def augment(images, args):

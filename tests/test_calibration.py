@@ -123,6 +123,25 @@ def test_calibrated_levels_become_the_model_s_own(shades, tmp_path, sigma, metho
     assert NoisedDiffusionClassifierPipeline.from_pretrained(tmp_path).classifier(sigma, method).levels == chosen
 
 
+def test_levels_are_found_again_by_a_sigma_that_is_nearly_the_same(shades):
+    images, labels = shades
+    pipe, candidates = knowing_pipe(lambda sigma: sigma > 0), NoiseLevels.log_grid(0.8, 9.0, 6)
+    chosen = pipe.calibrate(images, labels, 0.1, 2, "epndc", candidates)
+    assert pipe.classifier(float(np.float32(0.1)), "epndc").levels == chosen
+    with pytest.raises(ValueError, match="calibrated for sigma=0.1"):
+        pipe.classifier(0.1001, "epndc", chosen)
+
+
+def test_default_levels_fit_between_the_noise_and_the_largest_of_the_model():
+    scheduler = DDPMScheduler(num_train_timesteps=100)  # up to about 1.3
+    pipe = NoisedDiffusionClassifierPipeline(tiny_unet(3), scheduler)
+    low, high = pipe.denoiser.sigma_range
+    levels = pipe.classifier(0.5).levels
+    assert 1.0 < min(levels.sigmas) < max(levels.sigmas) <= high < 1.5
+    with pytest.raises(ValueError, match="`sigma` is 128"):
+        pipe.calibrate(torch.rand(3, 1, 8, 8), [0, 1, 2], sigma=128)
+
+
 def test_the_level_that_tells_the_classes_apart_is_found(shades):
     images, labels = shades
     pipe = knowing_pipe(lambda sigma: (sigma - 2).abs() < 0.1)

@@ -8,7 +8,9 @@ import pytest
 from scipy import stats
 
 from diffusers_ndc import Certificate
+from diffusers_ndc.bounds import BOUNDS, Tally, clopper_pearson_lower
 from diffusers_ndc.certificate import check_file
+from diffusers_ndc.seeds import uniform_number
 
 
 @pytest.fixture
@@ -79,6 +81,34 @@ def test_the_slope_of_the_probability_is_bounded_by_what_was_proved():
         assert slope < found.local_lipschitz < 1.1 * slope
     nothing = Certificate.from_counts({1: 20}, {0: 100}, 0.25, 0.001)
     assert nothing.local_lipschitz == pytest.approx(stats.norm.pdf(0) / 0.25)
+
+
+def test_the_slope_under_the_runner_up_bound_is_that_of_the_candidate_s_probability():
+    votes = {1: 6000, **dict.fromkeys(range(2, 10), 500)}
+    found = Certificate.from_counts({1: 20}, votes, 0.25, 0.001, "runner-up", num_classes=10)
+    assert found.p_lower > 0.75 and found.local_lipschitz >= stats.norm.pdf(stats.norm.ppf(0.6)) / 0.25
+
+
+def test_the_law_of_the_grid_is_allowed_for_in_both_bounds_of_the_runner_up():
+    """What one bound may be wrong by, each of them may; where they are far apart that costs more than once."""
+    n, alpha, off = 10_000, 0.001, 1e-4
+    lower = clopper_pearson_lower(5200, n, alpha / 2) - off
+    upper = 1 - clopper_pearson_lower(n - 2, n, alpha / 2 / 999) + off
+    expected = stats.norm.cdf((stats.norm.ppf(lower) - stats.norm.ppf(upper)) / 2)
+    assert BOUNDS["runner-up"](Tally(5200, n, 2, 1000, slack=off), alpha) == pytest.approx(expected, rel=1e-12)
+    for bound in set(BOUNDS) - {"runner-up"}:
+        plain, less = (
+            BOUNDS[bound](Tally(5200, n, 2, 1000, 0.5, 5200.0, 4000.0, slack=slack), alpha) for slack in (0.0, off)
+        )
+        assert plain - less == pytest.approx(off)
+
+
+def test_u_follows_from_seed_and_image():
+    votes = {"selection_counts": {1: 20}, "counts": {1: 500}, "sigma": 0.25, "alpha": 0.001}
+    votes |= {"bound": "randomized-clopper-pearson", "seed": 1, "image_hash": "00ff"}
+    with pytest.raises(ValueError, match="u is 0.0, that of seed and image"):
+        Certificate.from_counts(**votes, u=0.0)
+    assert Certificate.from_counts(**votes, u=uniform_number(1, "00ff")).verify()
 
 
 def test_json_round_trip_verifies(certificate):

@@ -16,7 +16,7 @@ from diffusers_ndc.edm import (
     convert_network,
     convert_scheduler,
 )
-from diffusers_ndc.noise import derive_seeds
+from diffusers_ndc.seeds import derive_seeds
 
 
 @pytest.mark.parametrize("name, network", [("a", EDMUNet2DModel), ("b", EDMUNet2DModel), ("c2", UNet2DModel)])

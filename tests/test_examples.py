@@ -40,6 +40,23 @@ def test_calibrate_saves_the_levels_with_the_model(tmp_path):
         assert 1 <= len(levels) <= 2 and set(levels.sigmas) <= set(np.geomspace(1, 6, 4))
 
 
+@pytest.mark.parametrize(
+    "program, options, message",
+    [
+        ("attack_certificates", ["--draws", "3"], "accepted are even numbers"),
+        ("attack_certificates", ["--draws", "0", "--score-draws", "0"], "not both 0"),
+        ("attack_certificates", ["--multiples", "1", "0"], "numbers above 0"),
+        ("calibrate", ["--model", "nowhere", "--dataset", "digits"], "--model is nowhere, which is no folder"),
+    ],
+)
+def test_options_are_refused_before_any_work(program, options, message, monkeypatch, capsys):
+    monkeypatch.syspath_prepend(EXAMPLES)
+    monkeypatch.setattr("sys.argv", [program, *options])
+    with pytest.raises(SystemExit):
+        importlib.import_module(program).parse_args()
+    assert message in capsys.readouterr().err
+
+
 def test_the_readme_s_python_prints_what_stands_below_it():
     """But for the last line: how many classes are sifted away may differ in the last digit between machines."""
     readme = (EXAMPLES.parent / "README.md").read_text()

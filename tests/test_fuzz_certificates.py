@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 from diffusers_ndc import Certificate
 from diffusers_ndc.bounds import BOUNDS, CURTAILED
 from diffusers_ndc.certificate import check_file, main
+from diffusers_ndc.seeds import uniform_number
 
 
 @st.composite
@@ -32,6 +33,7 @@ def made_certificates(draw):
         spread = draw(st.floats(0, 1))
         record["score_sum"] = made * mean
         record["score_squares"] = made * mean * (mean + spread * (1 - mean))
+    seed, image_hash = draw(st.integers(0, 2**63 - 1)), draw(st.text("0123456789abcdef", min_size=32, max_size=32))
     return Certificate.from_counts(
         selection,
         counts,
@@ -40,9 +42,9 @@ def made_certificates(draw):
         bound,
         n=made + (draw(st.integers(0, most)) if bound in CURTAILED else 0),
         num_classes=1000,
-        u=draw(st.floats(0, 1)),
-        seed=draw(st.integers(0, 2**63 - 1)),
-        image_hash=draw(st.text("0123456789abcdef", min_size=32, max_size=32)),
+        u=uniform_number(seed, image_hash) if draw(st.booleans()) or "random" in bound else None,
+        seed=seed,
+        image_hash=image_hash,
         evaluations=draw(st.integers(0, 10**9)),
         base_classifier=draw(st.dictionaries(st.text(max_size=3), st.integers() | st.text(max_size=3), max_size=2)),
         grid=grid,

@@ -4,6 +4,7 @@ import json
 import re
 import subprocess
 import sys
+from dataclasses import replace
 
 import pytest
 import torch
@@ -87,8 +88,10 @@ def test_an_earlier_revision_stays_what_it_was(pushed, pipe):
     assert answer(WAYS["named, revision"].replace("'main'", f"'{first:040x}'"))[1:] == before
 
 
-def test_a_push_brings_our_card_whose_usage_runs_as_written(hub, pipe, images):
-    pipe.register_to_config(levels={"0.5": {"apndc": LEVELS.to_dict()}})
+@pytest.mark.parametrize("sigma", [0.5, 12 / 255])
+def test_a_push_brings_our_card_whose_usage_runs_as_written(hub, pipe, images, sigma):
+    levels = replace(LEVELS, smoothing_sigma=sigma, method="apndc")
+    pipe.register_to_config(levels={f"{sigma:g}": {"apndc": levels.to_dict()}})
     pipe.push_to_hub(REPO)
     card = hub.files(REPO)["README.md"].decode()
     assert "has been pushed on the Hub" not in card and "apndc | 2.5 (0.75), 1.25 (0.25)" in card
@@ -96,7 +99,8 @@ def test_a_push_brings_our_card_whose_usage_runs_as_written(hub, pipe, images):
     (code,) = re.findall(r"```python\n(.*?)```", card, re.DOTALL)
     names = {"image": images[0]}
     exec(code, names)
-    assert names["certificate"].sigma == 0.5 and names["certificate"].verify()
+    assert names["certificate"].sigma == sigma and names["certificate"].verify()
+    assert names["certificate"].base_classifier["levels"] == levels.to_dict()
 
 
 def test_a_push_leaves_own_text_and_results_in_the_card(hub, pipe, tmp_path):

@@ -59,6 +59,18 @@ def test_pil_images_are_resized_to_the_network():
     assert to_pixel_batch(PIL.Image.new("L", (20, 30)), 1, None)[0].shape == (1, 1, 30, 20)
 
 
+def test_palettes_are_resolved_before_the_resizing():
+    shades = np.arange(64, dtype=np.uint8).repeat(9).reshape(24, 24) * 4
+    grey = PIL.Image.fromarray(shades)
+    places = PIL.Image.fromarray(63 - shades // 4).convert("P")
+    places.putpalette([shade for place in range(256) for shade in [max(0, 63 - place) * 4] * 3])
+    for channels in (1, 3):
+        expected, _ = to_pixel_batch(grey, channels, (8, 8))
+        torch.testing.assert_close(to_pixel_batch(places, channels, (8, 8))[0], expected)
+    black = PIL.Image.fromarray(shades > 100)
+    assert black.mode == "1" and 2 < to_pixel_batch(black, 1, (7, 7))[0].unique().numel()
+
+
 @pytest.mark.parametrize(
     "images, error",
     [
@@ -68,6 +80,7 @@ def test_pil_images_are_resized_to_the_network():
         (np.zeros(5), ValueError),
         (torch.zeros(8, 8), ValueError),
         (np.zeros((8, 8, 3), dtype=np.int64), TypeError),
+        (torch.zeros(3, 8, 8, dtype=torch.int64), TypeError),
         ([torch.zeros(3, 8, 8), torch.zeros(3, 9, 9)], ValueError),
     ],
 )

@@ -182,6 +182,7 @@ def test_published_folders_load_classify_and_certify(latent_folder, pictures, tm
         certificate.base_classifier["method"] == "dds" and certificate.base_classifier["classifier"]["method"] == "dc"
     )
     assert Certificate.from_dict(certificate.to_dict()) == certificate
+    assert certificate.agrees(pipe.replay(pictures[0], certificate))
     # of each copy, one denoising and two levels of three classes
     assert certificate.evaluations == (sum(certificate.selection_counts.values()) + 20) * (1 + 2 * 3)
 
@@ -207,6 +208,15 @@ def test_half_precision_and_offloading(latent_folder, pictures):
     torch.testing.assert_close(half(pictures, seed=0, levels=LEVELS).logits, out)
     assert hasattr(half.vae, "_hf_hook")
     assert half.certify(pictures[0], n0=2, n=5, levels=LEVELS).verify()
+
+
+def test_networks_that_were_compiled_and_put_back(latent_folder, pictures):
+    folder, arguments = latent_folder
+    pipe = load(folder, **arguments)
+    expected = pipe(pictures, seed=0, levels=LEVELS).logits
+    name = "transformer" if pipe.unet is None else "unet"
+    setattr(pipe, name, torch.compile(getattr(pipe, name), backend="eager"))
+    torch.testing.assert_close(pipe(pictures, seed=0, levels=LEVELS).logits, expected)
 
 
 def test_offload_order_names_every_network(sd):
@@ -367,6 +377,7 @@ UNSOUND = "noise on the pixels.*pixel-space denoiser in front"
     "call, error, match",
     [
         (lambda p, x: p.certify(x), ValueError, f"`sigma` is 0.25.*no `pixel_unet`.*{UNSOUND}"),
+        (lambda p, x: p.certify(x, sigma=0), ValueError, "`sigma` is 0 with a latent model.*losses on pixels"),
         (lambda p, x: p.predict(x, sigma=0.5), ValueError, f"`sigma` is 0.5.*{UNSOUND}"),
         (lambda p, x: p(x, sigma=0.25), ValueError, UNSOUND),
         (lambda p, x: p.certify(x, method="apndc"), ValueError, f"`method` is 'apndc'.*{UNSOUND}"),

@@ -84,6 +84,7 @@ def simulated(rng, means, n, alpha, runs, levels=LEVELS):
             score_sums={label: float(hit) for label, hit in enumerate(hits, start=1)},
             score_squares={label: float(hit) for label, hit in enumerate(hits, start=1)},
             pixels=784,
+            num_classes=len(means) + 1,
             base_classifier={"method": "dc", "levels": levels.to_dict()},
         )
 
@@ -125,6 +126,9 @@ CHANGES = [
     {"score_sums": {1: 9e4}},
     {"score_squares": {1: 1.0, 2: 1.0}},
     {"selection_losses": {0: 0.1}},
+    {"num_classes": 4},
+    {"num_classes": 10**30},
+    {"num_classes": None},
     {"selection_losses": {0: 0.1, 1: 0.05, 2: 0.2}},
     {"selection_losses": {0: 0.1, 1: 0.2, 2: 7.0}},
     {"base_classifier": {**SETTINGS, "method": "apndc"}},
@@ -139,6 +143,14 @@ def test_an_altered_record_does_not_verify(change):
     (found,) = simulated(np.random.default_rng(0), (0.9, 0.8), 100_000, 0.001, 1)
     assert found.verify() and LipschitzCertificate.from_dict(json.loads(json.dumps(found.to_dict()))) == found
     assert not replace(found, **change).verify()
+
+
+def test_a_rival_that_is_left_out_is_missed():
+    (found,) = simulated(np.random.default_rng(0), (0.99, 0.6), 100_000, 0.001, 1)
+    nearest = {name: {k: v for k, v in getattr(found, name).items() if k != 2} for name in found.labelled}
+    fields = {name: value for name, value in vars(found).items() if name not in ("label", "radius")}
+    with pytest.raises(ValueError, match="not of 3 classes"):
+        LipschitzCertificate.from_scores(**{**fields, **nearest})
 
 
 def test_an_abstention_has_no_radius():

@@ -1,6 +1,7 @@
 """Margins drawn with networks, and the pipeline's certificates without smoothing."""
 
 from contextlib import nullcontext
+from dataclasses import replace
 from types import SimpleNamespace
 
 import pytest
@@ -21,7 +22,8 @@ def known_classifier(margins, levels):
         return -64 * levels.cap * (rows < torch.tensor(margins)).double()
 
     settings = {"method": "dc", "levels": levels.to_dict()}
-    known = SimpleNamespace(levels=levels, settings=settings, evaluations=0, inference=nullcontext)
+    pixels = SimpleNamespace(encoder=None)
+    known = SimpleNamespace(levels=levels, settings=settings, evaluations=0, inference=nullcontext, denoiser=pixels)
     return type("Known", (), {**vars(known), "__call__": lambda self, images, seeds: classify(images, seeds)})()
 
 
@@ -77,6 +79,34 @@ def test_the_pipeline_certifies_without_smoothing(pipe, images):
     levels = NoiseLevels((1.0, 3.0), (0.5, 0.5)).sifted(1.0)
     own = pipe.certify(images[0], sigma=0, levels=levels, n0=5, n=30, seed=0)
     assert own.levels == NoiseLevels((1.0, 3.0), (0.5, 0.5), cap=4.0)  # clipped, and not sifted
+
+
+def test_draws_of_margins_can_be_made_again(pipe, images):
+    pipe.scheduler = EDMEulerScheduler()
+    found = pipe.certify(images[0], sigma=0, n=150, alpha=0.01, seed=3)
+    again = pipe.replay(images[0], found, batch_size=7)
+    assert found.agrees(again) and again.evaluations == found.evaluations
+    scores = {label: total * 0.99 for label, total in found.score_sums.items()}
+    squares = {label: total * 0.99 for label, total in found.score_squares.items()}
+    fields = {name: value for name, value in vars(found).items() if name not in ("label", "radius")}
+    forged = LipschitzCertificate.from_scores(**{**fields, "score_sums": scores, "score_squares": squares})
+    assert forged.verify() and not forged.agrees(pipe.replay(images[0], forged))
+    for change, match in (
+        ({"seed": 4}, None),
+        ({"seed": None}, "seed None"),
+        ({"image_hash": "0" * 32}, "image_hash"),
+        ({"device": "cuda"}, "device 'cuda' instead of 'cpu'"),
+        ({"radius": 9.0}, "flawed"),
+    ):
+        if match is None:
+            other = replace(found, **change)
+            assert not other.agrees(pipe.replay(images[0], other))
+        else:
+            with pytest.raises(ValueError, match=match):
+                pipe.replay(images[0], replace(found, **change))
+    for what in (None, found.to_dict()):
+        with pytest.raises(TypeError, match="`certificate` is a"):
+            pipe.replay(images[0], what)
 
 
 @pytest.mark.parametrize(

@@ -14,6 +14,7 @@ from test_report import IMAGES, make_run
 from diffusers_ndc import NoiseLevels
 from diffusers_ndc.evaluation import model_card
 from diffusers_ndc.evaluation.model_card import fill_card, main, push_to_hub
+from diffusers_ndc.evaluation.records import read_run, write_run
 from diffusers_ndc.evaluation.report import Outcome, Report
 from diffusers_ndc.model_card import markers
 
@@ -133,6 +134,15 @@ def test_text_has_the_figures_the_levels_and_the_picture(tmp_path):
     assert "In no figure of a: 1 images" in text and "In no figure of b" not in text
     (picture,) = re.findall(r"!\[.*\]\((.*)\)", text)
     assert (card.parent / picture).stat().st_size > 0
+
+
+def test_an_unfinished_run_is_told(tmp_path):
+    card, path = tmp_path / "README.md", run(tmp_path / "a")
+    write_run(path, {**read_run(path), "images": 1000})  # six have records
+    fill_card([Report.from_folder(path)], card)
+    assert "a is not finished: 994 of its images have no record yet." in card.read_text()
+    fill_card([report(tmp_path / "b")], card)
+    assert "not finished" not in card.read_text()
 
 
 def test_filling_twice_changes_nothing_and_own_content_stays(tmp_path):

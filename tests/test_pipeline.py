@@ -1,11 +1,14 @@
 import json
 import subprocess
 import sys
+from contextlib import nullcontext
+from types import SimpleNamespace
 
 import numpy as np
 import PIL.Image
 import pytest
 import torch
+from accelerate import cpu_offload
 from conftest import tiny_unet
 from diffusers import DDIMScheduler, DDPMPipeline, DDPMScheduler, EDMEulerScheduler, ScoreSdeVeScheduler
 
@@ -199,6 +202,58 @@ def test_cpu_offload(pipe, images):
     if device.type == "cpu":
         torch.testing.assert_close(out.logits, expected)
     assert pipe.certify(images[0], n0=2, n=10).verify()
+
+
+def test_sequential_offload(pipe, images):
+    """Weights that are nowhere between two calls: what they are computed in is still known."""
+    expected = pipe.certify(images[0], n0=2, n=10, seed=0)
+    cpu_offload(pipe.unet, torch.device("cpu"))
+    assert pipe.unet.device.type == "meta"
+    assert pipe.certify(images[0], n0=2, n=10, seed=0) == expected
+    with torch.autocast("cpu", torch.bfloat16):
+        assert pipe.certify(images[0], n0=1, n=1).base_classifier["dtype"] == "autocast bfloat16"
+
+
+def test_layerwise_casting(pipe, images):
+    expected = pipe(images, seed=0).logits
+    pipe.unet.enable_layerwise_casting(storage_dtype=torch.float8_e4m3fn, compute_dtype=torch.float32)
+    assert pipe.unet.conv_in.weight.dtype == torch.float8_e4m3fn
+    torch.testing.assert_close(pipe(images, seed=0).logits, expected, rtol=0.2, atol=20.0)
+
+
+def test_hooks_are_freed_after_every_call(pipe, images, monkeypatch):
+    freed = []
+    monkeypatch.setattr(pipe, "maybe_free_model_hooks", lambda: freed.append(True))
+    certificate = pipe.certify(images[0], n0=1, n=2)
+    calls = [
+        lambda: pipe(images),
+        lambda: pipe.predict(images, n=2),
+        lambda: pipe.certify(images[0], sigma=0, n0=1, n=2, levels=NoiseLevels((3.0,), (1.0,))),
+        lambda: list(pipe.certify_iter(images[0], n0=1, n=2)),
+        lambda: next(pipe.certify_iter(images[0], n0=1, n=200)),  # and left there
+        lambda: pipe.replay(images[0], certificate),
+    ]
+    for number, call in enumerate(calls, start=2):
+        call()
+        assert len(freed) == number
+
+
+def test_the_progress_bar_knows_how_many_draws_there_are(pipe, images, monkeypatch):
+    totals, bar = [], SimpleNamespace(update=lambda count: None)
+    monkeypatch.setattr(pipe, "progress_bar", lambda total: totals.append(total) or nullcontext(bar))
+    for settings in ({}, {"radii": [0.05]}, {"n0": 4}):
+        pipe.certify(images[:2], n=50, **settings)
+    assert totals == [2 * 150, 2 * 60, 2 * 54]
+
+
+def test_dropout_is_not_left_on(pipe, images):
+    """It would be noise that no seed says."""
+    pipe.unet = tiny_unet(dropout=0.5)
+    assert torch.equal(pipe(images, seed=0).logits, pipe(images, seed=0).logits)
+    pipe.unet.train()
+    for call in (lambda: pipe(images), lambda: pipe.certify(images), lambda: pipe.classifier(0.25)):
+        with pytest.raises(ValueError, match="training mode, where its Dropout changes the answers"):
+            call()
 
 
 @pytest.mark.parametrize(

@@ -89,6 +89,28 @@ def _fields(certificate, **change):
     return {**{name: value for name, value in vars(certificate).items() if name not in ("label", "radius")}, **change}
 
 
+def test_an_altered_label_is_found_out(make):
+    folder = make()
+    (path,) = folder.glob("*.jsonl")
+    records = [json.loads(line) for line in path.read_text().splitlines()]
+    records[2]["label"] += 1
+    path.write_text("".join(json.dumps(record) + "\n" for record in records))
+    problems = [found.problem for found in replay(folder) if found.again is None]
+    assert problems == [f"the record has the label {records[2]['label']}, the data set {records[2]['label'] - 1}"]
+
+
+def test_draws_of_another_kind_of_device_are_not_made_again(make, monkeypatch, capsys):
+    """The same seed gives other noise there: genuine votes would seem to have moved."""
+    path = rewrite(make(), lambda c: Certificate.from_counts(**_fields(c, device="cuda")))
+    code, said = verdicts(monkeypatch, capsys, path, "--replay")
+    assert code == 2 and "draws on the kinds of devices ['cuda']" in said
+
+
+def test_what_belongs_to_replay_is_refused_without_it(make, monkeypatch, capsys):
+    (path,) = make().glob("*.jsonl")
+    assert verdicts(monkeypatch, capsys, path, "--count", "2")[0] == 2
+
+
 def test_another_model_or_folder_is_refused(make, small_model, tmp_path, monkeypatch, capsys):
     folder = make()
     with pytest.raises(ValueError, match="`count` is 6; accepted for .* is 1 to 5"):

@@ -73,6 +73,7 @@ def test_help_tells_units_and_defaults(capsys):
         ({"limit": 0}, "--limit is 0"),
         ({"skip": 0}, "--skip is 0"),
         ({"batch_size": 0}, "--batch-size is 0"),
+        ({"grid": 0}, "`grid` is 0"),
         ({"n": 0}, "--n is 0"),
         ({"n0": -1}, "--n0 is -1"),
         ({"sigma": 0.0}, "--sigma is 0"),

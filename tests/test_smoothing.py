@@ -10,8 +10,9 @@ from scipy import stats
 
 from diffusers_ndc import Certificate, Denoiser, NoisedDiffusionClassifier, NoiseLevels, SmoothedClassifier
 from diffusers_ndc.bounds import BOUNDS, clopper_pearson_lower
-from diffusers_ndc.noise import derive_seeds, standard_normal
+from diffusers_ndc.noise import standard_normal
 from diffusers_ndc.pool import Decided
+from diffusers_ndc.seeds import derive_seeds
 
 
 SIGMA = 0.25
@@ -294,6 +295,18 @@ def test_draws_can_be_made_again(images, settings, grid):
         assert again.evaluations <= certificate.evaluations
 
 
+def test_images_of_several_kinds_are_certified_as_each_one_alone():
+    images = [torch.rand(1, *size, generator=torch.Generator().manual_seed(0)) for size in ((4, 4), (4, 6), (4, 4))]
+    images.append(images[0].double())
+
+    def shade(batch):
+        return torch.stack([batch.mean((1, 2, 3)), torch.full((len(batch),), 0.45)], dim=1)
+
+    smoothed = SmoothedClassifier(shade, SIGMA)
+    found = dict(smoothed.certify_each(images, n0=3, n=30, seed=0))
+    assert [found[place] for place in range(4)] == [smoothed.certify(x[None], 3, 30, seed=0)[0] for x in images]
+
+
 def test_votes_that_were_never_cast_are_found_out():
     smoothed, image = SmoothedClassifier(halfspace, SIGMA), halfspace_image(0.3)[0]
     (certificate,) = smoothed.certify(image[None], n0=10, n=100, seed=1)
@@ -314,6 +327,7 @@ def test_votes_that_were_never_cast_are_found_out():
         ({"base_classifier": {"method": "dc"}}, "base_classifier.method 'dc' instead of None"),
         ({"radius": 3.0}, "flawed"),
         ({"seed": -1}, "seed"),
+        ({"device": "cuda"}, "device 'cuda' instead of 'cpu'"),
     ],
 )
 def test_replay_refuses_certificates_of_other_draws(change, match):

@@ -9,6 +9,7 @@ import numpy as np
 import PIL.Image
 import pytest
 import torch
+from datasets import Dataset, Image
 
 from diffusers_ndc import NoisedDiffusionClassifierPipeline
 
@@ -71,6 +72,21 @@ def test_ddpm_objective_on_two_processes_with_mixed_precision(folder, tmp_path):
     assert pipe.denoiser.null_source == "class_mean" and pipe.denoiser.num_classes == 2
 
 
+def test_classes_may_be_plain_numbers(folder, tmp_path, monkeypatch):
+    monkeypatch.syspath_prepend(str(SCRIPT.parent))
+    program = runpy.run_path(str(SCRIPT))
+    pictures = [PIL.Image.new("L", (8, 8))] * 12
+    for numbers in (range(12), range(1, 13)):
+        rows = Dataset.from_dict({"image": pictures, "label": list(numbers)})
+        rows.cast_column("image", Image()).to_parquet(tmp_path / "train.parquet")
+        args = program["parse_args"](["--dataset", str(tmp_path), "--output-dir", str(tmp_path / "out")])
+        if numbers[0] == 0:
+            assert program["load_images"](args)[1] == [str(number) for number in range(12)]  # in their order
+        else:
+            with pytest.raises(ValueError, match="--label-column label has the classes"):
+                program["load_images"](args)
+
+
 @pytest.mark.parametrize(
     "options, message",
     [
@@ -78,6 +94,7 @@ def test_ddpm_objective_on_two_processes_with_mixed_precision(folder, tmp_path):
         (("--image-column", "picture"), "--image-column is 'picture'"),
         (("--batch-size", 100), "--batch-size is 100"),
         (("--label-dropout", 1), "--label-dropout"),
+        (("--checkpointing-steps", 0), "--checkpointing-steps is 0"),
     ],
 )
 def test_refuses_before_any_work(folder, tmp_path, monkeypatch, options, message):

@@ -178,6 +178,9 @@ def _results(reports: Sequence[Report]) -> list[str]:
         if report.failed or report.rejected:
             lines += ["", f"In no figure of {report.name}: {len(report.failed)} images that failed, and"]
             lines += [f"{len(report.rejected)} records that do not verify."]
+        if report.missing:
+            lines += ["", f"{report.name} is not finished: {report.missing:,} of its images have no record yet."]
+            lines += ["Easy images are done first: its figures may be too high."]
     return [*lines, "", "Intervals are Clopper-Pearson's, for the share among all images that could have been drawn."]
 
 

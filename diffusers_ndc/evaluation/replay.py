@@ -51,8 +51,8 @@ def replay(
 
     Raises:
         FileNotFoundError: The folder has no `run.json`.
-        OSError, TypeError, ValueError: Model or images cannot be loaded or are not those of the run, or `count` is
-            more than there are certificates.
+        OSError, TypeError, ValueError: Model or images cannot be loaded or are not those of the run, the draws were
+            made on another kind of device than is here, or `count` is more than there are certificates.
     """
     run = read_run(folder)
     known = {f.name: run[f.name] for f in fields(Settings) if f.name in run and f.name not in OUTSIDE}
@@ -73,12 +73,21 @@ def replay(
     if differing:
         listed = "".join(f"\n  {name}: {old!r} there, {new!r} now" for name, (old, new) in differing.items())
         raise ValueError(f"{folder} is a run of another model, or on other images:{listed}")
+    kinds = {record["certificate"].get("device") or accelerator.device.type for record in records}
+    if kinds != {accelerator.device.type}:
+        raise ValueError(
+            f"{folder} has certificates of draws on the kinds of devices {sorted(kinds)}; accepted here are those of "
+            f"draws on {accelerator.device.type}: the same seed gives other noise elsewhere."
+        )
     smoothed = SmoothedClassifier(subject.base, settings.sigma, settings.grid)
     for record in random.SystemRandom().sample(records, count):
         certificate = Certificate.from_dict(record["certificate"])
         try:
             _check_procedure(certificate, settings)
-            image = subject.image(subject.data.indices.index(record["index"]))
+            number = subject.data.indices.index(record["index"])
+            if record["label"] != subject.labels[number]:
+                raise ValueError(f"the record has the label {record['label']}, the data set {subject.labels[number]}")
+            image = subject.image(number)
             with accelerator.autocast():
                 yield Replay(record["index"], certificate, smoothed.replay(image, certificate))
         except FAULTS as error:

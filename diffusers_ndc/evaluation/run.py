@@ -49,6 +49,7 @@ def evaluate(settings: Settings) -> Report | None:
             together; or the folder holds another run.
         OSError: The folder cannot be written, or another run is at work in it; or the disk is full.
         RuntimeError: Another process of the run is gone.
+        FloatingPointError: A loss is not finite, as by an overflow in half precision.
     """
     settings.check()
     patience = InitProcessGroupKwargs(timeout=timedelta(seconds=settings.patience))

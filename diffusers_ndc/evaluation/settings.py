@@ -13,6 +13,7 @@ from accelerate.tracking import get_available_trackers
 from transformers import HfArgumentParser
 
 from ..bounds import check_alpha
+from ..grid_noise import check_grid
 from ..noise import check_seed, check_sigma
 
 
@@ -60,7 +61,9 @@ class Settings:
         "proofs that rounding in floating point cannot break. Default: plain floating-point noise.",
     )
     batch_size: int = _option(64, "Network evaluations in one batch of one process.")
-    seed: int = _option(0, "Seed of all noise.")
+    seed: int = _option(
+        0, "Seed of all noise. For images that somebody has chosen who may know it, take one that nobody knows."
+    )
     mixed_precision: Literal["no", "fp16", "bf16"] | None = _option(
         None, "Precision of the network. Default: as accelerate launch has it."
     )
@@ -109,6 +112,8 @@ class Settings:
             check_alpha(self.alpha)
             if self.sigma == 0:
                 raise ValueError("--sigma is 0; accepted for a certificate is a noise level above 0 (pixel units).")
+            if self.grid is not None:
+                check_grid(self.grid, self.sigma)
             if not self.radii or not all(0 <= radius < math.inf for radius in self.radii):
                 raise ValueError(f"--radii are {self.radii}; accepted are radii of at least 0 (pixel units).")
 

@@ -12,7 +12,8 @@ import torch
 from diffusers_ndc import Certificate, NoisedDiffusionClassifierPipeline
 from diffusers_ndc.classifier import model_images, model_sigma, pixel_images
 from diffusers_ndc.images import to_pixel_batch
-from diffusers_ndc.noise import derive_seeds, standard_normal
+from diffusers_ndc.noise import standard_normal
+from diffusers_ndc.seeds import derive_seeds
 
 
 ALPHA = 0.001

@@ -13,6 +13,7 @@ import tempfile
 from pathlib import Path
 
 from huggingface_hub import HfApi
+from huggingface_hub.errors import HTTPError
 
 
 SPACE = Path(__file__).resolve().parent
@@ -53,7 +54,7 @@ def deploy(repo_id: str, private: bool = False) -> str:
         Its address.
 
     Raises:
-        OSError, ValueError: The Hub does not answer, or does not accept it.
+        HTTPError, OSError, ValueError: The Hub does not answer, or does not accept it.
     """
     api = HfApi()
     with tempfile.TemporaryDirectory() as folder:
@@ -79,7 +80,7 @@ def main():
         parser.error("give NAMESPACE/NAME, or --dry-run FOLDER")
     try:
         print(assemble(args.dry_run) if args.dry_run else deploy(args.repo_id, args.private))
-    except (OSError, ValueError) as error:
+    except (HTTPError, OSError, ValueError) as error:
         sys.exit(f"error: {error}")
 
 
