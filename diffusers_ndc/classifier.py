@@ -339,8 +339,7 @@ class NoisedDiffusionClassifier(StreamingClassifier):
         if self.denoiser.encoder is not None:
             x_tau = torch.cat([self.denoiser.encode(part) for part in x_tau.split(self.batch_size)])
         if self.likelihood.uses_denoised:
-            parts = x_tau.split(self.batch_size)
-            x0_hat = torch.cat([self.denoiser.denoise(part, model_sigma(self.sigma)) for part in parts])
+            x0_hat = self.denoiser.denoise(x_tau, model_sigma(self.sigma), batch_size=self.batch_size)
             spent = self.denoiser.null_evaluations
             self.evaluations += len(copies) * spent
         zeros = x_tau.new_zeros(len(copies), self.num_classes)
@@ -381,8 +380,8 @@ class NoisedDiffusionClassifier(StreamingClassifier):
         """Squared errors of (row, level, class) triples, in network batches of which only the last is not full.
 
         Triples are numbered with the class running fastest, and come in ascending order. The noise of a (row, level)
-        pair comes from a seed of its own, and all classes share it. It is made for a few batches at a time, which is
-        quicker than in between them.
+        pair comes from a seed of its own, and all classes share it. What is no evaluation of the network is done for
+        `POOL_BATCHES` batches at a time, which is quicker than in between them.
         """
         num_levels, num_classes, cap, x_tau = len(self.levels), self.num_classes, self.levels.cap, pool.x_tau
         sigmas = x_tau.new_tensor(self.levels.sigmas)
@@ -402,12 +401,11 @@ class NoisedDiffusionClassifier(StreamingClassifier):
                 sigma.view(-1, 1, 1, 1),
                 standard_normal(tuple(x_tau.shape[1:]), seeds, x_tau.dtype, x_tau.device),
             )
-            for part, labels in zip(row.split(self.batch_size), label.split(self.batch_size), strict=True):
-                x0 = self.denoiser.denoise(x_i[part], sigma[part], labels)
-                if cap is not None:
-                    x0 = x0.clamp(-1, 1)
-                error = (x0 - target[part]).square().flatten(1).sum(1)
-                errors.append(error if cap is None else error.clamp(max=cap * x0[0].numel()))
+            x0 = self.denoiser.denoise(x_i[row], sigma[row], label, self.batch_size)
+            if cap is not None:
+                x0 = x0.clamp(-1, 1)
+            error = (x0 - target[row]).square().flatten(1).sum(1)
+            errors.append(error if cap is None else error.clamp(max=cap * x0[0].numel()))
         self.evaluations += len(triples)
         joined = torch.cat(errors)
         if not joined.isfinite().all():

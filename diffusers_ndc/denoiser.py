@@ -230,28 +230,41 @@ class Denoiser(nn.Module):
         return self.denoise(x_sigma, sigma, class_labels)
 
     def denoise(
-        self, x_sigma: torch.Tensor, sigma: torch.Tensor | float, class_labels: torch.Tensor | None = None
+        self,
+        x_sigma: torch.Tensor,
+        sigma: torch.Tensor | float,
+        class_labels: torch.Tensor | None = None,
+        batch_size: int | None = None,
     ) -> torch.Tensor:
-        """`forward` without its check of the labels, which would make an accelerator wait in every batch."""
+        """`forward` without its check of the labels, which would make an accelerator wait in every batch.
+
+        Args:
+            x_sigma: As for `forward`, and so the others.
+            batch_size: Images in one evaluation of the network. What is done before and after it is done for all at
+                once, which is quicker. Default: all.
+        """
         sigma = torch.as_tensor(sigma, dtype=x_sigma.dtype, device=x_sigma.device).expand(len(x_sigma))
         if class_labels is not None:
-            return self._run(self.unet, x_sigma, sigma, self.conditioning(class_labels))
+            return self._run(self.unet, x_sigma, sigma, class_labels, batch_size)
         if self.unconditional_unet is not None:
-            return self._run(self.unconditional_unet, x_sigma, sigma, self.unconditional_arguments)
+            return self._run(self.unconditional_unet, x_sigma, sigma, None, batch_size)
         rows = range(self.num_classes) if self.null_class is None else (self.null_class,)
         labels = torch.empty(len(x_sigma), dtype=torch.long, device=x_sigma.device)
-        return sum(self._run(self.unet, x_sigma, sigma, self.conditioning(labels.fill_(row))) for row in rows) / len(
-            rows
-        )
+        return sum(self._run(self.unet, x_sigma, sigma, labels.fill_(row), batch_size) for row in rows) / len(rows)
 
-    def _run(self, network, x_sigma, sigma, arguments):
+    def _run(self, network, x_sigma, sigma, labels, batch_size):
         per_image = sigma.view(-1, *[1] * (x_sigma.ndim - 1))
         dtype = next(network.parameters()).dtype
         if dtype.itemsize == 1:  # of storage only; else not asked for, as it walks through all modules in every batch
             dtype = network.dtype
         x_in = self.parametrisation.network_input(x_sigma, per_image).to(dtype)
         time = self.parametrisation.network_time(sigma)
-        output = network(x_in, time, return_dict=False, **arguments)[0]
+        outputs = []
+        for first in range(0, len(x_in), batch_size or len(x_in)):
+            part = slice(first, first + (batch_size or len(x_in)))
+            arguments = self.unconditional_arguments if labels is None else self.conditioning(labels[part])
+            outputs.append(network(x_in[part], time[part], return_dict=False, **arguments)[0])
+        output = torch.cat(outputs) if len(outputs) > 1 else outputs[0]
         output = output[:, : x_sigma.shape[1]]  # a learned variance comes after the mean
         return self.parametrisation.denoised(x_sigma, per_image, output.to(x_sigma.dtype))
 

@@ -1,7 +1,7 @@
 """What a certificate costs: the reference procedure against this package, on the embedded model and its test digits.
 
     python examples/benchmark.py --quick     # under five minutes on two cores
-    python examples/benchmark.py             # about two hours
+    python examples/benchmark.py             # about 90 minutes on two cores
 
 Reference: the procedure of Chen et al. as their program has it. 124 noise levels (a grid of 126 points from tau to 3
 with `edm-reference` weights), all classes one by one, a fixed number n of copies. Where its cost would be days it is

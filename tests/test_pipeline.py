@@ -66,10 +66,10 @@ def test_noise_is_in_pixel_units_and_the_network_is_told_twice_as_much(pipe, ima
         noisy.extend(copy.image for copy in copies)
         return open_copies(self, copies)
 
-    def watched_denoise(self, x, sigma, class_labels=None):
+    def watched_denoise(self, x, sigma, class_labels=None, batch_size=None):
         if class_labels is None:
             levels_told.append(sigma)
-        return denoise(self, x, sigma, class_labels)
+        return denoise(self, x, sigma, class_labels, batch_size)
 
     monkeypatch.setattr(NoisedDiffusionClassifier, "_open", watched_open)
     monkeypatch.setattr(Denoiser, "denoise", watched_denoise)
