@@ -313,8 +313,7 @@ def test_other_prompts_at_once(sd, pictures):
 
 def test_calibrated_levels_serve_clean_and_denoised_images(sd, pictures):
     sd.register_modules(**pixel_model())
-    favourite = sd(pictures[:1], levels=LEVELS, seed=0).labels
-    labels = favourite * 9 + [0, 1, 2]
+    labels = sd(pictures, levels=LEVELS, seed=0).labels * 3 + [0, 1, 2]  # mostly what it says itself
     levels = sd.calibrate(pictures.repeat(4, 1, 1, 1), labels, num_levels=2, candidates=LEVELS)
     assert sd.classifier().levels == sd.classifier(0.25).classifier.levels == levels
     with pytest.raises(ValueError, match="`sigma` is 0.25.*accepted is 0"):
