@@ -3,7 +3,7 @@
 The published files are pickles that carry the source text of their classes, and an ordinary load runs it. Here no
 name in a file reaches an import: each of the few that such a file needs stands for a function of this module, every
 other one is refused. What those functions return is inert: it cannot be called, and the pickle cannot set its state.
-A damaged file is refused before it reserves memory that its size does not explain.
+Memo places far beyond the values, and strides that make much out of little, are refused before they take memory.
 """
 
 import io
