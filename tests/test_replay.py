@@ -99,6 +99,16 @@ def test_an_altered_label_is_found_out(make):
     assert problems == [f"the record has the label {records[2]['label']}, the data set {records[2]['label'] - 1}"]
 
 
+def test_a_record_without_a_label_is_found_out(make):
+    folder = make()
+    (path,) = folder.glob("*.jsonl")
+    records = [json.loads(line) for line in path.read_text().splitlines()]
+    del records[2]["label"]
+    path.write_text("".join(json.dumps(record) + "\n" for record in records))
+    (problem,) = [found.problem for found in replay(folder) if found.again is None]
+    assert problem.startswith("the record has the label None, the data set ")
+
+
 def test_draws_of_another_kind_of_device_are_not_made_again(make, monkeypatch, capsys):
     """The same seed gives other noise there: genuine votes would seem to have moved."""
     path = rewrite(make(), lambda c: Certificate.from_counts(**_fields(c, device="cuda")))

@@ -67,26 +67,27 @@ def replay(
     if not 1 <= count <= len(records):
         raise ValueError(f"`count` is {count}; accepted for {folder} is 1 to {len(records)}, its certificates.")
     accelerator = Accelerator(cpu=not torch.accelerator.is_available(), mixed_precision=settings.mixed_precision)
+    chosen = random.SystemRandom().sample(records, count)
+    certificates = [Certificate.from_dict(record["certificate"]) for record in chosen]
+    kinds = {certificate.device or accelerator.device.type for certificate in certificates}
+    if kinds != {accelerator.device.type}:
+        raise ValueError(
+            f"{folder} has certificates of draws on the kinds of devices {sorted(kinds)}; accepted here are those of "
+            f"draws on {accelerator.device.type}: the same seed gives other noise elsewhere."
+        )
     subject = load_subject(settings, accelerator)
     differing = differences(run, subject.described)
     differing = {name: pair for name, pair in differing.items() if name.partition(".")[0] not in FREE}
     if differing:
         listed = "".join(f"\n  {name}: {old!r} there, {new!r} now" for name, (old, new) in differing.items())
         raise ValueError(f"{folder} is a run of another model, or on other images:{listed}")
-    kinds = {record["certificate"].get("device") or accelerator.device.type for record in records}
-    if kinds != {accelerator.device.type}:
-        raise ValueError(
-            f"{folder} has certificates of draws on the kinds of devices {sorted(kinds)}; accepted here are those of "
-            f"draws on {accelerator.device.type}: the same seed gives other noise elsewhere."
-        )
     smoothed = SmoothedClassifier(subject.base, settings.sigma, settings.grid)
-    for record in random.SystemRandom().sample(records, count):
-        certificate = Certificate.from_dict(record["certificate"])
+    for record, certificate in zip(chosen, certificates, strict=True):
         try:
             _check_procedure(certificate, settings)
             number = subject.data.indices.index(record["index"])
-            if record["label"] != subject.labels[number]:
-                raise ValueError(f"the record has the label {record['label']}, the data set {subject.labels[number]}")
+            if (label := record.get("label")) != subject.labels[number]:
+                raise ValueError(f"the record has the label {label}, the data set {subject.labels[number]}")
             image = subject.image(number)
             with accelerator.autocast():
                 yield Replay(record["index"], certificate, smoothed.replay(image, certificate))
