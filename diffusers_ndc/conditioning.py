@@ -39,7 +39,6 @@ class ClassLabels(nn.Module):
 
     def __init__(self, network: ModelMixin, num_classes: int | None, null_class: int | None):
         super().__init__()
-        network = uncompiled(network)
         self.others = without_text("unet", network)
         class_embed_type = getattr(network.config, "class_embed_type", None)  # `EDMUNet2DModel` has one kind only
         if isinstance(network, DiTTransformer2DModel):
@@ -107,7 +106,6 @@ class PromptEmbeddings(nn.Module):
 
     def __init__(self, network: ModelMixin, embeddings: torch.Tensor, num_classes: int | None, null_class: int | None):
         super().__init__()
-        network = uncompiled(network)
         if not isinstance(network, UNet2DConditionModel) or not has_cross_attention(network):
             raise ValueError(
                 f"The network ({type(network).__name__}) takes no prompts; accepted for `prompts` "
@@ -145,18 +143,12 @@ class PromptEmbeddings(nn.Module):
         return {"encoder_hidden_states": self.embeddings[class_labels]}
 
 
-def uncompiled(network: ModelMixin) -> ModelMixin:
-    """The network itself, where `torch.compile` has made a module of another class around it."""
-    return getattr(network, "_orig_mod", network)
-
-
 def has_classes(name: str, network: ModelMixin) -> bool:
     """Whether a network takes class labels.
 
     Raises:
         TypeError: It is of a class for which this is not known.
     """
-    network = uncompiled(network)
     if isinstance(network, DiTTransformer2DModel):
         return True
     if not isinstance(network, nn.Module) or not hasattr(network, "class_embedding"):
@@ -173,7 +165,6 @@ def without_text(name: str, network: ModelMixin) -> dict:
     Raises:
         ValueError: It cannot do without.
     """
-    network = uncompiled(network)
     if not isinstance(network, UNet2DConditionModel):
         return {}
     check_condition_model(name, network)

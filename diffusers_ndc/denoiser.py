@@ -75,7 +75,8 @@ class Denoiser(nn.Module):
         for name, number in (("num_classes", num_classes), ("null_class", null_class)):
             if number is not None:
                 check_kind(name, number, int)
-        check_network("unet", unet)
+        plain = uncompiled(unet)
+        check_network("unet", plain)
         self.scheduler = scheduler
         self.conditioning: NoClasses | ClassLabels | PromptEmbeddings
         if num_classes == 0:
@@ -86,20 +87,21 @@ class Denoiser(nn.Module):
                 )
             self.conditioning, unconditional_unet = NoClasses(), unet
         elif prompt_embeddings is not None:
-            self.conditioning = PromptEmbeddings(unet, prompt_embeddings, num_classes, null_class)
+            self.conditioning = PromptEmbeddings(plain, prompt_embeddings, num_classes, null_class)
         else:
-            self.conditioning = ClassLabels(unet, num_classes, null_class)
+            self.conditioning = ClassLabels(plain, num_classes, null_class)
         self.encoder = None if vae is None else LatentEncoder(vae, unet.config.in_channels)
         if vae is not None:
             check_weights("vae", vae)
-        tables = {embedded_steps(unet)}
+        tables = {embedded_steps(plain)}
         if unconditional_unet is not None:
-            check_network("unconditional_unet", unconditional_unet)
-            if has_classes("unconditional_unet", unconditional_unet):
+            other = uncompiled(unconditional_unet)
+            check_network("unconditional_unet", other)
+            if has_classes("unconditional_unet", other):
                 name = "unet` with num_classes=0" if unconditional_unet is unet else "unconditional_unet`"
                 raise ValueError(f"`{name} has a class embedding; accepted is a network without classes.")
-            self.unconditional_arguments = without_text("unconditional_unet", unconditional_unet)
-            tables.add(embedded_steps(unconditional_unet))
+            self.unconditional_arguments = without_text("unconditional_unet", other)
+            tables.add(embedded_steps(other))
         for table in tables - {None} or {None}:
             self.parametrisation = parametrisation(scheduler, table)
         self.unet = unet
@@ -259,9 +261,9 @@ class Denoiser(nn.Module):
             dtype = network.dtype
         x_in = self.parametrisation.network_input(x_sigma, per_image).to(dtype)
         time = self.parametrisation.network_time(sigma)
-        outputs = []
-        for first in range(0, len(x_in), batch_size or len(x_in)):
-            part = slice(first, first + (batch_size or len(x_in)))
+        outputs, size = [], batch_size or len(x_in)
+        for first in range(0, len(x_in), size):
+            part = slice(first, first + size)
             arguments = self.unconditional_arguments if labels is None else self.conditioning(labels[part])
             outputs.append(network(x_in[part], time[part], return_dict=False, **arguments)[0])
         output = torch.cat(outputs) if len(outputs) > 1 else outputs[0]
@@ -304,6 +306,11 @@ def check_evaluation_mode(denoiser: nn.Module) -> None:
                 f"`denoiser` has a network in training mode, where its {type(part).__name__} changes the answers; "
                 "accepted is evaluation mode: call the network's `eval()`."
             )
+
+
+def uncompiled(network: ModelMixin) -> ModelMixin:
+    """The network itself, where `torch.compile` has made a module of another class around it."""
+    return getattr(network, "_orig_mod", network)
 
 
 def embedded_steps(network: ModelMixin) -> int | None:

@@ -78,11 +78,13 @@ class SharedPipeline(DiffusionPipeline):
 
     def _all_levels(self) -> list[tuple[float, str, NoiseLevels]]:
         """The noise levels that were calibrated, with their smoothing noise and method."""
-        return [
-            (float(key) if levels.smoothing_sigma is None else levels.smoothing_sigma, method, levels)
-            for key, methods in (self.config.levels or {}).items()
-            for method, levels in ((method, NoiseLevels.from_dict(saved)) for method, saved in methods.items())
-        ]
+        found = []
+        for key, methods in (self.config.levels or {}).items():
+            for method, saved in methods.items():
+                levels = NoiseLevels.from_dict(saved)
+                sigma = float(key) if levels.smoothing_sigma is None else levels.smoothing_sigma
+                found.append((sigma, method, levels))
+        return found
 
     @classmethod
     def _dict_from_json_file(cls, *args, **kwargs):

@@ -1,6 +1,6 @@
-"""Gaussian noise that depends only on its seed, never on batch sizes, call order or the number of processes.
+"""Gaussian noise that depends on its seed and the kind of device, never on batches, call order or processes.
 
-And on the kind of device that makes it: a seed gives other noise on a GPU than on a CPU, as independent.
+A seed gives other noise on a GPU than on a CPU.
 """
 
 import hashlib

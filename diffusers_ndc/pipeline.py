@@ -188,8 +188,7 @@ class NoisedDiffusionClassifierPipeline(SharedPipeline):
             FloatingPointError: A loss is not finite, as by an overflow in half precision.
         """
         check_sigma(sigma)
-        if candidates is None:
-            candidates = default_levels(sigma, self.denoiser)
+        candidates = default_levels(sigma, self.denoiser) if candidates is None else candidates
         classifier = self.classifier(sigma, method, candidates, batch_size)
         batch, _ = self._preprocess(images, classifier)
         check_noisy_range(batch, sigma=0)
@@ -370,11 +369,9 @@ class NoisedDiffusionClassifierPipeline(SharedPipeline):
             FloatingPointError: A loss is not finite, as by an overflow in half precision.
         """
         classifier = self.classifier(sigma, method, levels, batch_size)
-        batch, single = self._preprocess(image, classifier)
-        if not single:
-            raise ValueError(f"`image` is a batch of {len(batch)}; accepted is a single image.")
+        tensor = self._preprocess_one(image, classifier)
         seed = resolve_seed(generator, seed)
-        found = SmoothedClassifier(classifier, sigma, grid).certify_iter(batch[0], n0, n, alpha, seed)
+        found = SmoothedClassifier(classifier, sigma, grid).certify_iter(tensor, n0, n, alpha, seed)
 
         def certificates():
             try:
@@ -415,16 +412,14 @@ class NoisedDiffusionClassifierPipeline(SharedPipeline):
             raise ValueError(
                 f"`certificate` has no such base classifier as this pipeline makes: {certificate.base_classifier}."
             ) from error
-        batch, single = self._preprocess(image, classifier)
-        if not single:
-            raise ValueError(f"`image` is a batch of {len(batch)}; accepted is a single image.")
+        tensor = self._preprocess_one(image, classifier)
         again: Certificate | LipschitzCertificate
         with self.progress_bar(total=draws) as bar:
             if isinstance(certificate, LipschitzCertificate):
-                again = replay_margin(classifier, batch[0], certificate, bar.update)
+                again = replay_margin(classifier, tensor, certificate, bar.update)
             else:
                 smoothed = SmoothedClassifier(classifier, sigma, certificate.grid)
-                again = smoothed.replay(batch[0], certificate, bar.update)
+                again = smoothed.replay(tensor, certificate, bar.update)
         self.maybe_free_model_hooks()
         return again
 
@@ -462,6 +457,12 @@ class NoisedDiffusionClassifierPipeline(SharedPipeline):
         batch, single = to_pixel_batch(images, classifier.denoiser.image_channels, classifier.denoiser.image_size)
         classifier.denoiser.check_images(batch)
         return batch.to(self._execution_device), single
+
+    def _preprocess_one(self, image: Image, classifier: NoisedDiffusionClassifier) -> torch.Tensor:
+        batch, single = self._preprocess(image, classifier)
+        if not single:
+            raise ValueError(f"`image` is a batch of {len(batch)}; accepted is a single image.")
+        return batch[0]
 
 
 def with_integer_labels(id2label: dict) -> dict[int, str]:
