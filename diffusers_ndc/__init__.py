@@ -5,19 +5,19 @@ from typing import TYPE_CHECKING
 
 
 if TYPE_CHECKING:
-    from .attacks import Attack, attack
-    from .certificate import Certificate
-    from .classifier import NoisedDiffusionClassifier
-    from .denoised_diffusion import DenoisedDiffusionClassifier
-    from .denoised_smoothing import DenoisedClassifier
-    from .denoiser import Denoiser
-    from .edm import EDMUNet2DModel
-    from .latent_pipeline import LatentDiffusionClassifierPipeline
-    from .lipschitz import LipschitzCertificate
-    from .noise_levels import NoiseLevels
-    from .pipeline import ClassifierOutput, NoisedDiffusionClassifierPipeline
-    from .prompts import embed_prompts
-    from .smoothing import Prediction, SmoothedClassifier
+    from .certification.attacks import Attack, attack
+    from .certification.certificate import Certificate
+    from .certification.lipschitz import LipschitzCertificate
+    from .certification.smoothing import Prediction, SmoothedClassifier
+    from .checkpoints import EDMUNet2DModel
+    from .diffusion.classifier import NoisedDiffusionClassifier
+    from .diffusion.denoised import DenoisedClassifier
+    from .diffusion.denoised_diffusion import DenoisedDiffusionClassifier
+    from .diffusion.denoiser import Denoiser
+    from .diffusion.noise_levels import NoiseLevels
+    from .diffusion.prompts import embed_prompts
+    from .pipelines.latent import LatentDiffusionClassifierPipeline
+    from .pipelines.pixel import ClassifierOutput, NoisedDiffusionClassifierPipeline
 
 
 __version__ = "0.1.0"
@@ -42,19 +42,19 @@ __all__ = [
 ]
 
 _FILES = {
-    "attacks": ["Attack", "attack"],
-    "certificate": ["Certificate"],
-    "classifier": ["NoisedDiffusionClassifier"],
-    "denoised_diffusion": ["DenoisedDiffusionClassifier"],
-    "denoised_smoothing": ["DenoisedClassifier"],
-    "denoiser": ["Denoiser"],
-    "edm": ["EDMUNet2DModel"],
-    "latent_pipeline": ["LatentDiffusionClassifierPipeline"],
-    "lipschitz": ["LipschitzCertificate"],
-    "noise_levels": ["NoiseLevels"],
-    "pipeline": ["ClassifierOutput", "NoisedDiffusionClassifierPipeline"],
-    "prompts": ["embed_prompts"],
-    "smoothing": ["Prediction", "SmoothedClassifier"],
+    "certification.attacks": ["Attack", "attack"],
+    "certification.certificate": ["Certificate"],
+    "certification.lipschitz": ["LipschitzCertificate"],
+    "certification.smoothing": ["Prediction", "SmoothedClassifier"],
+    "checkpoints": ["EDMUNet2DModel"],
+    "diffusion.classifier": ["NoisedDiffusionClassifier"],
+    "diffusion.denoised": ["DenoisedClassifier"],
+    "diffusion.denoised_diffusion": ["DenoisedDiffusionClassifier"],
+    "diffusion.denoiser": ["Denoiser"],
+    "diffusion.noise_levels": ["NoiseLevels"],
+    "diffusion.prompts": ["embed_prompts"],
+    "pipelines.latent": ["LatentDiffusionClassifierPipeline"],
+    "pipelines.pixel": ["ClassifierOutput", "NoisedDiffusionClassifierPipeline"],
 }
 
 

@@ -25,7 +25,7 @@ from tqdm.auto import tqdm
 
 from diffusers_ndc import NoisedDiffusionClassifierPipeline, NoiseLevels, SmoothedClassifier, attack
 from diffusers_ndc.evaluation.records import RecordWriter
-from diffusers_ndc.images import to_pixel_batch
+from diffusers_ndc.pipelines.inputs import to_pixel_batch
 
 
 MODEL = Path(__file__).parent / "mnist"

@@ -25,9 +25,9 @@ from labelled_images import load_labelled_images
 from tqdm.auto import tqdm
 
 from diffusers_ndc import Certificate, NoisedDiffusionClassifierPipeline, NoiseLevels
+from diffusers_ndc.certification.lipschitz import LEVELS
 from diffusers_ndc.evaluation.subject import weight_hash
-from diffusers_ndc.images import to_pixel_batch
-from diffusers_ndc.lipschitz import LEVELS
+from diffusers_ndc.pipelines.inputs import to_pixel_batch
 
 
 matplotlib.use("Agg")

@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from diffusers_ndc.edm import EDMCheckpoint
+from diffusers_ndc.checkpoints import EDMCheckpoint
 
 
 FIXTURES = Path(__file__).parent / "fixtures"

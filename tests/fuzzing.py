@@ -10,7 +10,7 @@ from hypothesis import settings
 from hypothesis import strategies as st
 
 from diffusers_ndc import Certificate, LipschitzCertificate
-from diffusers_ndc.bounds import MOST_DRAWS
+from diffusers_ndc.certification.bounds import MOST_DRAWS
 
 
 def cases(number: int) -> settings:

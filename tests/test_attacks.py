@@ -9,7 +9,7 @@ from conftest import tiny_unet
 from diffusers import DDPMScheduler
 
 from diffusers_ndc import Denoiser, NoisedDiffusionClassifier, NoiseLevels, SmoothedClassifier, attack
-from diffusers_ndc.attacks import GRADIENTS, _Climb
+from diffusers_ndc.certification.attacks import GRADIENTS, _Climb
 
 
 SIGMA = 0.25

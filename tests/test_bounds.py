@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from diffusers_ndc.bounds import (
+from diffusers_ndc.certification.bounds import (
     LEAST_U,
     certified_radius,
     clopper_pearson_lower,

@@ -8,9 +8,9 @@ import pytest
 from scipy import stats
 
 from diffusers_ndc import Certificate
-from diffusers_ndc.bounds import BOUNDS, Tally, clopper_pearson_lower
-from diffusers_ndc.certificate import check_file
-from diffusers_ndc.seeds import uniform_number
+from diffusers_ndc.certification.bounds import BOUNDS, Tally, clopper_pearson_lower
+from diffusers_ndc.certification.certificate import check_file
+from diffusers_ndc.common.seeds import uniform_number
 
 
 @pytest.fixture
@@ -167,7 +167,7 @@ def test_the_check_of_a_file_needs_no_torch_and_rejects_what_was_tampered_with(c
     assert all(flaw is None for _, _, flaw in check_file(good))
     assert all(flaw for _, _, flaw in check_file(bad)) and len(list(check_file(bad))) == 1000
 
-    code = "import runpy, sys; runpy.run_module('diffusers_ndc.certificate', None, '__main__'); assert 0"
+    code = "import runpy, sys; runpy.run_module('diffusers_ndc.certification.certificate', None, '__main__'); assert 0"
     without_torch = "class No:\n find_spec = lambda self, name, *_: 1 / (name != 'torch') and None\n"
     code = f"{without_torch}import sys; sys.meta_path.insert(0, No())\n{code}"
     for files, code_of_exit in (([good], 0), ([good, bad], 1), ([good, tmp_path / "none"], 2)):

@@ -8,7 +8,7 @@ from diffusers import DDPMScheduler, EDMEulerScheduler
 from torch import nn
 
 from diffusers_ndc import Denoiser, NoisedDiffusionClassifier, NoiseLevels
-from diffusers_ndc.pool import Copy, handing_out
+from diffusers_ndc.diffusion.sifting import Copy, handing_out
 
 
 SIDE, SPREAD = 4, 0.3

@@ -25,7 +25,7 @@ from diffusers_ndc import (
     NoisedDiffusionClassifierPipeline,
     SmoothedClassifier,
 )
-from diffusers_ndc.denoised_smoothing import preprocess, read_preprocessing
+from diffusers_ndc.diffusion.denoised import preprocess, read_preprocessing
 
 
 SIGMA = 0.25

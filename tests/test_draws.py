@@ -3,9 +3,9 @@ import itertools
 import pytest
 import torch
 
-from diffusers_ndc.certificate import draws_to_settle, plurality
-from diffusers_ndc.draws import Draws, Votes, run, select
-from diffusers_ndc.noise import standard_normal
+from diffusers_ndc.certification.certificate import draws_to_settle, plurality
+from diffusers_ndc.certification.voting import Draws, Votes, run, select
+from diffusers_ndc.common.noise import standard_normal
 
 
 def always_one(images):

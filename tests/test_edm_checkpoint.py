@@ -11,8 +11,8 @@ import torch
 from edm_files import Persistent, golden, save_published
 from safetensors.torch import save_file
 
-from diffusers_ndc.edm import EDMCheckpoint, convert_network, convert_scheduler, read_checkpoint
-from diffusers_ndc.edm.conversion import read_checkpoints
+from diffusers_ndc.checkpoints import EDMCheckpoint, convert_network, convert_scheduler, read_checkpoint
+from diffusers_ndc.checkpoints.edm import read_checkpoints
 
 
 @pytest.fixture(scope="module")
@@ -107,7 +107,7 @@ HOSTILE = {
     "torch.load": call("torch", "load", text("MARK")),
     "numpy.load": call("numpy", "load", text("MARK")),
     "numpy object array": call("numpy._core.multiarray", "_reconstruct", text("O")),
-    "module of the package itself": call("diffusers_ndc.edm.unpickling", "Function", text("x")),
+    "module of the package itself": call("diffusers_ndc.checkpoints.unpickling", "Function", text("x")),
     "storage that is a pickle of its own": storage(call("os", "system", EVIL)),
     "storage with another global": storage(HEADER + call("os", "system", EVIL)),
     "storage that is a zip archive": storage(b"PK\x03\x04" + b"\0" * 60),
@@ -135,7 +135,7 @@ HOSTILE = {
 
 LOAD_EACH = """
 import json, sys
-from diffusers_ndc.edm import read_checkpoint
+from diffusers_ndc.checkpoints import read_checkpoint
 found, events = {}, []
 read_checkpoint(sys.argv[1])  # all that torch and numpy import at their first use
 sys.addaudithook(lambda event, arguments: events.append((event, str(arguments[0]) if arguments else "")))

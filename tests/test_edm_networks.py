@@ -8,7 +8,7 @@ from diffusers import UNet2DModel
 from edm_files import golden, load_fixture, published_shapes
 
 from diffusers_ndc import Denoiser, EDMUNet2DModel, NoisedDiffusionClassifier, NoiseLevels, classifier
-from diffusers_ndc.edm import (
+from diffusers_ndc.checkpoints import (
     EDMCheckpoint,
     IDDPMPrecondScheduler,
     VEPrecondScheduler,
@@ -16,7 +16,7 @@ from diffusers_ndc.edm import (
     convert_network,
     convert_scheduler,
 )
-from diffusers_ndc.seeds import derive_seeds
+from diffusers_ndc.common.seeds import derive_seeds
 
 
 @pytest.mark.parametrize("name, network", [("a", EDMUNet2DModel), ("b", EDMUNet2DModel), ("c2", UNet2DModel)])

@@ -11,7 +11,7 @@ from diffusers import DiffusionPipeline, UNet2DModel
 from edm_files import golden, save_published
 
 from diffusers_ndc import EDMUNet2DModel, NoisedDiffusionClassifierPipeline, NoiseLevels
-from diffusers_ndc.edm import EDMCheckpoint, VPPrecondScheduler
+from diffusers_ndc.checkpoints import EDMCheckpoint, VPPrecondScheduler
 
 
 CONVERT = Path(__file__).parents[1] / "examples" / "convert_edm_checkpoint.py"

@@ -13,7 +13,7 @@ import pytest
 from datasets import load_dataset
 
 from diffusers_ndc import Attack, NoisedDiffusionClassifierPipeline, Prediction
-from diffusers_ndc.certificate import check_file
+from diffusers_ndc.certification.certificate import check_file
 
 
 EXAMPLES = Path(__file__).parents[1] / "examples"

@@ -10,7 +10,7 @@ from hypothesis import assume, example, given
 from hypothesis import strategies as st
 from scipy import stats
 
-from diffusers_ndc.bounds import (
+from diffusers_ndc.certification.bounds import (
     BOUNDS,
     LEAST_ALPHA,
     MOST_DRAWS,
@@ -20,7 +20,7 @@ from diffusers_ndc.bounds import (
     majority_pvalue,
     mixture_lower,
 )
-from diffusers_ndc.stopping import StoppingRule, largest_provable
+from diffusers_ndc.certification.stopping import StoppingRule, largest_provable
 
 
 ALPHAS = st.floats(LEAST_ALPHA, 0.5) | st.sampled_from([1e-12, 0.001, 0.05, 0.5])

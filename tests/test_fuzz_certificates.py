@@ -12,9 +12,9 @@ from hypothesis import event, example, given
 from hypothesis import strategies as st
 
 from diffusers_ndc import Certificate
-from diffusers_ndc.bounds import BOUNDS, CURTAILED
-from diffusers_ndc.certificate import check_file, main
-from diffusers_ndc.seeds import uniform_number
+from diffusers_ndc.certification.bounds import BOUNDS, CURTAILED
+from diffusers_ndc.certification.certificate import check_file, main
+from diffusers_ndc.common.seeds import uniform_number
 
 
 @st.composite

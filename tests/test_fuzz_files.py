@@ -19,8 +19,8 @@ from safetensors.torch import save_file
 from test_report import RUN, record_of
 
 from diffusers_ndc import NoisedDiffusionClassifierPipeline, NoiseLevels
-from diffusers_ndc.edm import read_checkpoint
-from diffusers_ndc.edm.conversion import read_checkpoints
+from diffusers_ndc.checkpoints import read_checkpoint
+from diffusers_ndc.checkpoints.edm import read_checkpoints
 from diffusers_ndc.evaluation.records import read_records, read_run
 from diffusers_ndc.evaluation.report import Report, main
 from diffusers_ndc.evaluation.settings import Settings, parse

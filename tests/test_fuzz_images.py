@@ -13,7 +13,7 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 
 from diffusers_ndc import NoisedDiffusionClassifierPipeline, NoiseLevels, SmoothedClassifier
-from diffusers_ndc.images import to_pixel_batch
+from diffusers_ndc.pipelines.inputs import to_pixel_batch
 
 
 LEVELS = NoiseLevels((2.0,), (1.0,))

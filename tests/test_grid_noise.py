@@ -6,7 +6,7 @@ import torch
 from scipy import stats
 
 from diffusers_ndc import Certificate, SmoothedClassifier
-from diffusers_ndc.grid_noise import LEVELS, grid_steps, slack, tails
+from diffusers_ndc.certification.grid_noise import LEVELS, grid_steps, slack, tails
 
 
 SIDE = 100

@@ -4,7 +4,7 @@ import PIL.Image
 import pytest
 import torch
 
-from diffusers_ndc.images import to_pixel_batch
+from diffusers_ndc.pipelines.inputs import to_pixel_batch
 
 
 PIXELS = np.random.default_rng(0).integers(0, 256, size=(8, 8, 3), dtype=np.uint8)

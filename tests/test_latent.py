@@ -31,7 +31,7 @@ from diffusers_ndc import (
     SmoothedClassifier,
     embed_prompts,
 )
-from diffusers_ndc.pool import Copy, handing_out
+from diffusers_ndc.diffusion.sifting import Copy, handing_out
 
 
 PROMPTS = {0: ["a photo of a cat", "a cat"], 1: ["a dog"], 2: ["a bird", "one bird", "birds"]}

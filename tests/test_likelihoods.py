@@ -1,7 +1,7 @@
 import pytest
 import torch
 
-from diffusers_ndc.likelihoods import LIKELIHOODS, get_likelihood
+from diffusers_ndc.diffusion.likelihoods import LIKELIHOODS, get_likelihood
 
 
 def test_epndc_equals_the_two_posterior_means():

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from diffusers_ndc import LipschitzCertificate, NoiseLevels, lipschitz
-from diffusers_ndc.lipschitz import lipschitz_constant
+from diffusers_ndc.certification.lipschitz import lipschitz_constant
 
 
 LEVELS = NoiseLevels((0.7, 1.5), (0.4, 0.6), cap=4.0)

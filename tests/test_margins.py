@@ -10,8 +10,8 @@ from conftest import tiny_unet
 from diffusers import DDPMScheduler, EDMEulerScheduler
 
 from diffusers_ndc import Denoiser, LipschitzCertificate, NoisedDiffusionClassifier, NoiseLevels
-from diffusers_ndc.lipschitz import lipschitz_constant
-from diffusers_ndc.margins import certify_margin
+from diffusers_ndc.certification.lipschitz import lipschitz_constant
+from diffusers_ndc.diffusion.margins import certify_margin
 
 
 def known_classifier(margins, levels):

@@ -9,7 +9,7 @@ import torch
 from datasets import load_dataset
 
 from diffusers_ndc import Certificate, NoisedDiffusionClassifierPipeline
-from diffusers_ndc.differences import differences
+from diffusers_ndc.common.differences import differences
 from diffusers_ndc.evaluation.records import read_records
 from diffusers_ndc.evaluation.report import Report
 from diffusers_ndc.evaluation.subject import weight_hash

@@ -16,7 +16,7 @@ from diffusers_ndc.evaluation import model_card
 from diffusers_ndc.evaluation.model_card import fill_card, main, push_to_hub
 from diffusers_ndc.evaluation.records import read_run, write_run
 from diffusers_ndc.evaluation.report import Outcome, Report
-from diffusers_ndc.model_card import markers
+from diffusers_ndc.pipelines.model_card import markers
 
 
 MODEL = Path(__file__).parents[1] / "examples" / "mnist"

@@ -7,8 +7,8 @@ import torch
 from safetensors.numpy import load_file
 
 from diffusers_ndc import NoiseLevels
-from diffusers_ndc.likelihoods import LIKELIHOODS
-from diffusers_ndc.noise_levels import WEIGHTINGS, edm_lambda, log_normal_density
+from diffusers_ndc.diffusion.likelihoods import LIKELIHOODS
+from diffusers_ndc.diffusion.noise_levels import WEIGHTINGS, edm_lambda, log_normal_density
 
 
 # Grids, added noise and weights of the NDC authors' own program, for tau = 0.5 and 1 and for 17 and 33 points.

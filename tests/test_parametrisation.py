@@ -15,7 +15,7 @@ from diffusers import (
 )
 
 from diffusers_ndc import DenoisedClassifier, Denoiser, NoisedDiffusionClassifier, NoiseLevels
-from diffusers_ndc.parametrisation import parametrisation
+from diffusers_ndc.diffusion.parametrisation import parametrisation
 
 
 LABELS = torch.tensor([0, 1, 2, 0])

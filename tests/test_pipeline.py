@@ -171,7 +171,7 @@ def test_plain_diffusion_pipeline_loads_it_in_a_fresh_process(own_folder, custom
     arguments = [str(own), ""] if own_folder else [str(stock), str(own / custom)]
     result = subprocess.run([sys.executable, "-c", FRESH_PROCESS, *arguments], capture_output=True, text=True)
     assert result.returncode == 0, result.stderr
-    expected = f"diffusers_ndc.pipeline NoisedDiffusionClassifierPipeline {3 if own_folder else None}"
+    expected = f"diffusers_ndc.pipelines.pixel NoisedDiffusionClassifierPipeline {3 if own_folder else None}"
     assert result.stdout.strip() == expected
 
 

@@ -1,6 +1,6 @@
 import pytest
 
-from diffusers_ndc.pool import filling
+from diffusers_ndc.diffusion.sifting import filling
 
 
 @pytest.mark.parametrize(

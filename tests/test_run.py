@@ -23,7 +23,7 @@ from test_latent import PROMPTS, pixel_model, tiny_text_encoder, tiny_text_unet,
 from transformers import ViTConfig, ViTForImageClassification, ViTImageProcessor
 
 from diffusers_ndc import Certificate, LatentDiffusionClassifierPipeline, NoisedDiffusionClassifierPipeline
-from diffusers_ndc.differences import differences
+from diffusers_ndc.common.differences import differences
 from diffusers_ndc.evaluation.records import RecordWriter, read_records, read_run
 from diffusers_ndc.evaluation.replay import replay
 from diffusers_ndc.evaluation.run import LOCK_FILE, evaluate

@@ -9,10 +9,10 @@ from diffusers import EDMEulerScheduler
 from scipy import stats
 
 from diffusers_ndc import Certificate, Denoiser, NoisedDiffusionClassifier, NoiseLevels, SmoothedClassifier
-from diffusers_ndc.bounds import BOUNDS, clopper_pearson_lower
-from diffusers_ndc.noise import standard_normal
-from diffusers_ndc.pool import Decided
-from diffusers_ndc.seeds import derive_seeds
+from diffusers_ndc.certification.bounds import BOUNDS, clopper_pearson_lower
+from diffusers_ndc.common.noise import standard_normal
+from diffusers_ndc.common.seeds import derive_seeds
+from diffusers_ndc.diffusion.sifting import Decided
 
 
 SIGMA = 0.25

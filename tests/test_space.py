@@ -20,7 +20,7 @@ from space import app as app
 from space import network_calls as network_calls
 
 from diffusers_ndc import Certificate, NoisedDiffusionClassifierPipeline, SmoothedClassifier
-from diffusers_ndc.noise import content_hash
+from diffusers_ndc.common.noise import content_hash
 
 
 @pytest.fixture(scope="module")

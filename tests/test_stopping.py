@@ -2,8 +2,8 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from diffusers_ndc.bounds import Tally, certified_radius, clopper_pearson_lower, mixture_lower
-from diffusers_ndc.stopping import STEP, StoppingRule, largest_provable
+from diffusers_ndc.certification.bounds import Tally, certified_radius, clopper_pearson_lower, mixture_lower
+from diffusers_ndc.certification.stopping import STEP, StoppingRule, largest_provable
 
 
 SIGMA, ALPHA = 0.25, 0.001

@@ -19,7 +19,8 @@ from tempfile import TemporaryDirectory
 from huggingface_hub import EvalResult, HfApi, ModelCardData
 from huggingface_hub.errors import HTTPError  # the HTTP library's own, whichever that is: a lost connection is one too
 
-from ..model_card import (
+from ..diffusion.noise_levels import NoiseLevels
+from ..pipelines.model_card import (
     GUARANTEE,
     LIBRARY,
     add_metadata,
@@ -31,7 +32,6 @@ from ..model_card import (
     with_section,
     write_card,
 )
-from ..noise_levels import NoiseLevels
 from .records import RUN_FILE
 from .report import Report, plot, share_cells, write_report
 

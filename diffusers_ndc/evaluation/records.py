@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from datetime import datetime, timezone
 from pathlib import Path
 
-from .. import strict_json
+from ..common import json as strict_json
 
 
 RUN_FILE = "run.json"

@@ -8,9 +8,9 @@ from pathlib import Path
 import torch
 from accelerate import Accelerator
 
-from ..certificate import Certificate
-from ..differences import differences
-from ..smoothing import SmoothedClassifier
+from ..certification.certificate import Certificate
+from ..certification.smoothing import SmoothedClassifier
+from ..common.differences import differences
 from .data import FAULTS
 from .records import read_records, read_run
 from .settings import Settings

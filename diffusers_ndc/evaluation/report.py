@@ -23,9 +23,9 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
-from ..arguments import EXACT
-from ..bounds import clopper_pearson_lower
-from ..certificate import Certificate
+from ..certification.bounds import clopper_pearson_lower
+from ..certification.certificate import Certificate
+from ..common.checks import EXACT
 from .records import read_records, read_run
 
 

@@ -17,9 +17,9 @@ from accelerate.utils import InitProcessGroupKwargs, gather_object
 from filelock import FileLock, Timeout
 from tqdm.auto import tqdm
 
-from ..differences import differences
-from ..smoothing import SmoothedClassifier
-from ..stopping import largest_provable
+from ..certification.smoothing import SmoothedClassifier
+from ..certification.stopping import largest_provable
+from ..common.differences import differences
 from .claims import Claims
 from .data import FAULTS
 from .model_card import fill_card, push_to_hub

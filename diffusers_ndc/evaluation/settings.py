@@ -12,9 +12,9 @@ import yaml
 from accelerate.tracking import get_available_trackers
 from transformers import HfArgumentParser
 
-from ..bounds import check_alpha
-from ..grid_noise import check_grid
-from ..noise import check_seed, check_sigma
+from ..certification.bounds import check_alpha
+from ..certification.grid_noise import check_grid
+from ..common.noise import check_seed, check_sigma
 
 
 def _option(default, help):

@@ -13,13 +13,13 @@ from accelerate import Accelerator
 from torch import nn
 
 from .. import __version__
-from ..classifier import NoisedDiffusionClassifier
-from ..denoised_diffusion import DenoisedDiffusionClassifier
-from ..denoised_smoothing import DenoisedClassifier
-from ..images import to_pixel_batch
-from ..latent_pipeline import LatentDiffusionClassifierPipeline
-from ..noise import check_noisy_range
-from ..pipeline import NoisedDiffusionClassifierPipeline
+from ..common.noise import check_noisy_range
+from ..diffusion.classifier import NoisedDiffusionClassifier
+from ..diffusion.denoised import DenoisedClassifier
+from ..diffusion.denoised_diffusion import DenoisedDiffusionClassifier
+from ..pipelines.inputs import to_pixel_batch
+from ..pipelines.latent import LatentDiffusionClassifierPipeline
+from ..pipelines.pixel import NoisedDiffusionClassifierPipeline
 from .data import LabelledImages, load_labelled_images
 from .settings import Settings
 

@@ -24,7 +24,7 @@ from files import placed, read_certificate, read_runs, verdict
 from pictures import model_picture, read_picture
 
 from diffusers_ndc import Certificate, NoisedDiffusionClassifierPipeline
-from diffusers_ndc.stopping import largest_provable
+from diffusers_ndc.certification.stopping import largest_provable
 
 
 HERE = Path(__file__).resolve().parent

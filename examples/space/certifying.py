@@ -10,10 +10,10 @@ import PIL.Image
 import torch
 
 from diffusers_ndc import Certificate, NoisedDiffusionClassifierPipeline
-from diffusers_ndc.classifier import model_images, model_sigma, pixel_images
-from diffusers_ndc.images import to_pixel_batch
-from diffusers_ndc.noise import standard_normal
-from diffusers_ndc.seeds import derive_seeds
+from diffusers_ndc.common.noise import standard_normal
+from diffusers_ndc.common.seeds import derive_seeds
+from diffusers_ndc.diffusion.classifier import model_images, model_sigma, pixel_images
+from diffusers_ndc.pipelines.inputs import to_pixel_batch
 
 
 ALPHA = 0.001
