@@ -4,8 +4,9 @@ import numpy as np
 import PIL.Image
 import pytest
 import torch
-from diffusers import DDPMScheduler, UNet2DModel
-from hub import hub as hub
+from diffusers import DDPMScheduler
+from helpers.hub import hub as hub
+from helpers.networks import tiny_unet
 from hypothesis import HealthCheck, settings
 
 from diffusers_ndc import NoisedDiffusionClassifierPipeline
@@ -16,23 +17,6 @@ _COMMON = {"deadline": timedelta(seconds=20), "suppress_health_check": list(Heal
 settings.register_profile("ci", max_examples=100, derandomize=True, **_COMMON)
 settings.register_profile("thorough", max_examples=1000, **_COMMON)
 settings.load_profile("ci")
-
-
-def tiny_unet(num_class_embeds=4, network=UNet2DModel, **settings):
-    """A real, tiny, randomly initialised network for 8 x 8 grey images."""
-    torch.manual_seed(0)
-    config = {
-        "sample_size": 8,
-        "in_channels": 1,
-        "out_channels": 1,
-        "block_out_channels": (8, 8),
-        "layers_per_block": 1,
-        "norm_num_groups": 4,
-        "down_block_types": ("DownBlock2D", "DownBlock2D"),
-        "up_block_types": ("UpBlock2D", "UpBlock2D"),
-        "num_class_embeds": num_class_embeds,
-    }
-    return network(**{**config, **settings}).eval()
 
 
 @pytest.fixture

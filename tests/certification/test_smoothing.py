@@ -1,0 +1,409 @@
+import math
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+from diffusers import EDMEulerScheduler
+from helpers.networks import tiny_unet
+from scipy import stats
+
+from diffusers_ndc import Certificate, Denoiser, NoisedDiffusionClassifier, NoiseLevels, SmoothedClassifier
+from diffusers_ndc.certification.bounds import BOUNDS, clopper_pearson_lower
+from diffusers_ndc.common.noise import standard_normal
+from diffusers_ndc.common.seeds import derive_seeds
+from diffusers_ndc.diffusion.sifting import Decided
+
+
+SIGMA = 0.25
+
+
+def halfspace(images):
+    """A linear base classifier: class 1 where the mean exceeds 1/2. Its smoothed version is known exactly."""
+    score = images.flatten(1).mean(1) - 0.5
+    return torch.stack([-score, score], dim=1)
+
+
+def halfspace_image(distance):
+    """A 4 x 4 image at this l2 distance from the boundary of `halfspace`, in class 1."""
+    return torch.full((1, 1, 4, 4), 0.5 + distance / 4)
+
+
+def test_radius_approaches_the_true_distance_and_never_exceeds_it_unduly():
+    """For a half-space the certified radius is exact (Cohen et al. 2019): p_A = Phi(distance / sigma)."""
+    smoothed = SmoothedClassifier(halfspace, SIGMA)
+    (certificate,) = smoothed.certify(halfspace_image(0.3), n0=20, n=20_000, alpha=0.001, seed=1)
+    assert certificate.label == 1
+    assert 0.28 < certificate.radius < 0.3
+    share = certificate.counts[1] / certificate.n
+    assert share == pytest.approx(stats.norm.cdf(0.3 / SIGMA), abs=0.01)
+
+
+@pytest.mark.parametrize("distance, n0, alpha, runs", [(0.2, 5, 0.1, 600), (0.05, 0, 0.2, 300)])
+def test_certificates_are_wrong_at_most_at_their_rate(distance, n0, alpha, runs):
+    """Coverage by simulation, with a selection and following the leader: radius above the true distance, or a wrong
+    label, in at most alpha of the runs."""
+    smoothed, wrong = SmoothedClassifier(halfspace, SIGMA), 0
+    for seed in range(runs):
+        (certificate,) = smoothed.certify(halfspace_image(distance), n0=n0, n=60, alpha=alpha, seed=seed)
+        wrong += certificate.label == 0 or certificate.radius > distance
+    assert wrong <= stats.binom.ppf(1 - 1e-4, runs, alpha)
+    assert wrong > 0, "such an alpha should show some error"
+
+
+def test_watched_certificates_are_all_true_at_once():
+    """Coverage by simulation, looking after every step and keeping the largest radius ever seen."""
+    smoothed, alpha, runs = SmoothedClassifier(halfspace, SIGMA), 0.1, 300
+    wrong = 0
+    for seed in range(runs):
+        watched = list(smoothed.certify_iter(halfspace_image(0.2)[0], n0=5, n=400, alpha=alpha, seed=seed))
+        assert [certificate.n for certificate in watched] == list(range(20, 401, 20))
+        wrong += any(certificate.label == 0 or certificate.radius > 0.2 for certificate in watched)
+    assert wrong <= stats.binom.ppf(1 - 1e-4, runs, alpha)
+
+
+def test_radii_stop_the_draws_once_each_is_proved_or_ruled_out():
+    smoothed, far, near = SmoothedClassifier(halfspace, SIGMA), halfspace_image(1.0), halfspace_image(0.2)
+    (proved,) = smoothed.certify(far, n0=10, n=10_000, radii=[0.25], seed=0)
+    assert proved.radius >= 0.25 and proved.n == 44 and proved.bound == "mixture" and proved.verify()
+    assert proved.selection_counts == {1: 6} and proved.evaluations == 50
+    (ruled_out,) = smoothed.certify(near, n0=10, n=10_000, radii=[0.5], seed=0)
+    assert ruled_out.radius < 0.2 and ruled_out.n < 500 and ruled_out.verify()
+    (label,) = smoothed.certify(near, n0=10, n=10_000, radii=[0.0, 0.5], seed=0)
+    assert label.label == 1 and 0 < label.radius < 0.2
+    (both,) = smoothed.certify(near, n0=10, n=10_000, radii=[0.1, 0.5], seed=0)
+    assert 0.1 <= both.radius < 0.2
+    (undecided,) = smoothed.certify(near, n0=10, n=1_000, radii=[0.199], seed=0)
+    assert undecided.evaluations <= 1_006 and 0 < undecided.radius < 0.199 and undecided.verify()
+
+
+def test_watching_changes_nothing_about_the_draws():
+    smoothed, image = SmoothedClassifier(halfspace, SIGMA), halfspace_image(0.2)
+    (fixed,) = smoothed.certify(image, n0=20, n=130, seed=5)
+    *_, last = smoothed.certify_iter(image[0], n0=20, n=130, seed=5)
+    assert (last.selection_counts, last.counts, last.n) == (fixed.selection_counts, fixed.counts, 130)
+    assert last.radius < fixed.radius
+
+
+def test_all_bounds_certify_the_half_space():
+    smoothed, far = SmoothedClassifier(halfspace, SIGMA), halfspace_image(0.3)
+    certificates = {
+        bound: smoothed.certify(far, n0=20, n=2_000, bound=bound, seed=4)[0]
+        for bound in BOUNDS
+        if bound != "empirical-bernstein"
+    }
+    assert all(certificate.verify() and certificate.label == 1 for certificate in certificates.values())
+    assert len({str(certificate.counts) for certificate in certificates.values()}) == 1, "the draws are the same"
+    radius = {bound: certificate.radius for bound, certificate in certificates.items()}
+    assert radius["mixture"] < radius["runner-up"] <= radius["clopper-pearson"] <= radius["randomized-clopper-pearson"]
+    assert radius["randomized-clopper-pearson"] < 0.32 and certificates["randomized-clopper-pearson"].u is not None
+
+
+def test_soft_votes_certify_the_class_with_the_largest_mean():
+    """Scores Phi(t * margin) have the mean Phi(distance / sqrt(sigma^2 + 1 / t^2)) in closed form."""
+    sharpness = 10.0
+
+    def soft_halfspace(images):
+        probability = torch.special.ndtr(sharpness * 4 * (images.flatten(1).mean(1) - 0.5).double())
+        return torch.stack([1 - probability, probability], dim=1).clamp(min=1e-12).log()
+
+    smoothed = SmoothedClassifier(soft_halfspace, SIGMA)
+    (soft,) = smoothed.certify(halfspace_image(0.3), n0=20, n=5_000, bound="empirical-bernstein", seed=0)
+    mean = stats.norm.cdf(0.3 / math.sqrt(SIGMA**2 + sharpness**-2))
+    assert soft.score_sum / soft.n == pytest.approx(mean, abs=0.01)
+    assert soft.label == 1 and soft.verify() and 0.2 < soft.radius < SIGMA * stats.norm.ppf(mean)
+
+
+def test_following_the_leader_needs_no_selection_and_splits_alpha():
+    smoothed = SmoothedClassifier(halfspace, SIGMA)
+    (certificate,) = smoothed.certify(halfspace_image(0.3), n0=0, n=1_000, alpha=0.01, seed=0)
+    assert certificate.label == 1 and certificate.selection_counts == {} and certificate.verify()
+    assert certificate.p_lower == clopper_pearson_lower(certificate.counts[1], 1_000, 0.005)
+    (early,) = smoothed.certify(halfspace_image(1.0), n0=0, n=1_000, alpha=0.002, radii=[0.25], seed=0)
+    assert early.verify() and early.n == early.evaluations == 44
+    grown = list(smoothed.certify_iter(halfspace_image(0.3)[0], n0=0, n=100, seed=0))
+    assert all(each.verify() for each in grown) and grown[-1].label == 1
+
+
+def test_a_curtailed_run_proves_what_the_whole_run_would_have_proved():
+    smoothed = SmoothedClassifier(halfspace, SIGMA)
+    for seed, distance in enumerate((0.15, 0.2, 0.25, 0.3, 0.35, 0.5)):
+        image = halfspace_image(distance)
+        (whole,) = smoothed.certify(image, n0=9, n=300, seed=seed)
+        (cut,) = smoothed.certify(image, n0=9, n=300, seed=seed, radii=[0.15, 0.25], bound="clopper-pearson")
+        assert cut.verify() and cut.n == 300 and sum(cut.counts.values()) <= 300
+        assert [cut.radius >= radius for radius in (0.15, 0.25)] == [whole.radius >= radius for radius in (0.15, 0.25)]
+        assert cut.radius <= whole.radius + 1e-12
+    assert sum(cut.counts.values()) < 300
+
+
+def test_resolution_stops_where_more_draws_would_hardly_tell_more():
+    smoothed = SmoothedClassifier(halfspace, SIGMA)
+    (sharp,) = smoothed.certify(halfspace_image(0.2), n0=10, n=100_000, resolution=0.05, seed=0)
+    assert sharp.label == 1 and 0.15 < sharp.radius < 0.2 and sharp.n < 6_000
+    (far,) = smoothed.certify(halfspace_image(2.0), n0=10, n=1_000, resolution=0.05, seed=0)
+    (whole,) = smoothed.certify(halfspace_image(2.0), n0=10, n=1_000, bound="mixture", seed=0)
+    assert whole.radius - 0.05 <= far.radius < whole.radius and far.n < 700
+
+
+class QuickOnesFirst:
+    """A pooled classifier that returns the copies of class 1 early, as easy copies come back early in practice."""
+
+    def stream(self, take):
+        while copies := take(7):
+            logits = halfspace(torch.stack([copy.image for copy in copies]))
+            for row in sorted(range(len(copies)), key=lambda row: -logits[row, 1]):
+                yield Decided([copies[row].key], logits[row : row + 1], [1])
+
+    def __call__(self, images):
+        raise AssertionError("a classifier with a stream is fed through it")
+
+
+def test_votes_are_counted_in_the_order_of_the_draws():
+    """A certificate does not see that the easy copies come back first: it is the one of the plain run."""
+    images = torch.cat([halfspace_image(distance) for distance in (0.1, 0.2, 0.5, -0.3)])
+    settings = {"n0": 11, "n": 800, "seed": 2}
+    for options in ({}, {"radii": [0.0, 0.1, 0.3]}, {"resolution": 0.1}, {"radii": [0.1], "bound": "clopper-pearson"}):
+        plain = SmoothedClassifier(halfspace, SIGMA).certify(images, **settings, **options)
+        pooled = SmoothedClassifier(QuickOnesFirst(), SIGMA).certify(images, **settings, **options)
+        assert pooled == plain
+    plain = list(SmoothedClassifier(halfspace, SIGMA).certify_iter(images[0], **settings))
+    assert list(SmoothedClassifier(QuickOnesFirst(), SIGMA).certify_iter(images[0], **settings)) == plain
+
+
+def test_abstains_on_the_boundary():
+    smoothed = SmoothedClassifier(halfspace, SIGMA)
+    (certificate,) = smoothed.certify(halfspace_image(0.0), n0=10, n=100, seed=0)
+    (prediction,) = smoothed.predict(halfspace_image(0.0), n=100, seed=0)
+    assert certificate.abstained and prediction.label is None
+
+
+def test_predict_is_the_binomial_test_of_the_two_leading_classes():
+    smoothed = SmoothedClassifier(halfspace, SIGMA)
+    (prediction,) = smoothed.predict(halfspace_image(0.2), n=250, alpha=0.001, seed=0)
+    assert prediction.label == 1 and sum(prediction.counts.values()) == 250
+    (prediction,) = smoothed.predict(halfspace_image(1.0), n=10, alpha=0.001, seed=0)
+    assert prediction.counts == {1: 10} and prediction.label is None  # p-value 2 * 2^-10 > alpha
+    (prediction,) = smoothed.predict(halfspace_image(1.0), n=11, alpha=0.001, seed=0)
+    assert prediction.label == 1
+
+
+class Watcher:
+    """A base classifier that keeps every noisy image and seed that it met."""
+
+    randomized = True
+
+    def __init__(self):
+        self.noisy, self.seeds = [], []
+
+    def __call__(self, images, seeds):
+        self.noisy.append(images)
+        self.seeds.extend(seeds)
+        return halfspace(images)
+
+
+def test_every_draw_is_fresh_and_reaches_the_base_classifier_unclipped():
+    watcher, image = Watcher(), halfspace_image(0.3)
+    (certificate,) = SmoothedClassifier(watcher, SIGMA).certify(image, n0=150, n=1000, seed=3)
+    draws = sum(certificate.selection_counts.values()) + 1000
+    noise = (torch.cat(watcher.noisy) - image) / SIGMA
+    assert len(noise) == len(noise.flatten(1).unique(dim=0)) == draws, "a selection draw was used again"
+    assert len(set(watcher.seeds)) == draws, "two draws share the base classifier's noise"
+    assert torch.cat(watcher.noisy).min() < 0 and torch.cat(watcher.noisy).max() > 1
+    assert stats.kstest(noise.flatten().numpy(), "norm").pvalue > 1e-3
+    correlation = np.corrcoef(noise.flatten(1).numpy())
+    assert np.abs(correlation[np.triu_indices(draws, 1)]).mean() == pytest.approx(0.8 / 4, abs=0.02)
+
+
+def test_purpose_seed_and_image_each_change_the_draws():
+    def draws(run):
+        watcher = Watcher()
+        run(SmoothedClassifier(watcher, SIGMA))
+        return torch.cat(watcher.noisy)
+
+    image, other = halfspace_image(0.3), halfspace_image(0.1)
+    reference = draws(lambda s: s.predict(image, n=5, seed=0)) - image
+    assert torch.equal(draws(lambda s: s.predict(image, n=5, seed=0)) - image, reference)
+    for other_draws in (
+        draws(lambda s: s.predict(image, n=5, seed=1)) - image,
+        draws(lambda s: s.predict(other, n=5, seed=0)) - other,
+        draws(lambda s: s.certify(image, n0=5, n=5, seed=0))[:3] - image,
+        draws(lambda s: s.certify(image, n0=5, n=5, seed=0))[-5:] - image,
+        draws(lambda s: s.predict(image, n=5)) - image,
+    ):
+        assert not torch.isclose(other_draws, reference[: len(other_draws)]).any()
+
+
+def test_counts_depend_neither_on_batch_size_nor_on_company(images):
+    denoiser = Denoiser(tiny_unet(), EDMEulerScheduler(), null_class=3)
+    levels = NoiseLevels.log_grid(0.8, 9.0, 3)
+
+    def counts(batch, batch_size):
+        base = NoisedDiffusionClassifier(denoiser, SIGMA, levels=levels, batch_size=batch_size)
+        certificates = SmoothedClassifier(base, SIGMA).certify(batch, n0=7, n=130, seed=11)
+        for certificate in certificates:
+            draws = sum(certificate.selection_counts.values()) + 130
+            assert certificate.evaluations == draws * (3 * 3 + 1)
+        return [(certificate.selection_counts, certificate.counts) for certificate in certificates]
+
+    together = counts(images[:3], 64)
+    assert counts(images[:3], 13) == together
+    assert counts(images[1:2], 64) == together[1:2]
+    assert counts(images[[2, 0]], 50) == [together[2], together[0]]
+
+
+def test_the_certificate_says_how_it_was_made(images):
+    base = NoisedDiffusionClassifier(Denoiser(tiny_unet(), EDMEulerScheduler()), SIGMA)
+    (certificate,) = SmoothedClassifier(base, SIGMA).certify(images[:1], n0=1, n=1)
+    settings = certificate.base_classifier
+    assert (settings["method"], settings["null_source"]) == ("apndc", "class_mean")
+    assert NoiseLevels.from_dict(settings["levels"]) == base.levels
+    assert 0 <= certificate.seed < 2**63 and len(certificate.image_hash) == 32
+
+
+def test_evaluations_are_those_that_were_spent(images):
+    """Where classes are sifted, each draw costs what it costs."""
+    levels = NoiseLevels.log_grid(0.8, 9.0, 3).sifted(0.1)
+    base = NoisedDiffusionClassifier(Denoiser(tiny_unet(), EDMEulerScheduler(), null_class=3), SIGMA, levels=levels)
+    certificates = SmoothedClassifier(base, SIGMA).certify(images[:2], n0=10, n=30, seed=0)
+    assert sum(certificate.evaluations for certificate in certificates) == base.evaluations
+    for certificate in certificates:
+        draws = sum(certificate.selection_counts.values()) + 30
+        assert draws * 4 <= certificate.evaluations < draws * base.evaluations_per_image
+    *_, last = SmoothedClassifier(base, SIGMA).certify_iter(images[0], n0=10, n=30, seed=0)
+    assert (last.evaluations, last.counts) == (certificates[0].evaluations, certificates[0].counts)
+
+
+SETTINGS = [
+    *({"n0": 6, "n": 40, "bound": bound} for bound in sorted(BOUNDS)),
+    {"n0": 0, "n": 60},
+    {"n0": 6, "n": 200, "radii": [0.05, 0.4]},
+    {"n0": 6, "n": 200, "radii": [0.05, 0.4], "bound": "randomized-clopper-pearson"},
+]
+
+
+@pytest.mark.parametrize("settings", SETTINGS)
+@pytest.mark.parametrize("grid", [None, 4])
+def test_draws_can_be_made_again(images, settings, grid):
+    images = (images * 255).round() / 255
+    denoiser = Denoiser(tiny_unet(), EDMEulerScheduler(), null_class=3)
+    classifier = NoisedDiffusionClassifier(denoiser, SIGMA, levels=NoiseLevels.log_grid(0.6, 3, 3))
+    smoothed = SmoothedClassifier(classifier, SIGMA, grid)
+    for image, certificate in zip(images[:2], smoothed.certify(images[:2], seed=3, **settings), strict=True):
+        again = smoothed.replay(image, certificate)
+        assert certificate.agrees(again) and not certificate.votes_moved(again)
+        assert again.evaluations <= certificate.evaluations
+
+
+def test_images_of_several_kinds_are_certified_as_each_one_alone():
+    images = [torch.rand(1, *size, generator=torch.Generator().manual_seed(0)) for size in ((4, 4), (4, 6), (4, 4))]
+    images.append(images[0].double())
+
+    def shade(batch):
+        return torch.stack([batch.mean((1, 2, 3)), torch.full((len(batch),), 0.45)], dim=1)
+
+    smoothed = SmoothedClassifier(shade, SIGMA)
+    found = dict(smoothed.certify_each(images, n0=3, n=30, seed=0))
+    assert [found[place] for place in range(4)] == [smoothed.certify(x[None], 3, 30, seed=0)[0] for x in images]
+
+
+def test_votes_that_were_never_cast_are_found_out():
+    smoothed, image = SmoothedClassifier(halfspace, SIGMA), halfspace_image(0.3)[0]
+    (certificate,) = smoothed.certify(image[None], n0=10, n=100, seed=1)
+    counts = {**certificate.counts, 1: certificate.counts[1] + 3, 0: certificate.counts[0] - 3}
+    forged = Certificate.from_counts(
+        certificate.selection_counts, counts, SIGMA, 0.001, n0=10, seed=1, image_hash=certificate.image_hash
+    )
+    assert forged.verify() and forged.radius > certificate.radius
+    again = smoothed.replay(image, forged)
+    assert forged.votes_moved(again) == 3 and not forged.agrees(again) and again.radius == certificate.radius
+
+
+@pytest.mark.parametrize(
+    "change, match",
+    [
+        ({"seed": None}, "seed None"),
+        ({"image_hash": "0" * 32}, "image_hash '0000"),
+        ({"base_classifier": {"method": "dc"}}, "base_classifier.method 'dc' instead of None"),
+        ({"radius": 3.0}, "flawed"),
+        ({"seed": -1}, "seed"),
+        ({"device": "cuda"}, "device 'cuda' instead of 'cpu'"),
+    ],
+)
+def test_replay_refuses_certificates_of_other_draws(change, match):
+    smoothed, image = SmoothedClassifier(halfspace, SIGMA), halfspace_image(0.3)[0]
+    (certificate,) = smoothed.certify(image[None], n0=10, n=100, seed=1)
+    with pytest.raises(ValueError, match=match):
+        smoothed.replay(image, replace(certificate, **change))
+    with pytest.raises(ValueError, match="sigma 0.25 instead of 0.5"):
+        SmoothedClassifier(halfspace, 0.5).replay(image, certificate)
+
+
+def test_progress_counts_every_draw(images):
+    seen = []
+    SmoothedClassifier(lambda x: x.flatten(1), SIGMA).certify(images, n0=1, n=205, on_draws=seen.append)
+    assert sum(seen) == 4 * 206
+
+
+def test_noise_streams_are_prefixes_and_reproducible():
+    assert derive_seeds((1, "a"), 5)[:2] == derive_seeds((1, "a"), 2)
+    assert len({seed for key in range(100) for seed in derive_seeds((key,), 10)}) == 1000
+    one, two, again = standard_normal((3, 2), [2**40 + 1, 1, 2**40 + 1], torch.float32, torch.device("cpu"))
+    assert torch.equal(one, again)
+    assert not torch.isclose(one, two).any(), "a seed must count with all its bits"
+
+
+@pytest.mark.parametrize("value", [math.nan, math.inf])
+def test_a_logit_that_is_not_finite_is_an_error(value):
+    smoothed = SmoothedClassifier(lambda x: torch.full((len(x), 2), value), SIGMA)
+    with pytest.raises(FloatingPointError, match="not finite"):
+        smoothed.certify(halfspace_image(0.3), n0=1, n=1)
+
+
+@pytest.mark.parametrize(
+    "arguments, match",
+    [
+        ({"n0": -1}, "`n0`"),
+        ({"n0": 1.0}, "`n0`"),
+        ({"n": 0}, "`n`"),
+        ({"n": 10.5}, "`n`"),
+        ({"alpha": 0.0}, "`alpha`"),
+        ({"alpha": 1.0}, "`alpha`"),
+        ({"alpha": math.nan}, "`alpha`"),
+        ({"seed": -1}, "`seed`"),
+        ({"seed": 2**63}, "`seed`"),
+        ({"radii": []}, "`radii`"),
+        ({"radii": [0.25, -0.5]}, "`radii`"),
+        ({"radii": [math.inf]}, "`radii`"),
+        ({"radii": [math.nan]}, "`radii`"),
+        ({"radii": [0.1, 0.1]}, "ascending"),
+        ({"radii": [0.25], "n": 43}, "0.24.* is the largest"),
+        ({"radii": [0.25], "n": 39, "bound": "clopper-pearson"}, "0.24.* is the largest"),
+        ({"radii": [0.0], "n": 2}, "none, not even 0"),
+        ({"radii": [0.1], "resolution": 0.1, "n": 100}, "accepted is one"),
+        ({"resolution": -0.1}, "`resolution`"),
+        ({"bound": "hope"}, "`bound`"),
+        ({"bound": "runner-up", "n0": 0}, "`bound`"),
+        ({"bound": "runner-up", "radii": [0.1], "n": 100}, "`bound`"),
+        ({"images": torch.full((1, 1, 4, 4), 1.01)}, "`images`"),
+        ({"images": torch.full((1, 1, 4, 4), -0.01)}, "`images`"),
+        ({"images": torch.full((1, 1, 4, 4), math.nan)}, "`images`"),
+        ({"images": torch.zeros(1, 4, 4)}, "`images`"),
+    ],
+)
+def test_refuses_bad_input_before_any_work(arguments, match):
+    def never(images):
+        raise AssertionError("work was done")
+
+    with pytest.raises(ValueError, match=match):
+        SmoothedClassifier(never, SIGMA).certify(**{"images": halfspace_image(0.3), "n0": 1, "n": 1, **arguments})
+
+
+def test_refuses_types_and_sigma():
+    with pytest.raises(TypeError, match="floating-point"):
+        SmoothedClassifier(halfspace, SIGMA).predict(torch.zeros(1, 1, 4, 4, dtype=torch.uint8))
+    with pytest.raises(TypeError, match="callable"):
+        SmoothedClassifier("resnet", SIGMA)
+    for sigma in (0.0, -1.0, math.inf):
+        with pytest.raises(ValueError, match="`sigma`"):
+            SmoothedClassifier(halfspace, sigma)

@@ -1,0 +1,69 @@
+"""Folders of small runs whose figures can be worked out by hand."""
+
+from scipy import stats
+
+from diffusers_ndc import Certificate, NoiseLevels
+from diffusers_ndc.evaluation.records import RecordWriter, write_run
+
+
+RUN = {
+    "model": "M",
+    "dataset": "digits",
+    "sigma": 0.5,
+    "n": 100,
+    "alpha": 0.001,
+    "radii": [0.25, 0.5],
+    "id2label": {0: "zero", 1: "one", 2: "two"},
+}
+# True label, candidate, its votes of 100, evaluations, seconds. RADII has those of the rightly certified ones.
+IMAGES = [
+    (0, 0, 100, 100, 1.0),
+    (0, 0, 92, 200, 2.0),
+    (1, 1, 70, 300, 3.0),
+    (1, 2, 100, 400, 4.0),  # wrong
+    (1, 1, 50, 1000, 10.0),  # abstains
+    (7, 7, 100, 100, 1.0),  # a class without a name
+]
+RADII = [0.5 * stats.norm.ppf(stats.beta.ppf(0.001, votes, 101 - votes)) for votes in (100, 92, 70)]
+
+
+def record_of(index, label, candidate, votes, evaluations, seconds, /, **changes):
+    counts = {candidate: votes, candidate + 1: 100 - votes} if votes < 100 else {candidate: votes}
+    certificate = Certificate.from_counts(
+        {candidate: 10}, counts, 0.5, 0.001, evaluations=evaluations, image_hash=f"{index:032x}"
+    )
+    certificate = {**certificate.to_dict(), **changes}
+    if changes:
+        del certificate["digest"]  # a forger would make a new one
+    hashed = f"{index:032x}"
+    return {"index": index, "image_hash": hashed, "label": label, "seconds": seconds, "certificate": certificate}
+
+
+def make_run(folder, images=IMAGES, extra=(), **settings):
+    write_run(folder, {**RUN, **settings})
+    with RecordWriter(folder) as writer:
+        for index, image in enumerate(images):
+            writer.write(record_of(index, *image))
+        for record in extra:
+            writer.write(record)
+    return folder
+
+
+CARD_SETTINGS = {
+    "model": "me/digits",
+    "split": "test",
+    "method": "apndc",
+    "n0": 10,
+    "seed": 0,
+    "base_classifier": {
+        "method": "apndc",
+        "levels": NoiseLevels((2.5, 1.25), (0.75, 0.25), thresholds=(0.1,)).to_dict(),
+        "dtype": "float32",
+    },
+    "weight_hash": "0123456789abcdef",
+}
+
+
+def make_card_run(folder, **settings):
+    """A run with all that a model card tells of it."""
+    return make_run(folder, **{**CARD_SETTINGS, **settings})
