@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from .diffusion.denoised import DenoisedClassifier
     from .diffusion.denoised_diffusion import DenoisedDiffusionClassifier
     from .diffusion.denoiser import Denoiser
-    from .diffusion.noise_levels import NoiseLevels
+    from .diffusion.noise_levels import NoiseLevels, SiftingRule
     from .diffusion.prompts import embed_prompts
     from .pipelines.latent import LatentDiffusionClassifierPipeline
     from .pipelines.pixel import ClassifierOutput, NoisedDiffusionClassifierPipeline
@@ -36,6 +36,7 @@ __all__ = [
     "NoisedDiffusionClassifier",
     "NoisedDiffusionClassifierPipeline",
     "Prediction",
+    "SiftingRule",
     "SmoothedClassifier",
     "attack",
     "embed_prompts",
@@ -51,7 +52,7 @@ _FILES = {
     "diffusion.denoised": ["DenoisedClassifier"],
     "diffusion.denoised_diffusion": ["DenoisedDiffusionClassifier"],
     "diffusion.denoiser": ["Denoiser"],
-    "diffusion.noise_levels": ["NoiseLevels"],
+    "diffusion.noise_levels": ["NoiseLevels", "SiftingRule"],
     "diffusion.prompts": ["embed_prompts"],
     "pipelines.latent": ["LatentDiffusionClassifierPipeline"],
     "pipelines.pixel": ["ClassifierOutput", "NoisedDiffusionClassifierPipeline"],

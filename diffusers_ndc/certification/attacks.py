@@ -11,11 +11,12 @@ from dataclasses import dataclass
 
 import torch
 
-from ..common.checks import check_kind, check_number, check_whole
-from ..common.noise import content_hash, fresh_seed, standard_normal
+from ..common.checks import check_integer, check_kind, check_number
+from ..common.images import content_hash
+from ..common.noise import fresh_seed, standard_normal
 from ..common.seeds import derive_seeds
-from .bounds import MOST_DRAWS
-from .grid_noise import LEVELS
+from .bounds import MAX_N
+from .grid_noise import EIGHT_BIT_STEPS
 from .smoothing import Prediction, SmoothedClassifier
 
 
@@ -248,26 +249,26 @@ class _Climb:
             rounded = (self.origin + offset).to(self.image.dtype)
             overshoot = (rounded.double() - self.origin).abs() > offset.abs()
             return torch.where(overshoot, torch.nextafter(rounded, self.image), rounded)
-        wanted = LEVELS * offset.abs().flatten()
+        wanted = EIGHT_BIT_STEPS * offset.abs().flatten()
         steps = wanted.round()
         # those that were rounded up most go down again, as many as it takes; with all of them there is room
         excess, up = (steps - wanted).sort(descending=True, stable=True)
         saved = (2 * steps[up] - 1).cumsum(0)
-        too_far = steps.square().sum() - (INSIDE * LEVELS * self.radius) ** 2
+        too_far = steps.square().sum() - (INSIDE * EIGHT_BIT_STEPS * self.radius) ** 2
         lowered = (excess > 0) & (saved - (2 * steps[up] - 1) < too_far)
         steps[up[lowered]] -= 1
         steps = steps.view_as(offset) * offset.sign()
-        return (((LEVELS * self.origin).round() + steps) / LEVELS).to(self.image.dtype)
+        return (((EIGHT_BIT_STEPS * self.origin).round() + steps) / EIGHT_BIT_STEPS).to(self.image.dtype)
 
 
 def _check(label: int, radius: float, gradient: str, **counts: int) -> None:
-    check_whole("label", label, 0, MOST_DRAWS, "the class that is attacked, a whole number")
+    check_integer("label", label, 0, MAX_N, "the class that is attacked, a whole number")
     check_number("radius", radius, "a finite number above 0 (pixel units)")
     if not 0 < radius < math.inf:
         raise ValueError(f"`radius` is {radius}; accepted is a finite number above 0 (pixel units).")
     if gradient not in GRADIENTS:
         raise ValueError(f"`gradient` is {gradient!r}; accepted are {GRADIENTS}.")
     for name, value in counts.items():
-        check_whole(name, value, 1, MOST_DRAWS)
+        check_integer(name, value, 1, MAX_N)
         if name in ("draws", "batch_size") and value % 2:
             raise ValueError(f"`{name}` is {value}; accepted is an even number, for antithetic pairs.")

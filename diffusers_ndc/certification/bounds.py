@@ -13,7 +13,7 @@ from ..common.checks import check_number
 
 Value = TypeVar("Value")
 
-MOST_DRAWS = 10**9
+MAX_N = 10**9
 LEAST_ALPHA, LEAST_SHARE = 1e-50, 1e-60
 """Up to so many draws, and down to such error probabilities (of which bounds take shares), `scipy.stats.beta.ppf` is
 right to a relative error below 1e-4 of the probability; with 10^14 draws, or at 1e-80, it may be off by all orders."""
@@ -240,9 +240,9 @@ SOFT = frozenset({"empirical-bernstein"})
 
 def _check_counts(count: int, n: int, alpha: float) -> None:
     check_alpha(alpha, LEAST_SHARE)
-    if not 1 <= n <= MOST_DRAWS or not 0 <= count <= n:
+    if not 1 <= n <= MAX_N or not 0 <= count <= n:
         raise ValueError(
-            f"`count` is {count} and `n` is {n}; accepted are 0 <= count <= n with n from 1 to {MOST_DRAWS:,}."
+            f"`count` is {count} and `n` is {n}; accepted are 0 <= count <= n with n from 1 to {MAX_N:,}."
         )
 
 

@@ -12,13 +12,13 @@ from typing import Any
 from scipy import stats
 
 from ..common import json as strict_json
-from ..common.checks import EXACT, check_number, check_whole
+from ..common.checks import EXACT, check_integer, check_number
 from ..common.seeds import uniform_number
 from .bounds import (
     ANYTIME,
     BOUNDS,
     CURTAILED,
-    MOST_DRAWS,
+    MAX_N,
     SOFT,
     Tally,
     are_sums_of_scores,
@@ -203,10 +203,10 @@ class Certificate(Record):
         if made > self.n or (made < self.n and self.bound not in CURTAILED):
             return f"there are {made} votes for n = {self.n}"
         if self.num_classes is not None:
-            check_whole("num_classes", self.num_classes, max(labels, default=0) + 1, MOST_DRAWS)
+            check_integer("num_classes", self.num_classes, max(labels, default=0) + 1, MAX_N)
         if self.grid is not None:
             check_grid(self.grid, self.sigma)
-            check_whole("pixels", self.pixels, 1, EXACT)
+            check_integer("pixels", self.pixels, 1, EXACT)
         for name in ("u", "score_sum", "score_squares"):
             if (number := getattr(self, name)) is not None:
                 check_number(name, number, "a number")

@@ -12,16 +12,16 @@ from collections.abc import Sequence
 import numpy as np
 from scipy.special import ndtr
 
-from ..common.checks import check_whole
+from ..common.checks import check_integer
 
 
-LEVELS = 255
+EIGHT_BIT_STEPS = 255
 """Steps between black and white of an 8-bit image."""
 
-MOST_STEPS = 1024
+MAX_GRID = 1024
 """Finest grid, in steps between two 8-bit values: whole steps of a float32 image stay exact up to there."""
 
-MOST_SIGMA = 2**18
+MAX_GRID_SIGMA = 2**18
 """Largest standard deviation of the noise, in grid steps: the law of so many steps is tabulated."""
 
 RELATIVE_ERROR = 1e-14
@@ -30,11 +30,11 @@ RELATIVE_ERROR = 1e-14
 
 def check_grid(grid: int, sigma: float) -> None:
     """Refuse a `grid` that is no whole number of steps, too fine, or too fine for the noise."""
-    check_whole("grid", grid, 1, MOST_STEPS, "None, or a whole number of steps")
-    if sigma * LEVELS * grid > MOST_SIGMA:
+    check_integer("grid", grid, 1, MAX_GRID, "None, or a whole number of steps")
+    if sigma * EIGHT_BIT_STEPS * grid > MAX_GRID_SIGMA:
         raise ValueError(
             f"`grid` is {grid} with sigma={sigma}; accepted for this noise are "
-            f"{MOST_SIGMA / (LEVELS * sigma):.4g} steps at most."
+            f"{MAX_GRID_SIGMA / (EIGHT_BIT_STEPS * sigma):.4g} steps at most."
         )
 
 
@@ -49,7 +49,7 @@ def tails(sigma: float, grid: int) -> np.ndarray:
     Returns:
         Shape `(K,)`, uint64, falling.
     """
-    step = 1 / (LEVELS * grid)
+    step = 1 / (EIGHT_BIT_STEPS * grid)
     k = np.arange(1, int(10 * sigma / step) + 2)
     whole = np.rint(2 * ndtr(-(k - 0.5) * step / sigma) * 2.0**63).astype(np.uint64)
     return whole[whole > 0]

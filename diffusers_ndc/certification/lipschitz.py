@@ -11,9 +11,9 @@ import math
 from dataclasses import dataclass, field
 from typing import Any
 
-from ..common.checks import EXACT, check_number, check_whole
+from ..common.checks import EXACT, check_integer, check_number
 from ..diffusion.noise_levels import NoiseLevels
-from .bounds import MOST_DRAWS, are_sums_of_scores, check_alpha, empirical_bernstein_lower, given
+from .bounds import MAX_N, are_sums_of_scores, check_alpha, empirical_bernstein_lower, given
 from .record import Record, found
 
 
@@ -159,21 +159,21 @@ class LipschitzCertificate(Record):
     def _flaw_of_draws(self) -> str | None:
         check_alpha(self.alpha)
         for name in ("n0", "n", "pixels"):
-            check_whole(name, getattr(self, name), 1, EXACT)
+            check_integer(name, getattr(self, name), 1, EXACT)
         self._check_kinds()
         if self.base_classifier.get("method") != "dc":
             return f"the method is {self.base_classifier.get('method')!r}"
-        if self.levels.cap is None or self.levels.thresholds is not None:
+        if self.levels.cap is None or self.levels.sifting is not None:
             return "the levels have no cap, or they sift the classes"
         losses = self.selection_losses
-        check_whole("num_classes", self.num_classes, 2, MOST_DRAWS)
+        check_integer("num_classes", self.num_classes, 2, MAX_N)
         if len(losses) != self.num_classes or sorted(losses) != list(range(self.num_classes)):
             return f"there are losses of {sorted(losses)}, not of {self.num_classes} classes"
         if not set(losses) - {self.candidate} == set(self.score_sums) == set(self.score_squares):
             return f"there are scores of {sorted(self.score_sums)}, not of all rivals of {self.candidate}"
         for name in self.labelled:
             for label, value in getattr(self, name).items():
-                check_whole("label", label, 0, MOST_DRAWS)
+                check_integer("label", label, 0, MAX_N)
                 check_number(f"{name} of {label}", value, "a number")
         if not all(0 <= loss <= self.largest * (1 + 1e-6) for loss in losses.values()):
             return f"a loss is outside of 0 to {self.largest}, what the cap allows"

@@ -6,8 +6,8 @@ from collections.abc import Callable
 from dataclasses import MISSING, asdict, dataclass, fields
 from typing import ClassVar, TypeVar
 
-from ..common.checks import EXACT, check_kind, check_whole
-from ..common.differences import differences
+from ..common.checks import EXACT, check_integer, check_kind
+from ..common.json import differences
 
 
 Self = TypeVar("Self", bound="Record")
@@ -59,7 +59,7 @@ class Record:
         """Refuse a seed, a hash or settings of a wrong kind; every record has these fields."""
         for name, most in (("seed", 2**63 - 1), ("evaluations", EXACT)):
             if getattr(self, name) is not None:
-                check_whole(name, getattr(self, name), 0, most)
+                check_integer(name, getattr(self, name), 0, most)
         text = (str, type(None))
         for name, kinds in (("image_hash", text), ("device", text), ("base_classifier", (dict,))):
             check_kind(name, getattr(self, name), *kinds)

@@ -5,20 +5,13 @@ from dataclasses import dataclass, replace
 
 import torch
 
-from ..common.checks import check_kind, check_whole
-from ..common.noise import (
-    check_floating,
-    check_noisy_range,
-    check_seed,
-    check_sigma,
-    content_hash,
-    fresh_seed,
-    standard_normal,
-)
+from ..common.checks import check_integer, check_kind, check_seed, check_sigma
+from ..common.images import check_floating, check_pixel_range, content_hash
+from ..common.noise import fresh_seed, standard_normal
 from ..common.seeds import uniform_number
-from .bounds import ANYTIME, BOUNDS, CURTAILED, MOST_DRAWS, SOFT, check_alpha, majority_pvalue
+from .bounds import ANYTIME, BOUNDS, CURTAILED, MAX_N, SOFT, check_alpha, majority_pvalue
 from .certificate import Certificate, plurality
-from .grid_noise import LEVELS, check_grid, grid_steps
+from .grid_noise import EIGHT_BIT_STEPS, check_grid, grid_steps
 from .stopping import STEP, StoppingRule, check_stopping, largest_provable
 from .voting import Draws, Votes, run, select
 
@@ -84,7 +77,7 @@ class SmoothedClassifier:
         n: int = 100,
         alpha: float = 0.001,
         seed: int | None = None,
-        on_draws: Callable[[int], object] | None = None,
+        on_copies: Callable[[int], object] | None = None,
     ) -> list[Prediction]:
         """Algorithm PREDICT: the leading class of n votes, or an abstention.
 
@@ -96,14 +89,14 @@ class SmoothedClassifier:
             n: Number of draws.
             alpha: Error probability.
             seed: Seed of all draws. Default: from the operating system's entropy.
-            on_draws: Called with a number of draws whenever so many more are done.
+            on_copies: Called with a number of draws whenever so many more are done.
 
         Raises:
             TypeError, ValueError: An argument is not as described.
             FloatingPointError: A logit of the base classifier is not finite.
         """
         self.check_images(images)
-        self.check_settings(alpha, seed, on_draws, n=n)
+        self.check_settings(alpha, seed, on_copies, n=n)
         seed = fresh_seed() if seed is None else seed
 
         def predict_one(image, image_hash):
@@ -112,7 +105,7 @@ class SmoothedClassifier:
             label = plurality(votes.counts) if majority_pvalue(top, runner_up) <= alpha else None
             return Prediction(label, votes.counts, alpha, seed)
 
-        found = dict(self._run(images, seed, predict_one, on_draws))
+        found = dict(self._run(images, seed, predict_one, on_copies))
         return [found[index] for index in range(len(images))]
 
     def certify(
@@ -125,7 +118,7 @@ class SmoothedClassifier:
         radii: Sequence[float] | None = None,
         resolution: float | None = None,
         bound: str | None = None,
-        on_draws: Callable[[int], object] | None = None,
+        on_copies: Callable[[int], object] | None = None,
     ) -> list[Certificate]:
         """Algorithm CERTIFY: a class and an l2 radius within which the smoothed classifier keeps it, or an abstention.
 
@@ -157,14 +150,14 @@ class SmoothedClassifier:
             bound: One of `bounds.BOUNDS`, whose functions state their guarantees; `empirical-bernstein` counts soft
                 votes, the softmax of the logits, and certifies the class with the largest mean. Default:
                 `clopper-pearson`, or `mixture` with `radii` or `resolution`.
-            on_draws: Called with a number of draws whenever so many more are done.
+            on_copies: Called with a number of draws whenever so many more are done.
 
         Raises:
             TypeError, ValueError: An argument is not as described, or a radius is beyond what `n` draws can prove.
             FloatingPointError: A logit of the base classifier is not finite.
         """
         self.check_images(images)
-        found = dict(self.certify_each(images, n0, n, alpha, seed, radii, resolution, bound, on_draws))
+        found = dict(self.certify_each(images, n0, n, alpha, seed, radii, resolution, bound, on_copies))
         return [found[index] for index in range(len(images))]
 
     def certify_each(
@@ -177,7 +170,7 @@ class SmoothedClassifier:
         radii: Sequence[float] | None = None,
         resolution: float | None = None,
         bound: str | None = None,
-        on_draws: Callable[[int], object] | None = None,
+        on_copies: Callable[[int], object] | None = None,
     ) -> Iterator[tuple[int, Certificate]]:
         """`certify` for images that come one by one: each certificate as soon as it is there.
 
@@ -202,7 +195,7 @@ class SmoothedClassifier:
         stops = radii is not None or resolution is not None
         n0 = selection_draws(n0, radii, resolution)
         bound = ("mixture" if stops else "clopper-pearson") if bound is None else bound
-        self.check_settings(alpha, seed, on_draws, n0=n0, n=n)
+        self.check_settings(alpha, seed, on_copies, n0=n0, n=n)
         self._check_bound(bound, n0, n, alpha, radii, resolution)
         seed = fresh_seed() if seed is None else seed
 
@@ -217,7 +210,7 @@ class SmoothedClassifier:
                 self.check_images(image, "CHW")
                 yield image
 
-        return self._run(checked(), seed, certify_one, on_draws)
+        return self._run(checked(), seed, certify_one, on_copies)
 
     def certify_iter(
         self,
@@ -226,7 +219,7 @@ class SmoothedClassifier:
         n: int = 10_000,
         alpha: float = 0.001,
         seed: int | None = None,
-        on_draws: Callable[[int], object] | None = None,
+        on_copies: Callable[[int], object] | None = None,
     ) -> Iterator[Certificate]:
         """CERTIFY as it goes: a certificate after every `STEP` draws, on all votes so far.
 
@@ -240,18 +233,18 @@ class SmoothedClassifier:
             n: Number of further draws at most.
             alpha: Error probability.
             seed: Seed of all draws. Default: from the operating system's entropy.
-            on_draws: Called with a number of draws whenever so many more are done.
+            on_copies: Called with a number of draws whenever so many more are done.
 
         Raises:
             TypeError, ValueError: An argument is not as described.
             FloatingPointError: A logit of the base classifier is not finite.
         """
         self.check_images(image, "CHW")
-        self.check_settings(alpha, seed, on_draws, n0=n0, n=n)
-        return self._watch(image, n0, n, alpha, fresh_seed() if seed is None else seed, on_draws)
+        self.check_settings(alpha, seed, on_copies, n0=n0, n=n)
+        return self._watch(image, n0, n, alpha, fresh_seed() if seed is None else seed, on_copies)
 
     def replay(
-        self, image: torch.Tensor, certificate: Certificate, on_draws: Callable[[int], object] | None = None
+        self, image: torch.Tensor, certificate: Certificate, on_copies: Callable[[int], object] | None = None
     ) -> Certificate:
         """Make the draws of a certificate again: the certificate that they give now, its votes to be compared.
 
@@ -261,7 +254,7 @@ class SmoothedClassifier:
         Args:
             image: Shape `(C, H, W)`, values in [0, 1].
             certificate: What is said of it.
-            on_draws: Called with a number of draws whenever so many more are done.
+            on_copies: Called with a number of draws whenever so many more are done.
 
         Raises:
             TypeError, ValueError: `image` is not as described; or `certificate` does not follow from its own votes,
@@ -280,16 +273,16 @@ class SmoothedClassifier:
             votes = yield Draws("estimate", 0, made, _scored(certificate.bound, selection))
             return self._certificate(selection, votes, n0, n, certificate.alpha, record)
 
-        ((_, again),) = self._run(image[None], seed, draw_again, on_draws)
+        ((_, again),) = self._run(image[None], seed, draw_again, on_copies)
         return again
 
     def _watch(
-        self, image: torch.Tensor, n0: int, n: int, alpha: float, seed: int, on_draws: Callable[[int], object] | None
+        self, image: torch.Tensor, n0: int, n: int, alpha: float, seed: int, on_copies: Callable[[int], object] | None
     ) -> Iterator[Certificate]:
         record = self._record(seed, image, content_hash(image), "mixture")
 
         def votes_of(steps):
-            ((_, votes),) = self._run(image[None], seed, lambda *_: steps, on_draws)
+            ((_, votes),) = self._run(image[None], seed, lambda *_: steps, on_copies)
             return votes
 
         def ask(start):
@@ -327,8 +320,8 @@ class SmoothedClassifier:
             if not more:
                 return replace(best, evaluations=latest.evaluations)
 
-    def _run(self, images, seed, algorithm, on_draws):
-        return run(self.base_classifier, self._noisy, images, seed, algorithm, on_draws)
+    def _run(self, images, seed, algorithm, on_copies):
+        return run(self.base_classifier, self._noisy, images, seed, algorithm, on_copies)
 
     def _noisy(self, image: torch.Tensor, seeds: Sequence[int]) -> torch.Tensor:
         """Noisy copies of an image, one for each seed."""
@@ -336,8 +329,8 @@ class SmoothedClassifier:
         if self.grid is None:
             return image + self.sigma * standard_normal(shape, seeds, image.dtype, image.device)
         steps = torch.from_numpy(grid_steps(shape, seeds, self.sigma, self.grid)).to(image.device)
-        on_grid = (image.double() * LEVELS).round().long() * self.grid + steps
-        return (on_grid.double() / (LEVELS * self.grid)).to(image.dtype)  # of the grid point alone
+        on_grid = (image.double() * EIGHT_BIT_STEPS).round().long() * self.grid + steps
+        return (on_grid.double() / (EIGHT_BIT_STEPS * self.grid)).to(image.dtype)  # of the grid point alone
 
     def _record(self, seed: int, image: torch.Tensor, image_hash: str, bound: str) -> dict:
         """What a certificate says besides votes and radius."""
@@ -377,9 +370,9 @@ class SmoothedClassifier:
             )
         if hasattr(self.base_classifier, "check_images"):
             self.base_classifier.check_images(images.view(-1, *images.shape[-3:]))
-        check_noisy_range(images, sigma=0)
+        check_pixel_range(images)
         if self.grid is not None:
-            off = (images.double() * LEVELS - (images.double() * LEVELS).round()).abs().max().item()
+            off = (images.double() * EIGHT_BIT_STEPS - (images.double() * EIGHT_BIT_STEPS).round()).abs().max().item()
             if off > 1e-3:
                 raise ValueError(
                     f"`images` lie up to {off:.2g} of a step beside 8-bit values; accepted with `grid` are images of "
@@ -387,15 +380,15 @@ class SmoothedClassifier:
                 )
 
     def check_settings(
-        self, alpha: float, seed: int | None, on_draws: Callable[[int], object] | None = None, **draws: int
+        self, alpha: float, seed: int | None, on_copies: Callable[[int], object] | None = None, **draws: int
     ) -> None:
-        """Refuse an `alpha`, a `seed`, an `on_draws` or numbers of draws (`n0`, `n`) that are not as described."""
+        """Refuse an `alpha`, a `seed`, an `on_copies` or numbers of draws (`n0`, `n`) that are not as described."""
         check_alpha(alpha)
         check_seed(seed)
-        if on_draws is not None and not callable(on_draws):
-            raise TypeError(f"`on_draws` is a {type(on_draws).__name__}; accepted is a callable, or None.")
+        if on_copies is not None and not callable(on_copies):
+            raise TypeError(f"`on_copies` is a {type(on_copies).__name__}; accepted is a callable, or None.")
         for name, value in draws.items():
-            check_whole(name, value, int(name == "n"), MOST_DRAWS, "a whole number of draws")
+            check_integer(name, value, int(name == "n"), MAX_N, "a whole number of draws")
 
     def _check_bound(
         self, bound: str, n0: int, n: int, alpha: float, radii: Sequence[float] | None, resolution: float | None

@@ -14,7 +14,7 @@ from typing import TypeVar
 
 import torch
 
-from ..common.noise import content_hash
+from ..common.images import content_hash
 from ..common.seeds import derive_seeds
 from ..diffusion.sifting import Copy, Decided, alike
 from .certificate import draws_to_settle
@@ -90,7 +90,7 @@ def run(
     images: Iterable[torch.Tensor],
     seed: int,
     algorithm: Callable[[torch.Tensor, str], Generator[Draws, Votes, Result]],
-    on_draws: Callable[[int], object] | None = None,
+    on_copies: Callable[[int], object] | None = None,
 ) -> Iterator[tuple[int, Result]]:
     """What the algorithm returns for each image, as it returns; all images share the classifier's batches.
 
@@ -104,7 +104,7 @@ def run(
             another, can share batches.
         seed: Seed of all draws.
         algorithm: Called with an image and its content hash; a generator that yields `Draws` and is sent `Votes`.
-        on_draws: Called with a number of draws whenever so many more are done.
+        on_copies: Called with a number of draws whenever so many more are done.
 
     Yields:
         The image's place among the images, and the result.
@@ -115,10 +115,10 @@ def run(
     # as a decorator, the context is left whenever the caller has the word
     serving = getattr(classifier, "inference", torch.no_grad)()(_serve)
     for group in alike(images):
-        yield from serving(classifier, noisy, group, seed, algorithm, on_draws)
+        yield from serving(classifier, noisy, group, seed, algorithm, on_copies)
 
 
-def _serve(classifier, noisy, waiting, seed, algorithm, on_draws):
+def _serve(classifier, noisy, waiting, seed, algorithm, on_copies):
     finished: list[tuple] = []
     ready: deque[_Open] = deque()
 
@@ -150,8 +150,8 @@ def _serve(classifier, noisy, waiting, seed, algorithm, on_draws):
         for image, row, label, spent in zip(keys, logits, logits.argmax(dim=1).tolist(), evaluations, strict=True):
             if image.count(label, row, spent):
                 proceed(image, image.votes)
-        if on_draws is not None:
-            on_draws(len(keys))
+        if on_copies is not None:
+            on_copies(len(keys))
         yield from finished
         finished.clear()
     yield from finished  # of images that asked for no draws

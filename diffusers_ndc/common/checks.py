@@ -1,67 +1,94 @@
-"""Checks of arguments that many functions share; free of torch."""
+"""Checks of arguments that many functions share. Free of torch.
 
+Every message has one form: "`name` must be ..., got ...".
+"""
+
+import math
 import sys
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
 
 
 EXACT = 2**53
-"""Largest whole number up to which each one is a float."""
+"""Largest integer up to which every integer is exactly representable as a float."""
+
+MAX_SEED = 2**63 - 1
+"""Largest seed: seeds have 63 bits."""
 
 
-def check_number(name: str, value: object, accepted: str) -> None:
-    """Refuse what is no real number, or a whole one beyond the range of floats; NaN and infinity pass.
+def check_number(name: str, value: object, expected: str) -> None:
+    """Raise unless `value` is a real number within the range of floats. NaN and infinity pass.
 
     Args:
-        name: What the caller calls it.
-        value: What was given.
-        accepted: For the message, what would be accepted.
+        name: Name of the argument, for the message.
+        value: The argument.
+        expected: What the argument must be, for the message.
 
     Raises:
-        TypeError: It is no number.
-        ValueError: No float is as large.
+        TypeError: `value` is not a number.
+        ValueError: `value` is an integer too large for a float.
     """
     if isinstance(value, (bool, np.bool)) or not isinstance(value, (int, float, np.integer, np.floating)):
-        raise TypeError(f"`{name}` is {value!r}, a {type(value).__name__}; accepted is {accepted}.")
+        raise TypeError(f"`{name}` must be {expected}, got {value!r} ({type(value).__name__}).")
     if isinstance(value, int) and abs(value) > sys.float_info.max:
-        raise ValueError(f"`{name}` is a whole number beyond the range of floats; accepted is {accepted}.")
+        raise ValueError(f"`{name}` must be {expected}, got an integer beyond the range of floats.")
 
 
 def check_kind(name: str, value: object, *kinds: type) -> None:
-    """Refuse what is an instance of none of these classes.
-
-    Raises:
-        TypeError: It is another one.
-    """
+    """Raise a `TypeError` unless `value` is an instance of one of the classes `kinds`."""
     if not isinstance(value, kinds):
-        accepted = " or ".join(kind.__name__ for kind in kinds)
-        raise TypeError(f"`{name}` is a {type(value).__name__}; accepted is a {accepted}.")
+        expected = " or ".join("None" if kind is type(None) else kind.__name__ for kind in kinds)
+        raise TypeError(f"`{name}` must be of type {expected}, got {type(value).__name__}.")
 
 
-def check_whole(name: str, value: object, least: int, most: int, what: str = "a whole number") -> None:
-    """Refuse what is no `int` from `least` to `most`.
+def check_integer(name: str, value: object, low: int, high: int, expected: str = "an integer") -> None:
+    """Raise a `ValueError` unless `value` is an `int` from `low` to `high`, both included."""
+    if type(value) is not int or not low <= value <= high:
+        raise ValueError(f"`{name}` must be {expected} from {low:,} to {high:,}, got {value!r}.")
+
+
+def check_sigma(sigma: float) -> None:
+    """Raise unless `sigma` is a finite number of at least 0 (a noise level in pixel units)."""
+    expected = "a finite noise level of at least 0 (pixel units)"
+    check_number("sigma", sigma, expected)
+    if not 0 <= sigma < math.inf:
+        raise ValueError(f"`sigma` must be {expected}, got {sigma}.")
+
+
+def check_seed(seed: int | None, name: str = "seed") -> None:
+    """Raise a `ValueError` unless `seed` is `None` or an integer of 63 bits."""
+    if seed is not None and (type(seed) is not int or not 0 <= seed <= MAX_SEED):
+        raise ValueError(f"`{name}` must be an integer from 0 to 2**63 - 1 or None, got {seed!r}.")
+
+
+def check_seeds(seeds: Sequence[int], num_images: int) -> None:
+    """Raise a `ValueError` unless `seeds` has one integer of 63 bits per image."""
+    if not isinstance(seeds, Sequence) or len(seeds) != num_images or any(type(seed) is not int for seed in seeds):
+        given = f"{len(seeds)} values" if isinstance(seeds, Sequence) else type(seeds).__name__
+        raise ValueError(f"`seeds` must be a sequence of one integer per image ({num_images} images), got {given}.")
+    for seed in seeds:
+        check_seed(seed, "seeds")
+
+
+def plain_numbers(name: str, values: Any, expected: str) -> tuple[float, ...]:
+    """Convert a sequence, array or tensor of numbers to a tuple of floats.
+
+    Args:
+        name: Name of the argument, for the message.
+        values: The argument.
+        expected: What the argument must be, for the message.
 
     Raises:
-        ValueError: It is another type or number.
-    """
-    if type(value) is not int or not least <= value <= most:
-        raise ValueError(f"`{name}` is {value!r}; accepted is {what} from {least:,} to {most:,}.")
-
-
-def plain_numbers(name: str, values: Any, accepted: str) -> tuple[float, ...]:
-    """A sequence, array or tensor of numbers as a tuple of floats.
-
-    Raises:
-        TypeError: It is none, or one of them is no number.
-        ValueError: One of them is beyond the range of floats.
+        TypeError: `values` is not a sequence, or one of its values is not a number.
+        ValueError: One of the values is too large for a float.
     """
     try:
         plain = values.tolist() if hasattr(values, "tolist") else values
         listed: list[Any] = [None] if isinstance(plain, (str, bytes, Mapping)) else list(plain)
-    except (TypeError, RuntimeError):  # of a tensor without values
-        raise TypeError(f"`{name}` is {values!r}, a {type(values).__name__}; accepted are {accepted}.") from None
+    except (TypeError, RuntimeError):  # RuntimeError: a tensor without values (meta)
+        raise TypeError(f"`{name}` must be {expected}, got {values!r} ({type(values).__name__}).") from None
     for value in listed:
-        check_number(name, value, accepted)
+        check_number(name, value, expected)
     return tuple(float(value) for value in listed)

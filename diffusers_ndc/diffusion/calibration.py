@@ -12,12 +12,12 @@ import torch
 from numpy.typing import ArrayLike
 from scipy import optimize, special
 
-from ..common.checks import check_number, check_whole
-from ..common.noise import check_sigma, standard_normal
+from ..common.checks import check_integer, check_number, check_sigma
+from ..common.noise import standard_normal
 from ..common.seeds import derive_seeds
 from .classifier import NoisedDiffusionClassifier
 from .likelihoods import get_likelihood
-from .noise_levels import NoiseLevels
+from .noise_levels import NoiseLevels, SiftingRule
 
 
 GROUP = 32
@@ -63,7 +63,7 @@ def calibrate_levels(
             none of them.
     """
     classes = check_labels(labels, len(images), classifier.num_classes)
-    check_whole("num_levels", num_levels, 1, len(classifier.levels), "a whole number of the candidates,")
+    check_integer("num_levels", num_levels, 1, len(classifier.levels), "a whole number of the candidates,")
     if quantile is not None:
         check_number("quantile", quantile, "a share above 0 and up to 1, or None")
         if not 0 < quantile <= 1:
@@ -82,12 +82,14 @@ def calibrate_levels(
     if not chosen:
         raise ValueError("At no level of `candidates` does the model tell the classes of these `labels` apart.")
     sigmas = tuple(classifier.levels.sigmas[level] for level in chosen)
-    thresholds = None if quantile is None else tuple(sift_thresholds(table[:, chosen], weights, classes, quantile))
+    sifting = None
+    if quantile is not None:
+        thresholds = sift_thresholds(table[:, chosen], weights, classes, quantile)
+        sifting = SiftingRule(tuple(thresholds), relative=True)
     return NoiseLevels(
         sigmas,
         tuple(weights),
-        thresholds,
-        relative=quantile is not None,
+        sifting,
         smoothing_sigma=classifier.sigma,
         method=classifier.likelihood.name,
         cap=classifier.levels.cap,

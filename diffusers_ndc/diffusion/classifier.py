@@ -8,12 +8,13 @@ from typing import NamedTuple
 import torch
 from torch import nn
 
-from ..common.checks import check_kind, check_whole
-from ..common.noise import check_seed, check_seeds, check_sigma, content_hash, fresh_seed, standard_normal
+from ..common.checks import check_integer, check_kind, check_seed, check_seeds, check_sigma
+from ..common.images import content_hash
+from ..common.noise import fresh_seed, standard_normal
 from ..common.seeds import derive_seeds
 from .denoiser import SAME_NOISE, Denoiser, check_evaluation_mode, inference
 from .likelihoods import get_likelihood
-from .noise_levels import NoiseLevels
+from .noise_levels import NoiseLevels, SiftingRule
 from .sifting import Copy, Decided, Pool, alike, filling, handing_out
 
 
@@ -85,7 +86,7 @@ def check_told_sigma(sigma: float, denoiser: Denoiser) -> None:
 
 def check_batch_size(batch_size: int) -> None:
     """Refuse a batch size that is no whole number of at least 1."""
-    check_whole("batch_size", batch_size, 1, 2**31 - 1)
+    check_integer("batch_size", batch_size, 1, 2**31 - 1)
 
 
 def default_levels(sigma: float, denoiser: Denoiser) -> NoiseLevels:
@@ -160,7 +161,7 @@ class NoisedDiffusionClassifier(StreamingClassifier):
 
     A class scores `logit_y = -sum_i w_i * ||h(x_i, sigma_i, y) - target_i||^2`, the sum over pixels; under `elbo`
     weights logits differ by log-likelihood ratios in nats. All classes of an image see the same noise at the same
-    levels. Levels with `thresholds` drop the classes that are clearly worse on the way, each image by its own losses:
+    levels. Levels with a `sifting` rule drop the classes that are clearly worse on the way, each by its own losses:
     that is part of this classifier's definition, the same function for every image, so certificates stay sound.
 
     Args:
@@ -296,7 +297,7 @@ class NoisedDiffusionClassifier(StreamingClassifier):
             FloatingPointError: A loss is not finite.
         """
         null_evaluations = self.denoiser.null_evaluations if self.likelihood.uses_denoised else 0
-        span = len(self.levels) if self.levels.thresholds is None else 1  # levels between two looks at the losses
+        span = len(self.levels) if self.levels.sifting is None else 1  # levels between two looks at the losses
         # a full batch for the unconditional denoiser, but no heap of triples where each copy has many
         most = OPENED_BATCHES * self.batch_size // (span * self.num_classes)
         wanted = max(1, min(most, self.batch_size // max(1, null_evaluations)))
@@ -372,9 +373,10 @@ class NoisedDiffusionClassifier(StreamingClassifier):
         losses = pool.losses.index_put((image, label), weights[level] * errors, accumulate=True)
         for row in rows:
             pool.evaluations[row] += span * pool.sizes[row]
-        by_level = self.levels.thresholds or (math.inf,) * (len(self.levels) - 1)
+        rule = self.levels.sifting or SiftingRule((math.inf,) * 0)
+        by_level = rule.thresholds or (math.inf,) * (len(self.levels) - 1)
         thresholds = errors.new_tensor((*by_level, math.inf))
-        pool.advance(rows, span, losses, thresholds, self.levels.relative, self.levels.max_classes)
+        pool.advance(rows, span, losses, thresholds, rule.relative, rule.max_classes)
 
     def _errors(self, pool: Pool, triples: torch.Tensor) -> torch.Tensor:
         """Squared errors of (row, level, class) triples, in network batches of which only the last is not full.

@@ -6,7 +6,7 @@ import torch
 from diffusers import DiTTransformer2DModel, ModelMixin, UNet2DConditionModel, UNet2DModel
 from torch import nn
 
-from ..common.noise import check_floating, content_hash
+from ..common.images import check_floating, content_hash
 
 
 class NoClasses(nn.Module):

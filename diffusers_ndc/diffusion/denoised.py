@@ -8,8 +8,7 @@ from typing import TYPE_CHECKING
 import torch
 import torch.nn.functional as F
 
-from ..common.checks import check_kind
-from ..common.noise import check_sigma
+from ..common.checks import check_kind, check_sigma
 from .classifier import (
     StreamingClassifier,
     check_batch_size,

@@ -4,7 +4,7 @@ from collections.abc import Callable, Iterator, Sequence
 
 import torch
 
-from ..common.noise import check_seeds
+from ..common.checks import check_seeds
 from .classifier import NoisedDiffusionClassifier, StreamingClassifier
 from .denoised import check_channels, check_front, denoise_once, preprocess
 from .denoiser import Denoiser, check_evaluation_mode

@@ -15,7 +15,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.modules.dropout import _DropoutNd
 
 from ..common.checks import check_kind, check_number
-from ..common.noise import check_floating
+from ..common.images import check_floating
 from .conditioning import ClassLabels, NoClasses, PromptEmbeddings, has_classes, without_text
 from .latents import LatentEncoder
 from .parametrisation import parametrisation

@@ -5,10 +5,10 @@ from dataclasses import replace
 
 import torch
 
-from ..certification.bounds import MOST_DRAWS, check_alpha
+from ..certification.bounds import MAX_N, check_alpha
 from ..certification.lipschitz import LipschitzCertificate, largest_loss
-from ..common.checks import check_kind, check_whole
-from ..common.noise import check_seed, content_hash
+from ..common.checks import check_integer, check_kind, check_seed
+from ..common.images import content_hash
 from ..common.seeds import derive_seeds
 from .classifier import NoisedDiffusionClassifier
 from .noise_levels import NoiseLevels
@@ -21,7 +21,7 @@ CALL_SIZE = 100
 def with_bounded_losses(levels: NoiseLevels) -> NoiseLevels:
     """The same levels with all classes at each one, and clipped where there is no `cap`."""
     check_kind("levels", levels, NoiseLevels)
-    return replace(levels, thresholds=None, relative=False, max_classes=None, cap=levels.cap or 4.0)
+    return replace(levels, sifting=None, cap=levels.cap or 4.0)
 
 
 def check_margin_settings(classifier: NoisedDiffusionClassifier, n0: int, n: int, alpha: float, seed: int) -> None:
@@ -38,7 +38,7 @@ def check_margin_settings(classifier: NoisedDiffusionClassifier, n0: int, n: int
     check_alpha(alpha)
     check_seed(seed)
     for name, value in (("n0", n0), ("n", n)):
-        check_whole(name, value, 1, MOST_DRAWS, "without smoothing a whole number of draws")
+        check_integer(name, value, 1, MAX_N, "without smoothing a whole number of draws")
 
 
 def certify_margin(

@@ -5,17 +5,17 @@ in the model's units (images in [-1, 1]; twice the pixel units), those of `P_mea
 """
 
 import math
-from dataclasses import asdict, dataclass, fields, replace
+from dataclasses import dataclass, fields, replace
 
 import numpy as np
 from scipy import stats
 
-from ..common.checks import check_kind, check_number, check_whole, plain_numbers
+from ..common.checks import check_integer, check_kind, check_number, plain_numbers
 
 
 WEIGHTINGS = ("elbo", "edm", "edm-reference", "uniform")
 
-MOST_LEVELS = 100_000
+MAX_LEVELS = 100_000
 """Largest number of levels that a grid can be asked for."""
 
 # The training distribution of Karras et al. 2022 (arXiv:2206.00364, Table 1): log sigma ~ N(P_mean, P_std^2).
@@ -39,147 +39,183 @@ def reference_density(sigma: np.ndarray, p_mean: float = P_MEAN, p_std: float = 
 
 
 @dataclass(frozen=True)
-class NoiseLevels:
-    """Noise levels, the weight of the squared error at each one, and optionally a rule that sifts the classes.
+class SiftingRule:
+    """After which loss a class is dropped: the sift-and-refine of Chen et al. (arXiv:2402.02316).
 
-    Without `thresholds` every class is scored at every level. With them the levels are gone through in their order,
-    and after each one a class is dropped whose loss so far exceeds the best one's by more than that level's threshold.
-    The rule belongs to the classifier: it is the same for every image, and each noisy copy is sifted by its losses.
+    Levels are visited in order. After each one, a class is dropped if its loss so far exceeds the best one's by more
+    than that level's threshold. The rule is fixed beforehand and belongs to the classifier: it is the same for every
+    image, and each noisy copy is sifted by its own losses.
 
     Args:
-        sigmas: Noise levels in model units, positive. A level that stands twice is drawn twice.
-        weights: One weight for each level, not negative and not all zero.
-        thresholds: One for each level but the last, at least 0, in the units of the weighted loss; or `None`.
-        relative: The thresholds are instead shares of the best loss so far. Copies that are hard to denoise have
-            larger losses, and larger gaps between equally likely classes.
-        max_classes: With `thresholds`, how many classes go on at most, the best ones; `None`: as many as there are.
-        smoothing_sigma: The image noise, pixel units, that the levels were calibrated for; `None`: any that they are
-            above. Another one is refused.
-        method: The likelihood that they were calibrated for, likewise.
-        cap: If given, denoised images are clipped to [-1, 1], and a class is charged a mean squared error (per value,
-            model units) of at most this at a level. 4 is the most that there can be. With it the classifier is one of
-            bounded losses, as `LipschitzCertificate` asks.
+        thresholds: One per level but the last, at least 0, in the units of the weighted loss.
+        relative: Whether the thresholds are shares of the best loss so far instead. Noisy copies that are hard to
+            denoise have larger losses, and larger gaps between equally likely classes.
+        max_classes: Largest number of classes that go on, the best ones. `None`: no limit.
 
     Raises:
         TypeError: An argument is of another type.
-        ValueError: They differ in length, are empty, or hold a value that is not accepted.
+        ValueError: A value is out of range.
+    """
+
+    thresholds: tuple[float, ...]
+    relative: bool = False
+    max_classes: int | None = None
+
+    def __post_init__(self):
+        expected = "finite numbers of at least 0, one per level but the last"
+        object.__setattr__(self, "thresholds", plain_numbers("thresholds", self.thresholds, expected))
+        if not all(0 <= threshold < math.inf for threshold in self.thresholds):
+            raise ValueError(f"`thresholds` must be {expected}, got {self.thresholds}.")
+        if not isinstance(self.relative, bool):
+            raise TypeError(f"`relative` must be True or False, got {self.relative!r}.")
+        if self.max_classes is not None:
+            check_integer("max_classes", self.max_classes, 1, MAX_LEVELS, "None or an integer")
+
+    def loosened(self, factor: float) -> "SiftingRule":
+        """The same rule with every threshold multiplied by `factor`, a finite number above 0."""
+        expected = "a finite number above 0"
+        check_number("factor", factor, expected)
+        if not 0 < factor < math.inf:
+            raise ValueError(f"`factor` must be {expected}, got {factor}.")
+        return replace(self, thresholds=tuple(factor * threshold for threshold in self.thresholds))
+
+
+@dataclass(frozen=True)
+class NoiseLevels:
+    """Noise levels, the weight of the squared error at each one, and optionally a rule that sifts the classes.
+
+    Args:
+        sigmas: Noise levels in model units, positive. A level that is listed twice is drawn twice.
+        weights: One weight per level, not negative and not all zero.
+        sifting: Rule by which classes are dropped on the way. `None`: every class is scored at every level.
+        smoothing_sigma: Noise of the images, in pixel units, that the levels were calibrated for; a classifier for
+            another one is refused. `None`: any noise below the levels.
+        method: Likelihood that they were calibrated for, likewise.
+        cap: If given, denoised images are clipped to [-1, 1], and the mean squared error of a class (per value, model
+            units) counts up to this at each level, at most 4. The classifier then has bounded losses, as
+            `LipschitzCertificate` needs.
+
+    Raises:
+        TypeError: An argument is of another type.
+        ValueError: The arguments differ in length, are empty, or a value is out of range.
+
+    Example:
+        >>> levels = NoiseLevels((1.0, 2.0), (0.75, 0.25), SiftingRule((0.1,), relative=True))
+        >>> len(levels), levels.sifting.thresholds
+        (2, (0.1,))
     """
 
     sigmas: tuple[float, ...]
     weights: tuple[float, ...]
-    thresholds: tuple[float, ...] | None = None
-    relative: bool = False
-    max_classes: int | None = None
+    sifting: SiftingRule | None = None
     smoothing_sigma: float | None = None
     method: str | None = None
     cap: float | None = None
 
     def __post_init__(self):
-        for name in ("sigmas", "weights", "thresholds"):
-            if name != "thresholds" or self.thresholds is not None:
-                object.__setattr__(self, name, plain_numbers(name, getattr(self, name), "numbers, one for each level"))
-        if not self.sigmas or len(self.sigmas) != len(self.weights):
-            raise ValueError(
-                f"`sigmas` has {len(self.sigmas)} values and `weights` {len(self.weights)}; accepted are equally "
-                "many, at least one."
-            )
-        if not all(0 < sigma < math.inf for sigma in self.sigmas):
-            raise ValueError(f"`sigmas` is {self.sigmas}; accepted are finite values above 0.")
+        for name in ("sigmas", "weights"):
+            object.__setattr__(self, name, plain_numbers(name, getattr(self, name), "numbers, one per level"))
+        check_kind("sifting", self.sifting, SiftingRule, type(None))
+        check_kind("method", self.method, str, type(None))
+        if not self.sigmas or not all(0 < sigma < math.inf for sigma in self.sigmas):
+            raise ValueError(f"`sigmas` must be one or more finite numbers above 0, got {self.sigmas}.")
+        if len(self.weights) != len(self.sigmas):
+            raise ValueError(f"`weights` must be as many as `sigmas` ({len(self.sigmas)}), got {len(self.weights)}.")
         if not all(0 <= weight < math.inf for weight in self.weights) or not any(self.weights):
-            raise ValueError(f"`weights` is {self.weights}; accepted are finite values, none negative, not all 0.")
-        if self.thresholds is not None and (
-            len(self.thresholds) != len(self.sigmas) - 1 or not all(0 <= t < math.inf for t in self.thresholds)
-        ):
+            raise ValueError(f"`weights` must be finite numbers of at least 0, not all 0, got {self.weights}.")
+        if self.sifting is not None and len(self.sifting.thresholds) != len(self.sigmas) - 1:
             raise ValueError(
-                f"`thresholds` is {self.thresholds}; accepted are {len(self.sigmas) - 1} finite values of at least 0, "
-                "one for each level but the last, or None."
+                f"`sifting` must have one threshold per level but the last ({len(self.sigmas) - 1}), got "
+                f"{len(self.sifting.thresholds)}."
             )
-        if self.max_classes is not None and (
-            self.thresholds is None or type(self.max_classes) is not int or self.max_classes < 1
-        ):
-            raise ValueError(
-                f"`max_classes` is {self.max_classes!r}; accepted is a whole number of at least 1 beside "
-                "`thresholds`, or None."
-            )
-        if not isinstance(self.relative, bool):
-            raise TypeError(f"`relative` is {self.relative!r}; accepted are True and False.")
         if self.smoothing_sigma is not None:
-            check_number("smoothing_sigma", self.smoothing_sigma, "a noise level in pixel units, or None")
+            expected = "a finite noise level of at least 0 (pixel units) or None"
+            check_number("smoothing_sigma", self.smoothing_sigma, expected)
             if not 0 <= self.smoothing_sigma < math.inf:
-                raise ValueError(f"`smoothing_sigma` is {self.smoothing_sigma}; accepted is a noise level, or None.")
+                raise ValueError(f"`smoothing_sigma` must be {expected}, got {self.smoothing_sigma}.")
             object.__setattr__(self, "smoothing_sigma", float(self.smoothing_sigma))
-        if not isinstance(self.method, str | None):
-            raise TypeError(f"`method` is {self.method!r}; accepted is the name of a likelihood, or None.")
-
         if self.cap is not None:
-            check_number("cap", self.cap, "a mean squared error above 0 and up to 4, or None")
+            expected = "a mean squared error above 0 and up to 4, or None"
+            check_number("cap", self.cap, expected)
             if not 0 < self.cap <= 4:
-                raise ValueError(
-                    f"`cap` is {self.cap}; accepted is a mean squared error above 0 and up to 4, or None."
-                )
+                raise ValueError(f"`cap` must be {expected}, got {self.cap}.")
 
     def __len__(self) -> int:
         return len(self.sigmas)
 
     def to_dict(self) -> dict:
-        """The levels as plain values, for JSON."""
-        return {name: list(value) if isinstance(value, tuple) else value for name, value in asdict(self).items()}
+        """The levels as plain values, for JSON. The rule's fields are on the same level as the others."""
+        rule = self.sifting
+        return {
+            "sigmas": list(self.sigmas),
+            "weights": list(self.weights),
+            "thresholds": None if rule is None else list(rule.thresholds),
+            "relative": False if rule is None else rule.relative,
+            "max_classes": None if rule is None else rule.max_classes,
+            "smoothing_sigma": self.smoothing_sigma,
+            "method": self.method,
+            "cap": self.cap,
+        }
 
     @classmethod
     def from_dict(cls, data: dict) -> "NoiseLevels":
         """The levels that `to_dict` wrote.
 
         Raises:
-            TypeError, ValueError: They are not as described above, or `data` is no dictionary of them.
+            TypeError, ValueError: `data` is not such a dictionary, or a value is out of range.
         """
-        known = [f.name for f in fields(cls)]
-        if not isinstance(data, dict) or not {"sigmas", "weights"} <= set(data) <= set(known):
-            raise ValueError(f"`data` is {data!r}; accepted is a dictionary with sigmas and weights, and of {known}.")
-        return cls(**data)
+        known = {*(f.name for f in fields(cls)), *(f.name for f in fields(SiftingRule))} - {"sifting"}
+        if not isinstance(data, dict) or not {"sigmas", "weights"} <= set(data) <= known:
+            raise ValueError(f"`data` must be a dictionary with sigmas, weights and others of {known}, got {data!r}.")
+        plain = dict(data)
+        thresholds, relative = plain.pop("thresholds", None), plain.pop("relative", False)
+        max_classes = plain.pop("max_classes", None)
+        if thresholds is not None:
+            return cls(**plain, sifting=SiftingRule(thresholds, relative, max_classes))
+        if relative is not False or max_classes is not None:
+            raise ValueError(f"`data` must have thresholds beside relative and max_classes, got {data!r}.")
+        return cls(**plain)
 
     def sifted(self, threshold: float, max_classes: int | None = None, relative: bool = False) -> "NoiseLevels":
-        """The same levels with the sifting rule of Chen et al.: one fixed threshold and a cap on the survivors.
+        """The same levels with the sifting rule of Chen et al.: one fixed threshold, and a cap on the survivors.
 
         Args:
-            threshold: Largest gap to the best class's loss so far with which a class goes on, in that loss's units.
-            max_classes: How many classes go on at most; `None`: as many as there are.
+            threshold: Largest gap to the best class's loss so far with which a class goes on, in units of that loss.
+            max_classes: Largest number of classes that go on. `None`: no limit.
             relative: Whether the threshold is a share of the best loss so far.
 
         Raises:
-            TypeError, ValueError: An argument is none that the class accepts.
+            TypeError, ValueError: An argument is not as `SiftingRule` needs it.
         """
-        thresholds = (threshold,) * (len(self) - 1)
-        return replace(self, thresholds=thresholds, relative=relative, max_classes=max_classes)
+        check_number("threshold", threshold, "a finite number of at least 0")
+        return replace(self, sifting=SiftingRule((threshold,) * (len(self) - 1), relative, max_classes))
 
     def loosened(self, factor: float) -> "NoiseLevels":
-        """The same levels with thresholds so many times as wide: fewer copies lose their class, each costs more.
+        """The same levels with wider thresholds: fewer noisy copies lose their class, and each costs more.
 
-        One copy in a thousand that is lost on the way is nothing where a radius is to be proved that most copies
-        prove anyway, but it shortens the full radius of a certificate of a thousand copies by several per cent.
+        One noisy copy in a thousand that loses its class hardly matters for a radius that most copies prove anyway,
+        but it shortens the full radius of a certificate of a thousand copies by several per cent.
 
         Args:
-            factor: What the thresholds are multiplied by, above 0. Levels without thresholds stay as they are.
+            factor: Multiplies every threshold, above 0. Levels without a sifting rule are returned as they are.
 
         Raises:
-            TypeError, ValueError: `factor` is no finite number above 0.
+            TypeError, ValueError: `factor` is not a finite number above 0.
         """
-        check_number("factor", factor, "a number above 0")
-        if not 0 < factor < math.inf:
-            raise ValueError(f"`factor` is {factor}; accepted is a finite number above 0.")
-        thresholds = self.thresholds and tuple(factor * threshold for threshold in self.thresholds)
-        return replace(self, thresholds=thresholds)
+        loose = (self.sifting or SiftingRule(())).loosened(factor)  # checks `factor` in either case
+        return self if self.sifting is None else replace(self, sifting=loose)
 
     def repeat(self, times: int) -> "NoiseLevels":
-        """Each level `times` times with fresh noise, at the same total weight: less variance for more evaluations.
+        """Every level `times` times with fresh noise, at the same total weight: less variance, more evaluations.
 
-        All classes are then scored at all levels, also where the original sifts them.
+        The result has no sifting rule: all classes are scored at all levels.
 
         Raises:
-            ValueError: `times` is no whole number of at least 1.
+            ValueError: `times` is not an integer of at least 1.
         """
-        check_whole("times", times, 1, MOST_LEVELS // len(self))
+        check_integer("times", times, 1, MAX_LEVELS // len(self))
         weights = tuple(weight / times for weight in self.weights) * times
-        return replace(self, sigmas=self.sigmas * times, weights=weights, thresholds=None, max_classes=None)
+        return replace(self, sigmas=self.sigmas * times, weights=weights, sifting=None)
 
     @classmethod
     def log_grid(
@@ -191,7 +227,7 @@ class NoiseLevels:
             TypeError: An argument is of another type.
             ValueError: Not `0 < sigma_min < sigma_max`, fewer than 2 levels, or an unknown `weighting`.
         """
-        check_whole("num_levels", num_levels, 2, MOST_LEVELS)
+        check_integer("num_levels", num_levels, 2, MAX_LEVELS)
         for name, value in (("sigma_min", sigma_min), ("sigma_max", sigma_max)):
             check_number(name, value, "a noise level above 0 (model units)")
         if not 0 < sigma_min < sigma_max < math.inf:
@@ -224,7 +260,7 @@ class NoiseLevels:
             TypeError, ValueError: An argument is not as described.
         """
         _check_tau(tau)
-        check_whole("num_levels", num_levels, 1, MOST_LEVELS)
+        check_integer("num_levels", num_levels, 1, MAX_LEVELS)
         check_number("p_mean", p_mean, "a number from -100 to 100")
         check_number("p_std", p_std, "a number above 0 and up to 100")
         if not -100 <= p_mean <= 100 or not 0 < p_std <= 100:
@@ -264,7 +300,7 @@ class NoiseLevels:
         check_kind("weighting", weighting, str)
         check_kind("method", method, str)
         skipped = 5 if (weighting, method) == ("edm-reference", "epndc") else 0
-        check_whole("num_points", num_points, skipped + 3, MOST_LEVELS)
+        check_integer("num_points", num_points, skipped + 3, MAX_LEVELS)
         if not tau < 3:
             raise ValueError(f"`tau` is {tau}; accepted is a noise level below 3 (model units).")
         grid = np.linspace(tau, 3.0, num_points)[:-1]

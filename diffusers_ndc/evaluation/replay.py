@@ -10,7 +10,7 @@ from accelerate import Accelerator
 
 from ..certification.certificate import Certificate
 from ..certification.smoothing import SmoothedClassifier
-from ..common.differences import differences
+from ..common.json import differences
 from .data import FAULTS
 from .records import read_records, read_run
 from .settings import Settings

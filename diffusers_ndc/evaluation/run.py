@@ -19,7 +19,7 @@ from tqdm.auto import tqdm
 
 from ..certification.smoothing import SmoothedClassifier
 from ..certification.stopping import largest_provable
-from ..common.differences import differences
+from ..common.json import differences
 from .claims import Claims
 from .data import FAULTS
 from .model_card import fill_card, push_to_hub
@@ -217,7 +217,7 @@ class _Run:
             settings.alpha,
             settings.seed,
             radii=self.radii,
-            on_draws=lambda _: self._beat(),
+            on_copies=lambda _: self._beat(),
         )
         for place, certificate in certificates:
             index, label = opened[place]

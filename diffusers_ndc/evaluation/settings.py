@@ -14,7 +14,7 @@ from transformers import HfArgumentParser
 
 from ..certification.bounds import check_alpha
 from ..certification.grid_noise import check_grid
-from ..common.noise import check_seed, check_sigma
+from ..common.checks import check_seed, check_sigma
 
 
 def _option(default, help):

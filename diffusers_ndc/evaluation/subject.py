@@ -13,7 +13,7 @@ from accelerate import Accelerator
 from torch import nn
 
 from .. import __version__
-from ..common.noise import check_noisy_range
+from ..common.images import check_pixel_range
 from ..diffusion.classifier import NoisedDiffusionClassifier
 from ..diffusion.denoised import DenoisedClassifier
 from ..diffusion.denoised_diffusion import DenoisedDiffusionClassifier
@@ -56,7 +56,7 @@ class Subject:
         denoiser = self.base.denoiser
         batch, _ = to_pixel_batch(self.data.image(number), denoiser.image_channels, denoiser.image_size)
         denoiser.check_images(batch)
-        check_noisy_range(batch, sigma=0)
+        check_pixel_range(batch)
         return batch[0].to(denoiser.unet.device)
 
 

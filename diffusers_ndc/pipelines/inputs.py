@@ -7,7 +7,7 @@ import PIL.Image
 import torch
 from diffusers.image_processor import VaeImageProcessor
 
-from ..common.noise import check_floating
+from ..common.images import check_floating
 
 
 Image = PIL.Image.Image | np.ndarray | torch.Tensor

@@ -8,8 +8,7 @@ from diffusers import AutoencoderKL, DiffusionPipeline, DiTTransformer2DModel, U
 from diffusers.schedulers import SchedulerMixin
 from transformers import CLIPTextModel, CLIPTokenizer
 
-from ..common.checks import check_kind
-from ..common.noise import check_sigma
+from ..common.checks import check_kind, check_sigma
 from ..diffusion.calibration import check_levels
 from ..diffusion.classifier import LATENT_NOISE, NoisedDiffusionClassifier
 from ..diffusion.denoised_diffusion import DenoisedDiffusionClassifier

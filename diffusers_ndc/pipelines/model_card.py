@@ -151,7 +151,7 @@ def told(levels: NoiseLevels) -> str:
     text = ", ".join(f"{level:.3g} ({weight:.2g})" for level, weight in pairs)
     if len(levels) > 16:
         text = f"{len(levels)} from {min(levels.sigmas):.3g} to {max(levels.sigmas):.3g}"
-    return text if levels.thresholds is None else f"{text}; hopeless classes are dropped after each one"
+    return text if levels.sifting is None else f"{text}; hopeless classes are dropped after each one"
 
 
 def table(heads: Sequence[str], rows: Iterable[Sequence[str]]) -> list[str]:

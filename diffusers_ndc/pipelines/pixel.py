@@ -13,8 +13,9 @@ from ..certification.certificate import Certificate
 from ..certification.lipschitz import LEVELS, LipschitzCertificate
 from ..certification.smoothing import Prediction, SmoothedClassifier, selection_draws
 from ..checkpoints import EDMUNet2DModel, read_checkpoints
-from ..common.checks import check_kind
-from ..common.noise import check_noisy_range, check_seed, check_sigma, resolve_seed
+from ..common.checks import check_kind, check_seed, check_sigma
+from ..common.images import check_pixel_range
+from ..common.noise import resolve_seed
 from ..diffusion.calibration import calibrate_levels, check_levels, levels_key
 from ..diffusion.classifier import NoisedDiffusionClassifier, default_levels
 from ..diffusion.denoiser import Denoiser
@@ -191,7 +192,7 @@ class NoisedDiffusionClassifierPipeline(SharedPipeline):
         candidates = default_levels(sigma, self.denoiser) if candidates is None else candidates
         classifier = self.classifier(sigma, method, candidates, batch_size)
         batch, _ = self._preprocess(images, classifier)
-        check_noisy_range(batch, sigma=0)
+        check_pixel_range(batch)
         check_seed(seed)
         with self.progress_bar(total=len(batch)) as bar:
             chosen = calibrate_levels(classifier, batch, labels, num_levels, quantile, seed, bar.update)
@@ -234,7 +235,7 @@ class NoisedDiffusionClassifierPipeline(SharedPipeline):
         classifier = self.classifier(sigma, method, levels, batch_size)
         seed = resolve_seed(generator, seed)
         batch, _ = self._preprocess(images, classifier)
-        check_noisy_range(batch, sigma)
+        check_pixel_range(batch, sigma)
         rows = {}
         with self.progress_bar(total=len(batch)) as bar:
             for place, result in classifier.classify_each(batch, seed):
@@ -319,8 +320,8 @@ class NoisedDiffusionClassifierPipeline(SharedPipeline):
                 alone) is proved or given up, by a bound that allows for it.
             resolution: If given instead, an image is done when further copies would hardly raise its radius by more
                 than this (pixel units).
-            bound: Name of the bound, one of `diffusers_ndc.certification.bounds.BOUNDS`; what each one guarantees stands there and
-                in `SmoothedClassifier.certify`. Default: `clopper-pearson`, or `mixture` with `radii` or `resolution`.
+            bound: Name of the bound, one of `diffusers_ndc.certification.bounds.BOUNDS`. Default: `clopper-pearson`, or
+                `mixture` with `radii` or `resolution`.
             grid: For images of 8 bits: draw the noise on a grid with so many steps between two of their values (16 is
                 a good one), so that rounding in floating point cannot break the proof; see `SmoothedClassifier`.
 
@@ -432,7 +433,7 @@ class NoisedDiffusionClassifierPipeline(SharedPipeline):
         smoothed.check_images(batch)
         smoothed.check_settings(settings["alpha"], seed, **draws)
         with self.progress_bar(total=len(batch) * sum(draws.values())) as bar:
-            results = getattr(smoothed, algorithm)(batch, seed=seed, on_draws=bar.update, **settings)
+            results = getattr(smoothed, algorithm)(batch, seed=seed, on_copies=bar.update, **settings)
         self.maybe_free_model_hooks()
         return results[0] if single else results
 
@@ -447,7 +448,7 @@ class NoisedDiffusionClassifierPipeline(SharedPipeline):
         n0 = 20 if n0 is None else n0
         check_margin_settings(classifier, n0, n, alpha, seed)
         batch, single = self._preprocess(images, classifier)
-        check_noisy_range(batch, sigma=0)
+        check_pixel_range(batch)
         with self.progress_bar(total=len(batch) * (n0 + n)) as bar:
             found = [certify_margin(classifier, image, n0, n, alpha, seed, bar.update) for image in batch]
         self.maybe_free_model_hooks()

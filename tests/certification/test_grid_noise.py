@@ -6,7 +6,7 @@ import torch
 from scipy import stats
 
 from diffusers_ndc import Certificate, SmoothedClassifier
-from diffusers_ndc.certification.grid_noise import LEVELS, grid_steps, slack, tails
+from diffusers_ndc.certification.grid_noise import EIGHT_BIT_STEPS, grid_steps, slack, tails
 
 
 SIDE = 100
@@ -46,7 +46,7 @@ def test_plain_noise_gives_a_false_certificate_and_noise_on_a_grid_does_not():
 @pytest.mark.parametrize("sigma, grid", [(0.25, 16), (0.1, 1), (1.0, 2)])
 def test_steps_have_the_law_of_rounded_noise(sigma, grid):
     steps = grid_steps((400,), range(1000), sigma, grid).ravel()
-    unit = 1 / (LEVELS * grid)
+    unit = 1 / (EIGHT_BIT_STEPS * grid)
     edges = stats.norm.ppf(np.linspace(0, 1, 41)[1:-1], scale=sigma)
     cells = (np.floor(edges / unit) + 0.5) * unit  # a cell ends between two grid points
     expected = np.diff([0, *stats.norm.cdf(cells, scale=sigma), 1]) * steps.size
@@ -67,7 +67,7 @@ def test_the_slack_covers_the_thresholds_and_is_subtracted():
 
     mp.dps = 40
     sigma, grid, pixels = 0.25, 16, 784
-    drawn, unit = tails(sigma, grid), mpf(1) / (LEVELS * grid)
+    drawn, unit = tails(sigma, grid), mpf(1) / (EIGHT_BIT_STEPS * grid)
     every = 97  # some of the thousands
     off = sum(
         abs(int(drawn[k - 1]) / mpf(2) ** 63 - erfc((k - mpf(1) / 2) * unit / (sigma * sqrt(mpf(2)))))
@@ -96,7 +96,7 @@ def test_copies_lie_on_the_grid_whatever_the_image():
     image = (torch.arange(12).view(1, 1, 3, 4) * 20) / 255
     smoothed = SmoothedClassifier(watch, 0.25, grid=16)
     (certificate,) = smoothed.certify(image, n0=2, n=30, seed=0)
-    copies = torch.cat(seen).double() * LEVELS * 16
+    copies = torch.cat(seen).double() * EIGHT_BIT_STEPS * 16
     assert (copies - copies.round()).abs().max() < 1e-3
     assert (certificate.grid, certificate.pixels) == (16, 12) and certificate.verify()
     watched = list(smoothed.certify_iter(image[0], n0=2, n=40, seed=0))

@@ -341,7 +341,7 @@ def test_replay_refuses_certificates_of_other_draws(change, match):
 
 def test_progress_counts_every_draw(images):
     seen = []
-    SmoothedClassifier(lambda x: x.flatten(1), SIGMA).certify(images, n0=1, n=205, on_draws=seen.append)
+    SmoothedClassifier(lambda x: x.flatten(1), SIGMA).certify(images, n0=1, n=205, on_copies=seen.append)
     assert sum(seen) == 4 * 206
 
 

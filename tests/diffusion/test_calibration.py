@@ -113,7 +113,7 @@ def test_calibrated_levels_become_the_model_s_own(shades, tmp_path, sigma, metho
     before = pipe.classifier(sigma, method).levels
     chosen = pipe.calibrate(images, labels, sigma, num_levels=2, method=method, candidates=candidates)
     assert chosen == pipe.calibrate(images, labels, sigma, 2, method, candidates, batch_size=7)
-    assert len(chosen.thresholds) == len(chosen) - 1 and chosen.relative
+    assert len(chosen.sifting.thresholds) == len(chosen) - 1 and chosen.sifting.relative
     assert (chosen.smoothing_sigma, chosen.method) == (sigma, method)
     assert 1 <= len(chosen) <= 2 and set(chosen.sigmas) <= set(candidates.sigmas)
     assert pipe.classifier(sigma, method).levels == chosen != before
@@ -147,7 +147,7 @@ def test_the_level_that_tells_the_classes_apart_is_found(shades):
     pipe = knowing_pipe(lambda sigma: (sigma - 2).abs() < 0.1)
     candidates = NoiseLevels((0.8, 2.0, 5.0), (1, 1, 1))
     assert pipe.calibrate(images, labels, 0.25, 3, "epndc", candidates).sigmas == (2.0,)
-    assert pipe.calibrate(images, labels, 0.25, 3, "epndc", candidates, quantile=None).thresholds is None
+    assert pipe.calibrate(images, labels, 0.25, 3, "epndc", candidates, quantile=None).sifting is None
     assert pipe(images, sigma=0.25, method="epndc", seed=0).labels == labels
     with pytest.raises(ValueError, match="tell the classes"):
         knowing_pipe(lambda sigma: sigma < 0).calibrate(images, labels, 0.25, 3, "epndc", candidates)

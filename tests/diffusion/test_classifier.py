@@ -171,9 +171,9 @@ def sifted_by_hand(losses, rule):
             total[y] += losses[level, y].item()
         best = min(total[y] for y in alive)
         if level < len(losses) - 1:
-            scale = best if rule.relative else 1.0
-            alive = {y for y in alive if total[y] - best <= rule.thresholds[level] * scale}
-            alive = set(sorted(alive, key=lambda y: total[y])[: rule.max_classes])
+            scale = best if rule.sifting.relative else 1.0
+            alive = {y for y in alive if total[y] - best <= rule.sifting.thresholds[level] * scale}
+            alive = set(sorted(alive, key=lambda y: total[y])[: rule.sifting.max_classes])
     return min(alive, key=lambda y: total[y]), evaluations
 
 

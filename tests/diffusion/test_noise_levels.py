@@ -6,7 +6,7 @@ import torch
 from helpers.paths import FIXTURES
 from safetensors.numpy import load_file
 
-from diffusers_ndc import NoiseLevels
+from diffusers_ndc import NoiseLevels, SiftingRule
 from diffusers_ndc.diffusion.likelihoods import LIKELIHOODS
 from diffusers_ndc.diffusion.noise_levels import WEIGHTINGS, edm_lambda, log_normal_density
 
@@ -90,9 +90,9 @@ def test_dict_round_trip_and_repeat():
     levels = NoiseLevels((1.0, 2.0), (0.5, 0.25))
     assert NoiseLevels.from_dict(levels.to_dict()) == levels
     sifted = levels.sifted(3.0, max_classes=5)
-    assert sifted == NoiseLevels((1.0, 2.0), (0.5, 0.25), (3.0,), max_classes=5)
-    assert sifted.loosened(2) == NoiseLevels((1.0, 2.0), (0.5, 0.25), (6.0,), max_classes=5)
-    assert NoiseLevels((1.0,), (1.0,)).loosened(2).thresholds is None
+    assert sifted == NoiseLevels((1.0, 2.0), (0.5, 0.25), SiftingRule((3.0,), max_classes=5))
+    assert sifted.loosened(2) == NoiseLevels((1.0, 2.0), (0.5, 0.25), SiftingRule((6.0,), max_classes=5))
+    assert NoiseLevels((1.0,), (1.0,)).loosened(2).sifting is None
     assert NoiseLevels.from_dict(json.loads(json.dumps(sifted.to_dict()))) == sifted
     assert levels.repeat(2) == NoiseLevels((1.0, 2.0, 1.0, 2.0), (0.25, 0.125, 0.25, 0.125))
 
@@ -112,7 +112,7 @@ def test_dict_round_trip_and_repeat():
     ],
 )
 def test_refuses_levels_and_weights(sigmas, weights):
-    with pytest.raises(ValueError, match="accepted"):
+    with pytest.raises(ValueError, match="must be"):
         NoiseLevels(sigmas, weights)
 
 
@@ -121,13 +121,17 @@ def test_refuses_levels_and_weights(sigmas, weights):
     [
         {"thresholds": (1.0,)},
         {"thresholds": (1.0, -1.0)},
-        {"max_classes": 2},
         {"thresholds": (1, 1), "max_classes": 0},
     ],
 )
 def test_refuses_sifting_rules(rule):
-    with pytest.raises(ValueError, match="accepted"):
-        NoiseLevels((1.0, 2.0, 3.0), (1, 1, 1), **rule)
+    with pytest.raises(ValueError, match="must"):
+        NoiseLevels((1.0, 2.0, 3.0), (1, 1, 1), SiftingRule(**rule))
+
+
+def test_a_saved_rule_needs_thresholds():
+    with pytest.raises(ValueError, match="thresholds beside"):
+        NoiseLevels.from_dict({"sigmas": [1.0], "weights": [1.0], "max_classes": 2})
 
 
 @pytest.mark.parametrize(

@@ -5,7 +5,7 @@ from contextlib import contextmanager
 import pytest
 
 from diffusers_ndc import Certificate
-from diffusers_ndc.common.differences import differences
+from diffusers_ndc.common.json import differences
 from diffusers_ndc.evaluation.records import RecordWriter, read_records, read_run, write_run
 
 

@@ -30,7 +30,7 @@ from helpers.paths import EXAMPLES
 from transformers import ViTConfig, ViTForImageClassification, ViTImageProcessor
 
 from diffusers_ndc import Certificate, LatentDiffusionClassifierPipeline, NoisedDiffusionClassifierPipeline
-from diffusers_ndc.common.differences import differences
+from diffusers_ndc.common.json import differences
 from diffusers_ndc.evaluation.records import RecordWriter, read_records, read_run
 from diffusers_ndc.evaluation.replay import replay
 from diffusers_ndc.evaluation.run import LOCK_FILE, evaluate

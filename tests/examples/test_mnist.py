@@ -9,7 +9,7 @@ from datasets import load_dataset
 from helpers.paths import MODEL
 
 from diffusers_ndc import Certificate, NoisedDiffusionClassifierPipeline
-from diffusers_ndc.common.differences import differences
+from diffusers_ndc.common.json import differences
 from diffusers_ndc.evaluation.records import read_records
 from diffusers_ndc.evaluation.report import Report
 from diffusers_ndc.evaluation.subject import weight_hash

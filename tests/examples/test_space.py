@@ -21,7 +21,7 @@ from helpers.space import app as app
 from helpers.space import network_calls as network_calls
 
 from diffusers_ndc import Certificate, NoisedDiffusionClassifierPipeline, SmoothedClassifier
-from diffusers_ndc.common.noise import content_hash
+from diffusers_ndc.common.images import content_hash
 
 
 @pytest.fixture(scope="module")

@@ -32,6 +32,7 @@ from diffusers_ndc import (
     NoisedDiffusionClassifierPipeline,
     NoiseLevels,
     Prediction,
+    SiftingRule,
     SmoothedClassifier,
     embed_prompts,
 )
@@ -84,9 +85,9 @@ def latent():
     return pipe, parts, Network(*(parts[name] for name in ("vae", "unet", "pixel_unet")))
 
 
-SMOOTHED = {"images": IMAGES, "n": 4, "alpha": 0.1, "seed": 0, "on_draws": None}
+SMOOTHED = {"images": IMAGES, "n": 4, "alpha": 0.1, "seed": 0, "on_copies": None}
 CERTIFY = {**SMOOTHED, "n0": 2, "radii": None, "resolution": None, "bound": None}
-WATCHED = {"image": IMAGES[0], "n0": 2, "n": 4, "alpha": 0.1, "seed": 0, "on_draws": None}
+WATCHED = {"image": IMAGES[0], "n0": 2, "n": 4, "alpha": 0.1, "seed": 0, "on_copies": None}
 
 
 def check_certificates(certificates) -> None:
@@ -335,6 +336,10 @@ LEVELS_ARGUMENTS = {
 }
 
 
+def build_levels(thresholds, relative, max_classes, **settings):
+    return NoiseLevels(**settings, sifting=SiftingRule(thresholds, relative, max_classes))
+
+
 @cases(500)
 @given(
     bad=spoilt(LEVELS_ARGUMENTS),
@@ -344,9 +349,10 @@ LEVELS_ARGUMENTS = {
 )
 @example({"smoothing_sigma": math.nan}, {}, 1.0, 1)
 def test_noise_levels(bad, sifted, factor, times):
-    levels = attempt(lambda: NoiseLevels(**{**LEVELS_ARGUMENTS, **bad}))
+    levels = attempt(lambda: build_levels(**{**LEVELS_ARGUMENTS, **bad}))
     again = attempt(lambda: NoiseLevels.from_dict({**LEVELS_ARGUMENTS, **bad}))
-    assert (levels is REFUSED) == (again is REFUSED)
+    if "thresholds" not in bad or bad["thresholds"] is not None:  # a saved rule without thresholds is no rule
+        assert (levels is REFUSED) == (again is REFUSED)
     for made in (
         levels,
         attempt(lambda: LEVELS.sifted(**{"threshold": 3.0, **sifted})),

@@ -10,7 +10,7 @@ from hypothesis import settings
 from hypothesis import strategies as st
 
 from diffusers_ndc import Certificate, LipschitzCertificate
-from diffusers_ndc.certification.bounds import MOST_DRAWS
+from diffusers_ndc.certification.bounds import MAX_N
 
 
 def cases(number: int) -> settings:
@@ -20,7 +20,7 @@ def cases(number: int) -> settings:
 
 HUGE = 1.7e308
 
-ENDLESS = MOST_DRAWS + 1
+ENDLESS = MAX_N + 1
 """Fewer draws are accepted, and would be waited for."""
 
 SCALARS = [

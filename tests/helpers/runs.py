@@ -2,7 +2,7 @@
 
 from scipy import stats
 
-from diffusers_ndc import Certificate, NoiseLevels
+from diffusers_ndc import Certificate, NoiseLevels, SiftingRule
 from diffusers_ndc.evaluation.records import RecordWriter, write_run
 
 
@@ -57,7 +57,7 @@ CARD_SETTINGS = {
     "seed": 0,
     "base_classifier": {
         "method": "apndc",
-        "levels": NoiseLevels((2.5, 1.25), (0.75, 0.25), thresholds=(0.1,)).to_dict(),
+        "levels": NoiseLevels((2.5, 1.25), (0.75, 0.25), SiftingRule((0.1,))).to_dict(),
         "dtype": "float32",
     },
     "weight_hash": "0123456789abcdef",
