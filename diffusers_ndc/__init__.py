@@ -1,69 +1,59 @@
 """Certifiably robust classifiers out of diffusers models: Noised Diffusion Classifiers (arXiv:2402.02316)."""
 
-from importlib import import_module
 from typing import TYPE_CHECKING
 
-
-if TYPE_CHECKING:
-    from .certification.attacks import Attack, attack
-    from .certification.certificate import Certificate
-    from .certification.lipschitz import LipschitzCertificate
-    from .certification.smoothing import Prediction, SmoothedClassifier
-    from .checkpoints import EDMUNet2DModel
-    from .diffusion.classifier import NoisedDiffusionClassifier
-    from .diffusion.denoised import DenoisedClassifier
-    from .diffusion.denoised_diffusion import DenoisedDiffusionClassifier
-    from .diffusion.denoiser import Denoiser
-    from .diffusion.noise_levels import NoiseLevels, SiftingRule
-    from .diffusion.prompts import embed_prompts
-    from .pipelines.latent import LatentDiffusionClassifierPipeline
-    from .pipelines.pixel import ClassifierOutput, NoisedDiffusionClassifierPipeline
+from .common.lazy import lazy_exports
 
 
 __version__ = "0.1.0"
 
-__all__ = [
-    "Attack",
-    "Certificate",
-    "ClassifierOutput",
-    "DenoisedClassifier",
-    "DenoisedDiffusionClassifier",
-    "Denoiser",
-    "EDMUNet2DModel",
-    "LatentDiffusionClassifierPipeline",
-    "LipschitzCertificate",
-    "NoiseLevels",
-    "NoisedDiffusionClassifier",
-    "NoisedDiffusionClassifierPipeline",
-    "Prediction",
-    "SiftingRule",
-    "SmoothedClassifier",
-    "attack",
-    "embed_prompts",
-]
-
-_FILES = {
-    "certification.attacks": ["Attack", "attack"],
-    "certification.certificate": ["Certificate"],
-    "certification.lipschitz": ["LipschitzCertificate"],
-    "certification.smoothing": ["Prediction", "SmoothedClassifier"],
-    "checkpoints": ["EDMUNet2DModel"],
-    "diffusion.classifier": ["NoisedDiffusionClassifier"],
-    "diffusion.denoised": ["DenoisedClassifier"],
-    "diffusion.denoised_diffusion": ["DenoisedDiffusionClassifier"],
-    "diffusion.denoiser": ["Denoiser"],
-    "diffusion.noise_levels": ["NoiseLevels", "SiftingRule"],
-    "diffusion.prompts": ["embed_prompts"],
-    "pipelines.latent": ["LatentDiffusionClassifierPipeline"],
-    "pipelines.pixel": ["ClassifierOutput", "NoisedDiffusionClassifierPipeline"],
-}
-
-
-if not TYPE_CHECKING:  # else every name would seem to exist
-
-    def __getattr__(name: str):
-        # When it is asked for: certificates are checked where no torch is installed.
-        for file, names in _FILES.items():
-            if name in names:
-                return getattr(import_module(f".{file}", __name__), name)
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+if TYPE_CHECKING:  # for type checkers and editors
+    from .certification import Attack as Attack
+    from .certification import Certificate as Certificate
+    from .certification import LipschitzCertificate as LipschitzCertificate
+    from .certification import Prediction as Prediction
+    from .certification import SmoothedClassifier as SmoothedClassifier
+    from .certification import attack as attack
+    from .checkpoints import EDMUNet2DModel as EDMUNet2DModel
+    from .common.copies import BaseClassifier as BaseClassifier
+    from .common.copies import CallableClassifier as CallableClassifier
+    from .diffusion import DenoisedClassifier as DenoisedClassifier
+    from .diffusion import DenoisedDiffusionClassifier as DenoisedDiffusionClassifier
+    from .diffusion import Denoiser as Denoiser
+    from .diffusion import NoisedDiffusionClassifier as NoisedDiffusionClassifier
+    from .diffusion import NoiseLevels as NoiseLevels
+    from .diffusion import SiftingRule as SiftingRule
+    from .diffusion import embed_prompts as embed_prompts
+    from .pipelines import ClassifierOutput as ClassifierOutput
+    from .pipelines import LatentDiffusionClassifierPipeline as LatentDiffusionClassifierPipeline
+    from .pipelines import NoisedDiffusionClassifierPipeline as NoisedDiffusionClassifierPipeline
+else:
+    __getattr__, __all__ = lazy_exports(
+        __name__,
+        {
+            "certification": [
+                "Attack",
+                "Certificate",
+                "LipschitzCertificate",
+                "Prediction",
+                "SmoothedClassifier",
+                "attack",
+            ],
+            "checkpoints": ["EDMUNet2DModel"],
+            "common.copies": ["BaseClassifier", "CallableClassifier"],
+            "diffusion": [
+                "DenoisedClassifier",
+                "DenoisedDiffusionClassifier",
+                "Denoiser",
+                "NoiseLevels",
+                "NoisedDiffusionClassifier",
+                "SiftingRule",
+                "embed_prompts",
+            ],
+            "pipelines": [
+                "ClassifierOutput",
+                "LatentDiffusionClassifierPipeline",
+                "NoisedDiffusionClassifierPipeline",
+            ],
+        },
+    )

@@ -12,12 +12,14 @@ from dataclasses import dataclass
 import torch
 
 from ..common.checks import check_integer, check_kind, check_number
+from ..common.copies import as_base_classifier
 from ..common.images import content_hash
 from ..common.noise import fresh_seed, standard_normal
 from ..common.seeds import derive_seeds
 from .bounds import MAX_N
 from .grid_noise import EIGHT_BIT_STEPS
-from .smoothing import Prediction, SmoothedClassifier
+from .procedures import Prediction
+from .smoothing import SmoothedClassifier
 
 
 GRADIENTS = ("backprop", "score-function")
@@ -143,7 +145,7 @@ class _Climb:
     """Steps up the mean soft error of an image's noisy copies, within the ball and [0, 1]."""
 
     def __init__(self, smoothed, surrogate, image, label, radius, gradient, draws, batch_size, seed):
-        self.classifier = smoothed.base_classifier if surrogate is None else surrogate
+        self.classifier = smoothed.base_classifier if surrogate is None else as_base_classifier(surrogate)
         self.sigma, self.on_grid = smoothed.sigma, smoothed.grid is not None
         self.image = image.detach().to(torch.promote_types(image.dtype, torch.float32))
         self.origin = self.image.double()
@@ -220,8 +222,7 @@ class _Climb:
     def _logits(self, image: torch.Tensor, noise: torch.Tensor, own: list[int]) -> torch.Tensor:
         """Logits of the copies with `noise`, and then of those with minus that."""
         copies = image + self.sigma * torch.cat([noise, -noise])
-        seeds = {"seeds": own * 2} if getattr(self.classifier, "randomized", False) else {}
-        logits = self.classifier(copies, **seeds)
+        logits = self.classifier(copies, own * 2 if self.classifier.randomized else None)
         if not self.label < logits.shape[1]:
             raise ValueError(f"`label` is {self.label}; accepted is a class from 0 to {logits.shape[1] - 1}.")
         return logits

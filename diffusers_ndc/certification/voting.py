@@ -1,38 +1,35 @@
-"""Votes of a base classifier on noisy copies: those of several images, drawn and classified together.
+"""Votes of a base classifier on noisy copies of images: the one loop behind PREDICT and CERTIFY.
 
-An algorithm for one image is a generator that asks for `Draws` and is sent their `Votes`; `run` serves many of them at
-once, an image that is done making room for the next. Votes are handed over when *all* the draws that were asked for
-have been classified: copies come back as they are decided, the easy ones early, and a look at those that are back
-would be a look at a biased sample.
+What is asked about an image is a `Procedure`, one plain object per image: it says which draws it needs next and is
+given their votes. The loop in `collect_votes` asks images for noisy copies, adds them to the classifier's pool, steps
+the pool, and hands the votes back, so that all images under way share full network batches.
+
+Votes are handed over when *all* draws that were asked for have been classified. Copies come back as they are decided,
+the easy ones early, and a look at those that are back would be a look at a biased sample.
 """
 
 from collections import Counter, deque
-from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
-from functools import partial
-from typing import TypeVar
+from typing import Protocol, TypeVar
 
 import torch
 
+from ..common.copies import BaseClassifier, Copy, Decided, group_by_kind
 from ..common.images import content_hash
 from ..common.seeds import derive_seeds
-from ..diffusion.sifting import Copy, Decided, alike
-from .certificate import draws_to_settle
 
 
-CALL_SIZE = 100
-"""Copies in one call of a classifier that has no `stream`."""
-
-Result = TypeVar("Result")
+Result = TypeVar("Result", covariant=True)
 
 
 @dataclass(frozen=True)
 class Draws:
-    """Draws of one image that are asked for.
+    """Draws that a procedure asks for; each one is a noisy copy of the image that has one vote.
 
     Args:
-        purpose: What they are for; draws for two purposes are independent.
-        start: Number of the first one; a draw is the same however it is asked for.
+        purpose: What they are for. Draws for different purposes are independent.
+        start: Number of the first one. A draw depends on its number, not on how it is asked for.
         count: How many.
         scored: Class whose softmax probability is summed as a soft vote, or `None`.
     """
@@ -48,7 +45,7 @@ class Votes:
     """Votes of some draws.
 
     Args:
-        counts: Votes of each class; classes without a vote are left out.
+        counts: Votes of each class. Classes without a vote are left out.
         evaluations: Network evaluations that they took.
         num_classes: Number of classes of the classifier, `None` before the first vote.
         score_sum: Sum of the soft votes of the class that was to be scored.
@@ -63,7 +60,7 @@ class Votes:
 
     @property
     def n(self) -> int:
-        """Number of draws."""
+        """Number of votes."""
         return sum(self.counts.values())
 
     def __add__(self, other: "Votes") -> "Votes":
@@ -76,147 +73,180 @@ class Votes:
         )
 
 
-def select(n0: int) -> Generator[Draws, Votes, Votes]:
-    """Votes of `n0` draws for the choice of the candidate, or of as many as settle it."""
-    votes = Votes()
-    while more := draws_to_settle(votes.counts, n0 - votes.n):
-        votes = votes + (yield Draws("select", votes.n, more))
-    return votes
+class Procedure(Protocol[Result]):
+    """What is asked about one image, such as PREDICT or CERTIFY."""
+
+    def next_draws(self) -> Draws | None:
+        """The draws that are needed next, or `None` if the result is there."""
+
+    def add(self, votes: Votes) -> None:
+        """Take the votes of *all* the draws that `next_draws` asked for."""
+
+    @property
+    def result(self) -> Result:
+        """The outcome, once `next_draws` is `None`."""
 
 
-def run(
-    classifier: Callable[..., torch.Tensor],
-    noisy: Callable[[torch.Tensor, Sequence[int]], torch.Tensor],
-    images: Iterable[torch.Tensor],
-    seed: int,
-    algorithm: Callable[[torch.Tensor, str], Generator[Draws, Votes, Result]],
-    on_copies: Callable[[int], object] | None = None,
-) -> Iterator[tuple[int, Result]]:
-    """What the algorithm returns for each image, as it returns; all images share the classifier's batches.
+def draw_seeds(seed: int, image_hash: str, purpose: str, numbers: Iterable[int]) -> list[tuple[int, int]]:
+    """Seeds of numbered draws: that of the smoothing noise, and that of the base classifier's own noise.
 
-    An image is opened when the ones before it have no draws to offer, so that the number of open ones depends on the
-    classifier's batch, not on the number of images.
+    Every draw has seeds of its own, which depend on nothing but these arguments.
 
     Args:
-        classifier: From images to logits; or with `stream`, and `inference`, as `NoisedDiffusionClassifier` has them.
-        noisy: From an image `(C, H, W)` and N seeds of 63 bits to its noisy copies `(N, C, H, W)`.
-        images: Clean images of shape `(C, H, W)`, pixel units. Only images of one shape, dtype and device, one after
-            another, can share batches.
         seed: Seed of all draws.
-        algorithm: Called with an image and its content hash; a generator that yields `Draws` and is sent `Votes`.
-        on_copies: Called with a number of draws whenever so many more are done.
+        image_hash: Content hash of the clean image.
+        purpose: What the draws are for.
+        numbers: Numbers of the draws.
+    """
+    pairs = []
+    for number in numbers:
+        smoothing_seed, own_seed = derive_seeds((seed, image_hash, purpose, number), 2)
+        pairs.append((smoothing_seed, own_seed))
+    return pairs
+
+
+def collect_votes(
+    classifier: BaseClassifier,
+    add_noise: Callable[[torch.Tensor, Sequence[int]], torch.Tensor],
+    images: Iterable[torch.Tensor],
+    seed: int,
+    begin: Callable[[torch.Tensor, str], Procedure[Result]],
+    on_copies: Callable[[int], object] | None = None,
+) -> Iterator[tuple[int, Result]]:
+    """Run a procedure on each image, with all images under way in the same batches.
+
+    An image is opened when those before it have no copies left to hand out. The number of open images therefore
+    depends on the classifier's batch, not on the number of images.
+
+    Args:
+        classifier: The base classifier.
+        add_noise: From an image `(C, H, W)` and N seeds of 63 bits to its noisy copies `(N, C, H, W)`.
+        images: Clean images of shape `(C, H, W)`, pixel units. Consecutive images of one shape, dtype and device share
+            batches.
+        seed: Seed of all draws.
+        begin: Makes the procedure for an image and its content hash.
+        on_copies: Progress callback, called with the number of noisy copies that have been decided since the last
+            call.
 
     Yields:
-        The image's place among the images, and the result.
+        Number of the image, and the result of its procedure, in the order in which they are done.
 
     Raises:
-        FloatingPointError: A logit is not finite; it has no vote.
+        FloatingPointError: A logit is not finite, so that it has no vote.
     """
-    # as a decorator, the context is left whenever the caller has the word
-    serving = getattr(classifier, "inference", torch.no_grad)()(_serve)
-    for group in alike(images):
-        yield from serving(classifier, noisy, group, seed, algorithm, on_copies)
-
-
-def _serve(classifier, noisy, waiting, seed, algorithm, on_copies):
-    finished: list[tuple] = []
-    ready: deque[_Open] = deque()
-
-    def proceed(image: _Open, votes: Votes | None) -> None:
-        try:
-            image.ask(image.steps.send(votes))
-            ready.appendleft(image)  # the oldest first, so that few are open
-        except StopIteration as stop:
-            finished.append((image.index, stop.value))
-
-    def take(count: int) -> list[Copy]:
-        copies: list[Copy] = []
-        while len(copies) < count:
-            if ready:
-                copies += ready[0].copies(count - len(copies))
-                if not ready[0].left:
-                    ready.popleft()
-            elif (following := next(waiting, None)) is not None:
-                index, image = following
-                proceed(_Open(index, image, algorithm, seed, noisy, classifier), None)
-            else:
+    for group in group_by_kind(images):
+        queue = _Queue(group, classifier.randomized, add_noise, seed, begin)
+        pool = classifier.pool()
+        while True:
+            while pool.room > 0:
+                copies = queue.next_copies(pool.room)
+                if not copies:
+                    break
+                with classifier.inference():
+                    pool.add(copies)
+            if len(pool) == 0:
                 break
+            with classifier.inference():
+                decided = pool.step()
+            queue.count(decided)
+            if on_copies is not None and decided.keys:
+                on_copies(len(decided.keys))
+            yield from queue.pop_results()
+        yield from queue.pop_results()  # of images that needed no draws
+
+
+class _Queue:
+    """Images under way: which copies to hand out next, and whose votes have come in."""
+
+    def __init__(self, images, randomized, add_noise, seed, begin):
+        self.images, self.randomized = images, randomized
+        self.add_noise, self.seed, self.begin = add_noise, seed, begin
+        self.with_copies: deque[_OpenImage] = deque()  # the oldest first, so that few images are open
+        self.results: list[tuple] = []
+
+    def next_copies(self, most: int) -> list[Copy]:
+        """Up to `most` noisy copies; fewer if all images have been opened and wait for votes."""
+        copies: list[Copy] = []
+        while len(copies) < most:
+            if not self.with_copies:
+                numbered = next(self.images, None)
+                if numbered is None:
+                    break
+                self._open(*numbered)
+                continue
+            oldest = self.with_copies[0]
+            copies += self._copies_of(oldest, most - len(copies))
+            if oldest.remaining == 0:
+                self.with_copies.popleft()
         return copies
 
-    stream = classifier.stream if hasattr(classifier, "stream") else partial(_called, classifier)
-    for keys, logits, evaluations in stream(take):
-        if not logits.isfinite().all():
-            raise FloatingPointError("The base classifier gave a logit that is not finite; it has no vote.")
-        for image, row, label, spent in zip(keys, logits, logits.argmax(dim=1).tolist(), evaluations, strict=True):
-            if image.count(label, row, spent):
-                proceed(image, image.votes)
-        if on_copies is not None:
-            on_copies(len(keys))
-        yield from finished
-        finished.clear()
-    yield from finished  # of images that asked for no draws
+    def count(self, decided: Decided) -> None:
+        """Count the votes of decided copies."""
+        if not decided.logits.isfinite().all():
+            raise FloatingPointError("Logits must be finite, got NaN or infinity from the base classifier.")
+        labels = decided.logits.argmax(dim=1).tolist()
+        for image, label, logits, spent in zip(decided.keys, labels, decided.logits, decided.evaluations, strict=True):
+            image.count(label, logits, spent)
+            if image.outstanding == 0:
+                image.procedure.add(image.sorted_votes())
+                self._continue(image)
+
+    def pop_results(self) -> list[tuple]:
+        """Results since the last call, with the numbers of their images."""
+        results, self.results = self.results, []
+        return results
+
+    def _open(self, number: int, image: torch.Tensor) -> None:
+        image_hash = content_hash(image)
+        self._continue(_OpenImage(number, image, image_hash, self.begin(image, image_hash)))
+
+    def _continue(self, image: "_OpenImage") -> None:
+        draws = image.procedure.next_draws()
+        if draws is None:
+            self.results.append((image.number, image.procedure.result))
+        else:
+            image.ask(draws)
+            self.with_copies.appendleft(image)
+
+    def _copies_of(self, image: "_OpenImage", most: int) -> list[Copy]:
+        seeds = draw_seeds(self.seed, image.image_hash, image.draws.purpose, image.hand_out(most))
+        noisy = self.add_noise(image.image, [smoothing_seed for smoothing_seed, _ in seeds])
+        return [
+            Copy(image, copy, own_seed if self.randomized else None)
+            for copy, (_, own_seed) in zip(noisy, seeds, strict=True)
+        ]
 
 
-class _Open:
-    """An image under way, the draws that its algorithm waits for, and their votes so far."""
+class _OpenImage:
+    """An image, its procedure, and the votes on the draws that the procedure waits for."""
 
-    def __init__(self, index, image, algorithm, seed, noisy, classifier):
-        self.index, self.image, self.seed, self.noisy = index, image, seed, noisy
-        self.randomized = getattr(classifier, "randomized", False)
-        self.image_hash = content_hash(image)
-        self.steps = algorithm(image, self.image_hash)
+    def __init__(self, number: int, image: torch.Tensor, image_hash: str, procedure: Procedure):
+        self.number, self.image, self.image_hash, self.procedure = number, image, image_hash, procedure
 
     def ask(self, draws: Draws) -> None:
         self.draws, self.votes = draws, Votes()
-        self.left = self.missing = draws.count
+        self.remaining = draws.count  # not handed out yet
+        self.outstanding = draws.count  # without a vote yet
 
-    def copies(self, most: int) -> list[Copy]:
-        """The next copies, `most` at most."""
-        start = self.draws.start + self.draws.count - self.left
-        numbers = range(start, start + min(most, self.left))
-        seeds = [derive_seeds((self.seed, self.image_hash, self.draws.purpose, number), 2) for number in numbers]
-        smoothing, own_seeds = zip(*seeds, strict=True)
-        own = own_seeds if self.randomized else [None] * len(seeds)
-        self.left -= len(seeds)
-        return [Copy(self, *both) for both in zip(self.noisy(self.image, smoothing), own, strict=True)]
+    def hand_out(self, most: int) -> range:
+        """Numbers of the next draws, at most so many."""
+        first = self.draws.start + self.draws.count - self.remaining
+        count = min(most, self.remaining)
+        self.remaining -= count
+        return range(first, first + count)
 
-    def count(self, label: int, logits: torch.Tensor, evaluations: int) -> bool:
-        """Count a vote; whether it was the last one that the algorithm is waiting for."""
-        votes, scored = self.votes, self.draws.scored
+    def count(self, label: int, logits: torch.Tensor, evaluations: int) -> None:
+        votes = self.votes
         votes.counts[label] = votes.counts.get(label, 0) + 1
         votes.evaluations += evaluations
         votes.num_classes = len(logits)
-        if scored is not None:
-            score = logits.double().softmax(dim=0)[scored].item()
+        if self.draws.scored is not None:
+            score = logits.double().softmax(dim=0)[self.draws.scored].item()
             votes.score_sum += score
             votes.score_squares += score**2
-        self.missing -= 1
-        if not self.missing:
-            votes.counts = dict(sorted(votes.counts.items()))
-        return not self.missing
+        self.outstanding -= 1
 
-
-def check_logits(logits: torch.Tensor, count: int) -> None:
-    """Refuse what no votes of so many images can be read from.
-
-    Raises:
-        TypeError: It is no tensor of real numbers.
-        ValueError: It has not the shape `(N, K)` with N images and K at least 1.
-    """
-    if not isinstance(logits, torch.Tensor) or logits.is_complex() or logits.dtype == torch.bool or logits.is_meta:
-        given = f"{logits.dtype} on {logits.device}" if isinstance(logits, torch.Tensor) else type(logits).__name__
-        raise TypeError(f"`base_classifier` gave {given}; accepted is a tensor of logits.")
-    if logits.ndim != 2 or len(logits) != count or not logits.shape[1]:
-        raise ValueError(
-            f"`base_classifier` gave the shape {tuple(logits.shape)} for {count} images; accepted is (N, K)."
-        )
-
-
-def _called(classifier: Callable[..., torch.Tensor], take: Callable[[int], list[Copy]]) -> Iterator[Decided]:
-    """The stream of a classifier that has none: batch by batch, one evaluation a copy."""
-    while copies := take(CALL_SIZE):
-        seeds = [copy.seed for copy in copies]
-        own = {} if seeds[0] is None else {"seeds": seeds}
-        logits = classifier(torch.stack([copy.image for copy in copies]), **own)
-        check_logits(logits, len(copies))
-        yield Decided([copy.key for copy in copies], logits, [1] * len(copies))
+    def sorted_votes(self) -> Votes:
+        """The votes in the order of the classes, whatever the order in which they came in."""
+        self.votes.counts = dict(sorted(self.votes.counts.items()))
+        return self.votes

@@ -1,0 +1,19 @@
+"""Any diffusion network as a denoiser, and denoisers as classifiers. It knows nothing of votes and certificates."""
+
+from .classifier import NoisedDiffusionClassifier
+from .denoised import DenoisedClassifier
+from .denoised_diffusion import DenoisedDiffusionClassifier
+from .denoiser import Denoiser
+from .noise_levels import NoiseLevels, SiftingRule
+from .prompts import embed_prompts
+
+
+__all__ = [
+    "DenoisedClassifier",
+    "DenoisedDiffusionClassifier",
+    "Denoiser",
+    "NoiseLevels",
+    "NoisedDiffusionClassifier",
+    "SiftingRule",
+    "embed_prompts",
+]

@@ -1,62 +1,74 @@
-"""Copies under way: which classes each one still has, at which level, and which of them fill the next batches."""
+"""Noisy copies under way in the diffusion classifier: full network batches, and classes that are sifted on the way.
 
-from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass, fields
-from itertools import groupby, islice
-from typing import Any, NamedTuple
+Each copy stands at a level of its own with the classes that are still in play. A step of the pool scores the next
+level of as many copies as fill network batches, drops the classes that are clearly worse, and removes the copies that
+are decided: with one class left, or beyond the last level.
+"""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any, Protocol
 
 import torch
 
-
-class Copy(NamedTuple):
-    """One image to classify.
-
-    Args:
-        key: The caller's name for it.
-        image: Shape `(C, H, W)`, pixel units.
-        seed: Seed of the classifier's own noise for it, 63 bits; `None` for the classifier's one seed.
-    """
-
-    key: Any
-    image: torch.Tensor
-    seed: int | None
+from ..common.copies import Copy, Decided
+from .noise_levels import NoiseLevels
 
 
-class Decided(NamedTuple):
-    """Copies that are done, M of them.
+POOL_BATCHES = 4
+"""Network batches that the triples under way should fill; with fewer there is room for more copies."""
+
+OPENED_BATCHES = 16
+"""Network batches that the triples of copies added at once may fill, unless it is one copy."""
+
+
+@dataclass(frozen=True)
+class Triples:
+    """What the network is to score: (copy, level, class) triples in ascending order, as three tensors of one length.
 
     Args:
-        keys: Their names.
-        logits: Shape `(M, K)`.
-        evaluations: Network evaluations that each one took.
+        row: Row of the copy among those under way.
+        level: Index of the level.
+        label: Class.
     """
 
-    keys: list[Any]
-    logits: torch.Tensor
-    evaluations: list[int]
+    row: torch.Tensor
+    level: torch.Tensor
+    label: torch.Tensor
 
+    def __len__(self) -> int:
+        return len(self.row)
 
-def handing_out(copies: Iterable[Copy]) -> Callable[[int], list[Copy]]:
-    """The `take` of a stream for copies that are all at hand."""
-    waiting = iter(copies)
-    return lambda count: list(islice(waiting, count))
+    @classmethod
+    def full_grid(cls, num_copies: int, num_levels: int, num_classes: int) -> "Triples":
+        """Every class at every level for every copy."""
+        sizes = (num_copies, num_levels, num_classes)
+        return cls(*torch.cartesian_prod(*(torch.arange(size) for size in sizes)).unbind(dim=1))
 
+    def split(self, size: int) -> Iterator["Triples"]:
+        """Parts of `size` triples, the last one perhaps smaller."""
+        for first in range(0, len(self), size):
+            part = slice(first, first + size)
+            yield Triples(self.row[part], self.level[part], self.label[part])
 
-def alike(images: Iterable[torch.Tensor]) -> Iterator[Iterator[tuple[int, torch.Tensor]]]:
-    """Images with their places, in groups that can share a batch: those that follow each other and are of one kind.
+    def distinct_pairs(self) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        """The different (copy, level) pairs, whose classes share their noise.
 
-    A group must be used up before the next one is asked for.
+        Returns:
+            Rows and levels of the P pairs, shape `(P,)`, and for each triple the number of its pair.
+        """
+        is_new = torch.ones(len(self), dtype=torch.bool)
+        is_new[1:] = (self.row[1:] != self.row[:-1]) | (self.level[1:] != self.level[:-1])
+        return self.row[is_new], self.level[is_new], is_new.cumsum(dim=0) - 1
 
-    Args:
-        images: Images of shape `(C, H, W)`, as they come; the first of a group is taken before the group is used.
-    """
-    for _, group in groupby(enumerate(images), lambda placed: (placed[1].shape, placed[1].dtype, placed[1].device)):
-        yield group
+    def to(self, device: torch.device | str) -> "Triples":
+        """The same triples on another device."""
+        return Triples(self.row.to(device), self.level.to(device), self.label.to(device))
 
 
 @dataclass
-class Pool:
-    """P copies, each at a level of its own, with the classes that are still in play; all tensors have P rows.
+class OpenCopies:
+    """P copies under way; all lists and tensors have P rows.
 
     A class that is dropped keeps, behind the winner, the gap that it had when it was dropped. Tensors are replaced,
     never changed in place, so that gradients flow through the losses.
@@ -65,100 +77,199 @@ class Pool:
         keys: The caller's names.
         pair_seeds: For each copy one seed per level.
         evaluations: Network evaluations so far.
-        sizes: Number of classes in play.
         x_tau: The noisy images, model units, `(P, C, H, W)`.
-        x0_hat: Denoised without a class, likewise, or `None` where the likelihood has no use for them.
+        x0_hat: Denoised without a class, likewise, or `None` if the likelihood does not use them.
         level: Index of the level that comes next, `(P,)`.
         losses: Weighted losses so far, `(P, K)`.
-        gaps: Of the dropped classes, `(P, K)`.
-        alive: Classes still in play, `(P, K)`.
+        gaps: Gaps of the dropped classes, `(P, K)`.
+        in_play: Classes still in play, `(P, K)`.
+        num_in_play: Their number for each copy.
     """
 
     keys: list[Any]
     pair_seeds: list[list[int]]
     evaluations: list[int]
-    sizes: list[int]
     x_tau: torch.Tensor
     x0_hat: torch.Tensor | None
     level: torch.Tensor
     losses: torch.Tensor
     gaps: torch.Tensor
-    alive: torch.Tensor
+    in_play: torch.Tensor
+    num_in_play: list[int]
 
-    def joined(self, other: "Pool") -> "Pool":
+    def __len__(self) -> int:
+        return len(self.keys)
+
+    def followed_by(self, other: "OpenCopies") -> "OpenCopies":
         """These copies and then the others."""
-        return Pool(*(_added(getattr(self, f.name), getattr(other, f.name)) for f in fields(self)))
+        x0_hat = None
+        if self.x0_hat is not None and other.x0_hat is not None:
+            x0_hat = torch.cat([self.x0_hat, other.x0_hat])
+        return OpenCopies(
+            self.keys + other.keys,
+            self.pair_seeds + other.pair_seeds,
+            self.evaluations + other.evaluations,
+            torch.cat([self.x_tau, other.x_tau]),
+            x0_hat,
+            torch.cat([self.level, other.level]),
+            torch.cat([self.losses, other.losses]),
+            torch.cat([self.gaps, other.gaps]),
+            torch.cat([self.in_play, other.in_play]),
+            self.num_in_play + other.num_in_play,
+        )
 
-    def rows(self, index: list[int]) -> "Pool":
+    def rows(self, index: list[int]) -> "OpenCopies":
         """Some of the copies."""
-        return Pool(*(_rows(getattr(self, f.name), index) for f in fields(self)))
+        return OpenCopies(
+            [self.keys[row] for row in index],
+            [self.pair_seeds[row] for row in index],
+            [self.evaluations[row] for row in index],
+            self.x_tau[index],
+            None if self.x0_hat is None else self.x0_hat[index],
+            self.level[index],
+            self.losses[index],
+            self.gaps[index],
+            self.in_play[index],
+            [self.num_in_play[row] for row in index],
+        )
 
-    def advance(
-        self,
-        moved: list[int],
-        span: int,
-        losses: torch.Tensor,
-        thresholds: torch.Tensor,
-        relative: bool,
-        max_classes: int | None,
-    ) -> None:
-        """The copies `moved` have been scored at their next levels: drop their classes that are clearly worse.
-
-        Args:
-            moved: Rows that were scored.
-            span: At how many levels.
-            losses: The new losses, `(P, K)`.
-            thresholds: By level, `(T,)`: the gap to the best loss above which a class is dropped after it.
-            relative: Whether as a share of the best loss.
-            max_classes: How many classes go on at most, or `None`.
-        """
-        steps = torch.zeros_like(self.level)
-        steps[moved] = span
-        self.level = self.level + steps
-        best = losses.masked_fill(~self.alive, torch.inf).amin(1, keepdim=True)
-        gap, scale = losses - best, best if relative else 1.0
-        kept = ~(gap > thresholds[self.level - 1, None] * scale)
-        if max_classes is not None:
-            rank = gap.masked_fill(~(kept & self.alive), torch.inf).argsort(dim=1, stable=True).argsort(dim=1)
-            kept &= rank < max_classes
-        kept = self.alive & (kept | (steps == 0)[:, None])
-        self.gaps = torch.where(self.alive & ~kept, gap, self.gaps)
-        self.losses, self.alive = losses, kept
-        self.sizes = kept.sum(1).tolist()
-
-    def split(self, num_levels: int) -> tuple["Pool", Decided]:
-        """The copies that are still open, and the decided ones: with one class left, or beyond the last level."""
-        levels = self.level.tolist()
-        is_open = [size > 1 and level < num_levels for size, level in zip(self.sizes, levels, strict=True)]
-        still, done = ([row for row, flag in enumerate(is_open) if flag == wanted] for wanted in (True, False))
-        decided = self.rows(done)
-        best = decided.losses.masked_fill(~decided.alive, torch.inf).amin(1, keepdim=True)
-        losses = torch.where(decided.alive, decided.losses, best + decided.gaps)
-        return self.rows(still), Decided(decided.keys, -losses, decided.evaluations)
+    def logits(self) -> torch.Tensor:
+        """Minus the losses; a dropped class keeps its gap behind the winner. Shape `(P, K)`."""
+        best = self.losses.masked_fill(~self.in_play, torch.inf).amin(dim=1, keepdim=True)
+        return -torch.where(self.in_play, self.losses, best + self.gaps)
 
 
-def filling(sizes: list[int], batch_size: int) -> list[int]:
-    """Rows, the oldest first, whose triples fill whole batches as nearly as whole rows can.
+class Scorer(Protocol):
+    """What the pool needs of the classifier."""
 
-    All rows, where they do not fill one batch.
+    batch_size: int
+    levels: NoiseLevels
+
+    @property
+    def num_classes(self) -> int:
+        """Number of classes."""
+
+    @property
+    def denoising_evaluations(self) -> int:
+        """Network evaluations of a copy before its first level."""
+
+    def open_copies(self, copies: Sequence[Copy]) -> OpenCopies:
+        """Copies before their first level, with all classes in play."""
+
+    def squared_errors_of(self, copies: OpenCopies, triples: Triples) -> torch.Tensor:
+        """Squared error of each triple."""
+
+
+class SiftingPool:
+    """The pool of `NoisedDiffusionClassifier`; see `common.copies.Pool`.
+
+    Args:
+        scorer: The classifier.
     """
-    everything = list(range(len(sizes)))
-    room = sum(sizes) // batch_size * batch_size
+
+    def __init__(self, scorer: Scorer):
+        self.scorer = scorer
+        self.rule = scorer.levels.sifting
+        self.num_levels = len(scorer.levels)
+        # without a rule nothing is looked at before the last level, and all levels are scored at once
+        self.levels_per_step = self.num_levels if self.rule is None else 1
+        self.copies: OpenCopies | None = None
+
+    def __len__(self) -> int:
+        return 0 if self.copies is None else len(self.copies)
+
+    @property
+    def room(self) -> int:
+        """Copies to add: enough for a full batch of the unconditional denoiser, but no heap of triples."""
+        scorer = self.scorer
+        under_way = 0 if self.copies is None else self.levels_per_step * sum(self.copies.num_in_play)
+        if under_way >= POOL_BATCHES * scorer.batch_size:
+            return 0
+        most = OPENED_BATCHES * scorer.batch_size // (self.levels_per_step * scorer.num_classes)
+        full_batch = scorer.batch_size // max(1, scorer.denoising_evaluations)
+        return max(1, min(most, full_batch))
+
+    def add(self, copies: Sequence[Copy]) -> None:
+        """Add copies, at most `room` of them."""
+        opened = self.scorer.open_copies(copies)
+        self.copies = opened if self.copies is None else self.copies.followed_by(opened)
+
+    def step(self) -> Decided:
+        """Score the next level of as many copies as fill network batches, sift their classes, remove the decided ones.
+
+        Raises:
+            FloatingPointError: A loss is not finite.
+        """
+        if self.copies is None:
+            raise RuntimeError("a pool without copies cannot step")
+        triples_of = [self.levels_per_step * number for number in self.copies.num_in_play]
+        rows = rows_that_fill(triples_of, self.scorer.batch_size)
+        self._score(self.copies, rows)
+        if self.rule is not None:
+            self._sift(self.copies, rows)
+        return self._remove_decided(self.copies)
+
+    def _score(self, copies: OpenCopies, rows: list[int]) -> None:
+        """Add the losses of the classes in play at the next levels of these copies."""
+        span = self.levels_per_step
+        row, step, label = copies.in_play[rows][:, None].expand(-1, span, -1).nonzero(as_tuple=True)
+        row = torch.tensor(rows, device=row.device)[row]
+        level = copies.level[row] + step
+        errors = self.scorer.squared_errors_of(copies, Triples(row, level, label).to("cpu"))
+        weights = errors.new_tensor(self.scorer.levels.weights)
+        copies.losses = copies.losses.index_put((row, label), weights[level] * errors, accumulate=True)
+        advance = torch.zeros_like(copies.level)
+        advance[rows] = span
+        copies.level = copies.level + advance
+        for index in rows:
+            copies.evaluations[index] += span * copies.num_in_play[index]
+
+    def _sift(self, copies: OpenCopies, rows: list[int]) -> None:
+        """Drop the classes of these copies that the rule drops after the level that was just scored."""
+        rule = self.rule
+        assert rule is not None
+        thresholds = copies.losses.new_tensor((*rule.thresholds, torch.inf))  # nothing is dropped after the last level
+        best = copies.losses.masked_fill(~copies.in_play, torch.inf).amin(dim=1, keepdim=True)
+        gaps = copies.losses - best
+        limits = thresholds[copies.level - 1, None]
+        if rule.relative:
+            limits = limits * best
+        is_worse = gaps > limits  # False for a limit of 0 * inf
+        stays = copies.in_play & ~is_worse
+        if rule.max_classes is not None:
+            rank = gaps.masked_fill(~stays, torch.inf).argsort(dim=1, stable=True).argsort(dim=1)
+            stays = stays & (rank < rule.max_classes)
+        was_scored = torch.zeros(len(copies), dtype=torch.bool, device=stays.device)
+        was_scored[rows] = True
+        stays = torch.where(was_scored[:, None], stays, copies.in_play)
+        copies.gaps = torch.where(copies.in_play & ~stays, gaps, copies.gaps)
+        copies.in_play = stays
+        copies.num_in_play = stays.sum(dim=1).tolist()
+
+    def _remove_decided(self, copies: OpenCopies) -> Decided:
+        open_rows: list[int] = []
+        decided_rows: list[int] = []
+        for row, (number, level) in enumerate(zip(copies.num_in_play, copies.level.tolist(), strict=True)):
+            is_open = number > 1 and level < self.num_levels
+            (open_rows if is_open else decided_rows).append(row)
+        decided = copies.rows(decided_rows)
+        self.copies = copies.rows(open_rows) if open_rows else None
+        return Decided(decided.keys, decided.logits(), decided.evaluations)
+
+
+def rows_that_fill(sizes: list[int], batch_size: int) -> list[int]:
+    """Rows, the oldest first, whose sizes add up to whole batches as nearly as whole rows can.
+
+    All rows if they do not fill one batch.
+
+    Args:
+        sizes: Triples of each row.
+        batch_size: Triples of a batch.
+    """
+    left = sum(sizes) // batch_size * batch_size
     rows = []
-    for row in everything:
-        if sizes[row] <= room:
+    for row, size in enumerate(sizes):
+        if size <= left:
             rows.append(row)
-            room -= sizes[row]
-    return rows or everything
-
-
-def _added(first, second):
-    if first is None or isinstance(first, torch.Tensor):
-        return None if first is None else torch.cat([first, second])
-    return first + second
-
-
-def _rows(values, index):
-    if values is None or isinstance(values, torch.Tensor):
-        return None if values is None else values[index]
-    return [values[row] for row in index]
+            left -= size
+    return rows or list(range(len(sizes)))

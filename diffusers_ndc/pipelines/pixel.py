@@ -11,7 +11,8 @@ from diffusers.utils import BaseOutput
 
 from ..certification.certificate import Certificate
 from ..certification.lipschitz import LEVELS, LipschitzCertificate
-from ..certification.smoothing import Prediction, SmoothedClassifier, selection_draws
+from ..certification.procedures import Prediction
+from ..certification.smoothing import SmoothedClassifier, selection_draws
 from ..checkpoints import EDMUNet2DModel, read_checkpoints
 from ..common.checks import check_kind, check_seed, check_sigma
 from ..common.images import check_pixel_range

@@ -10,9 +10,9 @@ from scipy import stats
 
 from diffusers_ndc import Certificate, Denoiser, NoisedDiffusionClassifier, NoiseLevels, SmoothedClassifier
 from diffusers_ndc.certification.bounds import BOUNDS, clopper_pearson_lower
+from diffusers_ndc.common.copies import CallableClassifier, Decided
 from diffusers_ndc.common.noise import standard_normal
 from diffusers_ndc.common.seeds import derive_seeds
-from diffusers_ndc.diffusion.sifting import Decided
 
 
 SIGMA = 0.25
@@ -146,17 +146,40 @@ def test_resolution_stops_where_more_draws_would_hardly_tell_more():
     assert whole.radius - 0.05 <= far.radius < whole.radius and far.n < 700
 
 
-class QuickOnesFirst:
-    """A pooled classifier that returns the copies of class 1 early, as easy copies come back early in practice."""
+class QuickOnesFirst(CallableClassifier):
+    """A classifier whose pool returns the copies of class 1 early, as easy copies come back early in practice."""
 
-    def stream(self, take):
-        while copies := take(7):
-            logits = halfspace(torch.stack([copy.image for copy in copies]))
-            for row in sorted(range(len(copies)), key=lambda row: -logits[row, 1]):
-                yield Decided([copies[row].key], logits[row : row + 1], [1])
+    def __init__(self):
+        super().__init__(halfspace)
 
-    def __call__(self, images):
-        raise AssertionError("a classifier with a stream is fed through it")
+    def pool(self):
+        return QuickPool()
+
+    def __call__(self, images, seeds=None):
+        raise AssertionError("votes come through the pool")
+
+
+class QuickPool:
+    """Decides seven copies at a time, and returns one in each step: those that are surest of class 1 first."""
+
+    def __init__(self):
+        self.copies = []
+
+    @property
+    def room(self):
+        return 7 - len(self.copies)
+
+    def __len__(self):
+        return len(self.copies)
+
+    def add(self, copies):
+        self.copies += copies
+
+    def step(self):
+        logits = halfspace(torch.stack([copy.image for copy in self.copies]))
+        quickest = logits[:, 1].argmax().item()
+        copy = self.copies.pop(quickest)
+        return Decided([copy.key], logits[quickest : quickest + 1], [1])
 
 
 def test_votes_are_counted_in_the_order_of_the_draws():
@@ -188,15 +211,14 @@ def test_predict_is_the_binomial_test_of_the_two_leading_classes():
     assert prediction.label == 1
 
 
-class Watcher:
+class Watcher(CallableClassifier):
     """A base classifier that keeps every noisy image and seed that it met."""
 
-    randomized = True
-
     def __init__(self):
+        super().__init__(self.watch, randomized=True)
         self.noisy, self.seeds = [], []
 
-    def __call__(self, images, seeds):
+    def watch(self, images, seeds):
         self.noisy.append(images)
         self.seeds.extend(seeds)
         return halfspace(images)
@@ -213,6 +235,37 @@ def test_every_draw_is_fresh_and_reaches_the_base_classifier_unclipped():
     assert stats.kstest(noise.flatten().numpy(), "norm").pvalue > 1e-3
     correlation = np.corrcoef(noise.flatten(1).numpy())
     assert np.abs(correlation[np.triu_indices(draws, 1)]).mean() == pytest.approx(0.8 / 4, abs=0.02)
+
+
+def test_noisy_copies_are_those_that_vote():
+    watcher, image = Watcher(), halfspace_image(0.3)
+    (certificate,) = SmoothedClassifier(watcher, SIGMA).certify(image, n0=1, n=120, seed=3)
+    seen = torch.cat(watcher.noisy)
+    smoothed = SmoothedClassifier(halfspace, SIGMA)
+    selected = smoothed.noisy_copies(image[0], 1, seed=certificate.seed, purpose="select")
+    voted = smoothed.noisy_copies(image[0], 120, seed=certificate.seed)
+    assert torch.equal(torch.cat([selected, voted]), seen)
+    assert torch.equal(smoothed.noisy_copies(image[0], 20, seed=3, start=100), voted[100:])
+    on_grid = SmoothedClassifier(halfspace, SIGMA, grid=1)
+    eight_bit = (image[0] * 255).round() / 255
+    steps = on_grid.noisy_copies(eight_bit, 5, seed=3) * 255
+    assert (steps - steps.round()).abs().max() < 1e-3
+    for wrong in ({"count": 0}, {"seed": None}, {"start": -1}, {"purpose": "luck"}):
+        with pytest.raises(ValueError, match=f"`{next(iter(wrong))}` must be"):
+            smoothed.noisy_copies(image[0], **{"count": 1, "seed": 0, **wrong})
+
+
+def test_a_callable_with_randomness_of_its_own_is_replayed_by_its_seeds():
+    def noisy_halfspace(images, seeds):
+        own = standard_normal(tuple(images.shape[1:]), seeds, images.dtype, images.device)
+        return halfspace(images + 0.2 * own)
+
+    base = CallableClassifier(noisy_halfspace, randomized=True, num_classes=2, settings={"method": "noisy"})
+    smoothed, image = SmoothedClassifier(base, SIGMA), halfspace_image(0.2)
+    (certificate,) = smoothed.certify(image, n0=10, n=150, seed=4)
+    assert certificate.base_classifier == {"method": "noisy"} and 0 < certificate.counts.get(0, 0) < 75
+    assert smoothed.replay(image[0], certificate) == certificate
+    assert smoothed.certify(image, n0=0, n=150, seed=4)[0].selection_counts == {}
 
 
 def test_purpose_seed_and_image_each_change_the_draws():
@@ -356,7 +409,7 @@ def test_noise_streams_are_prefixes_and_reproducible():
 @pytest.mark.parametrize("value", [math.nan, math.inf])
 def test_a_logit_that_is_not_finite_is_an_error(value):
     smoothed = SmoothedClassifier(lambda x: torch.full((len(x), 2), value), SIGMA)
-    with pytest.raises(FloatingPointError, match="not finite"):
+    with pytest.raises(FloatingPointError, match="must be finite"):
         smoothed.certify(halfspace_image(0.3), n0=1, n=1)
 
 

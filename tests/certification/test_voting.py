@@ -4,7 +4,9 @@ import pytest
 import torch
 
 from diffusers_ndc.certification.certificate import draws_to_settle, plurality
-from diffusers_ndc.certification.voting import Draws, Votes, run, select
+from diffusers_ndc.certification.procedures import Select
+from diffusers_ndc.certification.voting import Draws, Votes, collect_votes
+from diffusers_ndc.common.copies import BatchPool, CallableClassifier, Decided
 from diffusers_ndc.common.noise import standard_normal
 
 
@@ -13,7 +15,7 @@ def always_one(images):
 
 
 def test_selection_ends_once_its_outcome_is_settled():
-    """Against all orders of the remaining votes: zero draws more if, and only if, none of them changes the leader."""
+    """Against all orders of the remaining votes: no more draws if, and only if, none of them changes the leader."""
     for left in range(5):
         for counts in itertools.product(range(4), repeat=3):
             votes = {label: count for label, count in enumerate(counts) if count}
@@ -34,20 +36,32 @@ def test_selection_chooses_what_all_draws_would_have_chosen():
     generator = torch.Generator().manual_seed(0)
     for _ in range(200):
         votes = torch.randint(4, (15,), generator=generator).tolist()
-        selection = select(15)
-        draws, seen = next(selection), Votes()
-        try:
-            while True:
-                labels = votes[draws.start : draws.start + draws.count]
-                draws = selection.send(Votes({label: labels.count(label) for label in set(labels)}))
-        except StopIteration as stop:
-            seen = stop.value
+        selection = Select(15)
+        while (draws := selection.next_draws()) is not None:
+            labels = votes[draws.start : draws.start + draws.count]
+            selection.add(Votes({label: labels.count(label) for label in set(labels)}))
         everything = {label: votes.count(label) for label in set(votes)}
-        assert plurality(seen.counts) == plurality(everything) and seen.n <= 15
+        assert plurality(selection.result.counts) == plurality(everything) and selection.result.n <= 15
 
 
 def noisy(image, seeds):
     return image + 0.1 * standard_normal(tuple(image.shape), seeds, image.dtype, image.device)
+
+
+class AskFor:
+    """A procedure that asks for one lot of draws after the other; the result is the number of votes on the last."""
+
+    def __init__(self, *requests, on_done=None):
+        self.requests, self.result, self.on_done = list(requests), None, on_done
+
+    def next_draws(self):
+        return self.requests[0] if self.requests else None
+
+    def add(self, votes):
+        assert votes.n == self.requests.pop(0).count
+        self.result = votes.n
+        if not self.requests and self.on_done is not None:
+            self.on_done()
 
 
 def test_images_are_opened_when_there_is_room_for_them():
@@ -59,34 +73,36 @@ def test_images_are_opened_when_there_is_room_for_them():
             read.append(index)
             yield torch.full((1, 2, 2), index / 20)
 
-    def algorithm(image, image_hash):
-        votes = yield Draws("first", 0, 5)
-        assert votes.counts == {1: 5}
-        votes = yield Draws("second", 0, 3)
-        done.append(image_hash)
-        return votes.n
+    class InTens(CallableClassifier):
+        def pool(self):
+            return BatchPool(10, self.classify)
 
-    class Stream:
-        def stream(self, take):
-            while copies := take(10):
-                assert len(read) - len(done) <= 4
-                yield [copy.key for copy in copies], always_one(copies), [1] * len(copies)
+        def classify(self, batch):
+            assert len(read) - len(done) <= 4
+            return Decided([copy.key for copy in batch], always_one(batch), [1] * len(batch))
 
-    assert dict(run(Stream(), noisy, images(), 0, algorithm)) == dict.fromkeys(range(20), 3)
+    def begin(image, image_hash):
+        return AskFor(Draws("first", 0, 5), Draws("second", 0, 3), on_done=lambda: done.append(image_hash))
+
+    results = collect_votes(InTens(always_one), noisy, images(), 0, begin)
+    assert dict(results) == dict.fromkeys(range(20), 3) and len(done) == 20
 
 
 def test_results_keep_the_order_of_the_images():
-    def algorithm_for(order):
-        def algorithm(image, image_hash):
-            count = 1 + 50 * (order.setdefault(image_hash, len(order)) % 3)
-            votes = yield Draws("draw", 0, count)
-            return votes.n
+    order = {}
 
-        return algorithm
+    def begin(image, image_hash):
+        count = 1 + 50 * (order.setdefault(image_hash, len(order)) % 3)
+        return AskFor(Draws("draw", 0, count))
 
     images = torch.arange(7).view(7, 1, 1, 1) / 7
-    votes = dict(run(always_one, noisy, images, 0, algorithm_for({})))
+    votes = dict(collect_votes(CallableClassifier(always_one), noisy, images, 0, begin))
     assert [votes[index] for index in range(7)] == [1, 51, 101, 1, 51, 101, 1]
+
+
+def test_images_that_need_no_draws_have_a_result():
+    results = collect_votes(CallableClassifier(always_one), noisy, torch.zeros(2, 1, 2, 2), 0, lambda *_: AskFor())
+    assert list(results) == [(0, None), (1, None)]
 
 
 def test_draws_are_the_same_however_they_are_asked_for():
@@ -97,12 +113,8 @@ def test_draws_are_the_same_however_they_are_asked_for():
             seen.append(images)
             return always_one(images)
 
-        def algorithm(image, image_hash):
-            for request in requests:
-                votes = yield request
-                assert votes.n == request.count
-
-        list(run(watch, noisy, torch.full((1, 1, 2, 2), 0.5), 3, algorithm))
+        image = torch.full((1, 1, 2, 2), 0.5)
+        list(collect_votes(CallableClassifier(watch), noisy, image, 3, lambda *_: AskFor(*requests)))
         return torch.cat(seen)
 
     whole = noisy_copies(Draws("a", 0, 250))
@@ -111,10 +123,31 @@ def test_draws_are_the_same_however_they_are_asked_for():
     assert not torch.isclose(noisy_copies(Draws("b", 0, 250)), whole).all(dim=(1, 2, 3)).any()
 
 
-def test_an_error_of_the_algorithm_is_not_swallowed():
-    def algorithm(image, image_hash):
-        yield Draws("a", 0, 1)
-        raise RuntimeError("of the algorithm")
+def test_an_error_of_the_procedure_is_not_swallowed():
+    class Fails(AskFor):
+        def add(self, votes):
+            raise RuntimeError("of the procedure")
 
-    with pytest.raises(RuntimeError, match="of the algorithm"):
-        list(run(always_one, noisy, torch.zeros(2, 1, 2, 2), 0, algorithm))
+    with pytest.raises(RuntimeError, match="of the procedure"):
+        images = torch.zeros(2, 1, 2, 2)
+        list(collect_votes(CallableClassifier(always_one), noisy, images, 0, lambda *_: Fails(Draws("a", 0, 1))))
+
+
+def test_nobody_works_in_inference_mode_but_the_classifier():
+    """Neither the images that are read nor the caller between two results."""
+
+    class Strict(CallableClassifier):
+        def inference(self):
+            return torch.inference_mode()
+
+    def images():
+        for index in range(3):
+            assert not torch.is_inference_mode_enabled()
+            yield torch.full((1, 2, 2), index / 3)
+
+    def modes(images):
+        assert torch.is_inference_mode_enabled()
+        return always_one(images)
+
+    for _ in collect_votes(Strict(modes), noisy, images(), 0, lambda *_: AskFor(Draws("a", 0, 150))):
+        assert not torch.is_inference_mode_enabled()

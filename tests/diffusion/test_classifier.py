@@ -8,7 +8,7 @@ from helpers.networks import tiny_unet
 from torch import nn
 
 from diffusers_ndc import Denoiser, NoisedDiffusionClassifier, NoiseLevels
-from diffusers_ndc.diffusion.sifting import Copy, handing_out
+from diffusers_ndc.common.copies import Copy, decide_all
 
 
 SIDE, SPREAD = 4, 0.3
@@ -243,21 +243,21 @@ def test_copies_at_different_levels_fill_the_batches(images):
     assert max(sizes) == 64 and sum(sizes) / len(sizes) > 0.95 * 64
 
 
-def test_the_stream_takes_copies_as_it_needs_them(images):
+def test_the_pool_has_room_for_copies_as_it_needs_them(images):
     """Few are under way at once, and each returns once, with its own count of evaluations and its own logits."""
     levels = NoiseLevels.log_grid(0.8, 9.0, 6).sifted(0.002, relative=True)
     denoiser = Denoiser(tiny_unet(num_class_embeds=11), DDPMScheduler(), null_class=10)
     classifier = NoisedDiffusionClassifier(denoiser, 0.25, levels=levels, batch_size=16)
     copies = [Copy(f"copy {index}", images[index % 4], seed=index) for index in range(200)]
-    under_way, back, give = set(), {}, handing_out(copies)
+    under_way, back = set(), {}
 
-    def take(count):
-        given = give(count)
-        under_way.update(copy.key for copy in given)
-        return given
+    def waiting():
+        for copy in copies:
+            under_way.add(copy.key)
+            yield copy
 
     with torch.no_grad():
-        for keys, logits, evaluations in classifier.stream(take):
+        for keys, logits, evaluations in decide_all(classifier.pool(), waiting()):
             assert len(under_way) <= 16 + 4 * 16 / 2, "more copies are open than fill four batches"
             under_way -= set(keys)
             back.update(zip(keys, zip(logits, evaluations, strict=True), strict=True))
@@ -271,12 +271,12 @@ def test_copies_without_a_seed_of_their_own_or_the_classifiers_are_refused(unet,
     """They would all meet the same noise, and their votes not be independent."""
     copies = [Copy(index, image, seed=None) for index, image in enumerate(images)]
     denoiser = Denoiser(unet, DDPMScheduler(), null_class=3)
-    with torch.no_grad(), pytest.raises(ValueError, match="A copy has the seed None"):
-        next(NoisedDiffusionClassifier(denoiser, 0.25).stream(handing_out(copies)))
+    with torch.no_grad(), pytest.raises(ValueError, match="`seed` must be given"):
+        NoisedDiffusionClassifier(denoiser, 0.25).pool().add(copies)
     fixed = NoisedDiffusionClassifier(denoiser, 0.25, seed=7)
     rows = {}
     with torch.no_grad():
-        for keys, logits, _ in fixed.stream(handing_out(copies)):
+        for keys, logits, _ in decide_all(fixed.pool(), copies):
             rows.update(zip(keys, logits, strict=True))
         torch.testing.assert_close(torch.stack([rows[index] for index in range(4)]), fixed(images))
 
@@ -372,11 +372,11 @@ def test_bfloat16_network_gives_float32_logits(unet, images):
 
 
 def test_overflow_and_nan_are_errors_and_never_a_class(unet, images):
-    with pytest.raises(FloatingPointError, match="not finite"):
+    with pytest.raises(FloatingPointError, match="must be finite"):
         NoisedDiffusionClassifier(Denoiser(unet, DDPMScheduler()))(images * math.nan)
     with torch.no_grad():
         unet.conv_out.weight.fill_(1e30)
-    with pytest.raises(FloatingPointError, match="not finite"):
+    with pytest.raises(FloatingPointError, match="must be finite"):
         NoisedDiffusionClassifier(Denoiser(unet, DDPMScheduler()))(images)
 
 
@@ -386,13 +386,17 @@ def test_overflow_and_nan_are_errors_and_never_a_class(unet, images):
         ({"sigma": -0.1}, ValueError, "`sigma`"),
         ({"sigma": "0.25"}, TypeError, "`sigma`"),
         ({"sigma": math.nan}, ValueError, "`sigma`"),
-        ({"sigma": 1000.0}, ValueError, "noise that it was trained with"),
+        ({"sigma": 1000.0}, ValueError, "noise that the model was trained with"),
         ({"sigma": 0.25, "method": "dc"}, ValueError, "accepted is 0"),
         ({"method": "apndc"}, ValueError, "accepted is above 0"),
         ({"method": "knn"}, ValueError, "`method`"),
         ({"levels": [1.0]}, TypeError, "`levels`"),
         ({"sigma": 0.25, "levels": NoiseLevels((0.5, 1.0), (1, 1))}, ValueError, "above 0.5"),
-        ({"levels": NoiseLevels((1.0, 1000.0), (1, 1))}, ValueError, "within the model's"),
+        (
+            {"levels": NoiseLevels((1.0, 1000.0), (1, 1))},
+            ValueError,
+            "within the .* that the model was trained for, got 1 to 1000",
+        ),
         ({"batch_size": 0}, ValueError, "`batch_size`"),
         ({"seed": -1}, ValueError, "`seed`"),
     ],

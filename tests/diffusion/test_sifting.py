@@ -1,6 +1,6 @@
 import pytest
 
-from diffusers_ndc.diffusion.sifting import filling
+from diffusers_ndc.diffusion.sifting import rows_that_fill
 
 
 @pytest.mark.parametrize(
@@ -14,4 +14,4 @@ from diffusers_ndc.diffusion.sifting import filling
     ],
 )
 def test_whole_copies_fill_whole_batches_the_oldest_first(sizes, rows):
-    assert filling(sizes, 64) == rows
+    assert rows_that_fill(sizes, 64) == rows

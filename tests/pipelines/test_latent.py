@@ -36,7 +36,7 @@ from diffusers_ndc import (
     SmoothedClassifier,
     embed_prompts,
 )
-from diffusers_ndc.diffusion.sifting import Copy, handing_out
+from diffusers_ndc.common.copies import Copy, decide_all
 
 
 LEVELS = NoiseLevels.log_grid(0.5, 5.0, 2)
@@ -258,7 +258,7 @@ def test_noise_is_on_the_pixels_and_removed_before_the_encoder(sd, pictures, set
         expected = sd.classifier(levels=LEVELS, seed=7)(clean)
         torch.testing.assert_close(base(noisy), expected, rtol=1e-4, atol=1e-3)
         copies = [Copy(place, image, None) for place, image in enumerate(noisy)]
-        for decided in base.stream(handing_out(copies)):  # the way that votes take
+        for decided in decide_all(base.pool(), copies):  # the way that votes take
             torch.testing.assert_close(decided.logits, expected[decided.keys], rtol=1e-4, atol=1e-3)
             assert decided.evaluations == [evaluations + 2 * 3] * len(decided.keys)
         plain = sd.classifier(levels=LEVELS, seed=7)(noisy)

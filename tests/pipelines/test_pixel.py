@@ -60,7 +60,7 @@ def test_certify_and_predict_one_image_or_many(pipe, images):
 def test_noise_is_in_pixel_units_and_the_network_is_told_twice_as_much(pipe, images, monkeypatch):
     """The copies carry the sigma that was asked for, and are denoised at that noise in model units."""
     noisy, levels_told = [], []
-    open_copies, denoise = NoisedDiffusionClassifier._open, Denoiser.denoise
+    open_copies, denoise = NoisedDiffusionClassifier.open_copies, Denoiser.denoise
 
     def watched_open(self, copies):
         noisy.extend(copy.image for copy in copies)
@@ -71,7 +71,7 @@ def test_noise_is_in_pixel_units_and_the_network_is_told_twice_as_much(pipe, ima
             levels_told.append(sigma)
         return denoise(self, x, sigma, class_labels, batch_size)
 
-    monkeypatch.setattr(NoisedDiffusionClassifier, "_open", watched_open)
+    monkeypatch.setattr(NoisedDiffusionClassifier, "open_copies", watched_open)
     monkeypatch.setattr(Denoiser, "denoise", watched_denoise)
     pipe.certify(images[0], sigma=0.3, n0=50, n=150, levels=NoiseLevels((2.0,), (1.0,)), seed=0)
     noise = torch.stack(noisy) - images[0]

@@ -1,0 +1,267 @@
+"""PREDICT and CERTIFY of Cohen et al. 2019 (arXiv:1902.02918), each as one object per image.
+
+An object says by `next_draws()` which noisy copies it needs votes on, is given these votes by `add(votes)`, and has
+its `result` when it needs no more. `voting.collect_votes` serves many of them at once.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+from ..common.checks import check_integer
+from .bounds import ANYTIME, BOUNDS, CURTAILED, MAX_N, SOFT, check_alpha, majority_pvalue
+from .certificate import Certificate, draws_to_settle, plurality
+from .stopping import STEP, StoppingRule, check_stopping, largest_provable
+from .voting import Draws, Votes
+
+
+@dataclass(frozen=True)
+class Prediction:
+    """What PREDICT returns.
+
+    With probability at least `1 - alpha`, `label` is the smoothed classifier's class or `None`.
+
+    Args:
+        label: The predicted class, or `None` if the two leading classes cannot be told apart (abstention).
+        counts: Votes of each class. Classes without a vote are left out.
+        alpha: Probability with which a label that is not `None` may differ from the smoothed classifier's.
+        seed: Seed of all draws.
+    """
+
+    label: int | None
+    counts: dict[int, int]
+    alpha: float
+    seed: int
+
+
+@dataclass(frozen=True)
+class Sampling:
+    """How many noisy copies of an image are drawn and which bound rests on their votes. Fixed before the first draw.
+
+    Args:
+        n0: Number of copies that choose the candidate class. 0: the leader at the end is certified, and each class has
+            a share `alpha / K`.
+        n: Number of further copies that bound its probability; the largest number if the run may stop early.
+        alpha: Error probability of one certificate.
+        bound: Name of the bound, one of `bounds.BOUNDS`.
+        radii: Radii to settle, pixel units, ascending, or `None`.
+        resolution: Gain of radius, pixel units, that is worth further copies, or `None`.
+    """
+
+    n0: int
+    n: int
+    alpha: float
+    bound: str
+    radii: Sequence[float] | None = None
+    resolution: float | None = None
+
+    @classmethod
+    def with_defaults(
+        cls,
+        n0: int | None,
+        n: int,
+        alpha: float,
+        bound: str | None,
+        radii: Sequence[float] | None,
+        resolution: float | None,
+    ) -> "Sampling":
+        """Fill in the defaults of `n0` and `bound`, which depend on whether the run may stop early."""
+        stops_early = radii is not None or resolution is not None
+        if n0 is None:
+            n0 = 10 if stops_early else 100
+        if bound is None:
+            bound = "mixture" if stops_early else "clopper-pearson"
+        return cls(n0, n, alpha, bound, radii, resolution)
+
+    @property
+    def stops_early(self) -> bool:
+        """Whether the run ends as soon as nothing is left to be found out."""
+        return self.radii is not None or self.resolution is not None
+
+    def check(self, sigma: float, num_classes: int | None) -> None:
+        """Raise if a value is out of range, or if the bound does not allow for the others.
+
+        Args:
+            sigma: Smoothing noise, pixel units.
+            num_classes: Number of classes, if known.
+        """
+        check_alpha(self.alpha)
+        check_integer("n0", self.n0, 0, MAX_N, "a number of noisy copies")
+        check_integer("n", self.n, 1, MAX_N, "a number of noisy copies")
+        allowed = set(BOUNDS)
+        if self.stops_early or self.n0 == 0:
+            allowed &= ANYTIME | CURTAILED
+        if not isinstance(self.bound, str) or self.bound not in allowed:
+            raise ValueError(
+                f"`bound` must be one of {sorted(allowed)} with n0={self.n0}, radii={self.radii!r} and "
+                f"resolution={self.resolution!r}, got {self.bound!r}."
+            )
+        if self.stops_early:
+            share = self.alpha if self.n0 else self.alpha / (num_classes or 1)
+            check_stopping(self.radii, self.resolution, largest_provable(sigma, share, self.bound, self.n))
+
+
+class Ask:
+    """A fixed number of votes; the result is these votes."""
+
+    def __init__(self, draws: Draws):
+        self.draws, self.result = draws, Votes()
+
+    def next_draws(self) -> Draws | None:
+        return self.draws if self.result.n < self.draws.count else None
+
+    def add(self, votes: Votes) -> None:
+        self.result = votes
+
+
+class Select:
+    """The selection of CERTIFY: the votes of `n0` copies, or of as many as settle which class leads.
+
+    The candidate is the class that leads among all `n0`: copies that could not change it are not drawn.
+    """
+
+    def __init__(self, n0: int):
+        self.n0, self.result = n0, Votes()
+
+    def next_draws(self) -> Draws | None:
+        missing = draws_to_settle(self.result.counts, self.n0 - self.result.n)
+        return Draws("select", self.result.n, missing) if missing else None
+
+    def add(self, votes: Votes) -> None:
+        self.result = self.result + votes
+
+
+class Predict:
+    """Algorithm PREDICT (Cohen et al. 2019, Section 3.2.1):
+
+    counts <- votes of n noisy copies
+    n_A, n_B <- the two largest counts
+    if BinomPValue(n_A, n_A + n_B, 1/2) <= alpha: return the leading class, else ABSTAIN
+    """
+
+    def __init__(self, n: int, alpha: float, seed: int):
+        self.alpha, self.seed = alpha, seed
+        self.question = Ask(Draws("predict", 0, n))
+
+    def next_draws(self) -> Draws | None:
+        return self.question.next_draws()
+
+    def add(self, votes: Votes) -> None:
+        self.question.add(votes)
+
+    @property
+    def result(self) -> Prediction:
+        counts = self.question.result.counts
+        top, runner_up = [*sorted(counts.values(), reverse=True), 0][:2]
+        significant = majority_pvalue(top, runner_up) <= self.alpha
+        return Prediction(plurality(counts) if significant else None, counts, self.alpha, self.seed)
+
+
+class Certify:
+    """Algorithm CERTIFY (Cohen et al. 2019, Section 3.2.2):
+
+        counts0 <- votes of n0 noisy copies;     candidate <- the class that leads in counts0
+        counts  <- votes of n fresh copies;      p_lower <- LowerConfBound(counts[candidate], n, 1 - alpha)
+        if p_lower > 1/2: return candidate and radius sigma * Phi^-1(p_lower), else ABSTAIN
+
+    The last line is `Certificate.from_counts`.
+
+    Args:
+        sigma: Smoothing noise, pixel units.
+        sampling: Numbers of copies and the bound.
+        origin: What the certificate says of where its votes come from, by field.
+        made: How many of the n copies to draw. Default: all. A curtailed run counts those not drawn as failures.
+    """
+
+    def __init__(self, sigma: float, sampling: Sampling, origin: dict, made: int | None = None):
+        self.sigma, self.sampling, self.origin = sigma, sampling, origin
+        self.selection, self.votes = Select(sampling.n0), Votes()
+        self.missing = sampling.n if made is None else made
+
+    def next_draws(self) -> Draws | None:
+        selection_draws = self.selection.next_draws()
+        if selection_draws is not None:
+            return selection_draws
+        if self.missing == 0:
+            return None
+        return Draws("estimate", self.votes.n, self.missing, self._scored())
+
+    def add(self, votes: Votes) -> None:
+        if self.selection.next_draws() is not None:
+            self.selection.add(votes)
+        else:
+            self.votes = self.votes + votes
+            self.missing -= votes.n
+
+    @property
+    def result(self) -> Certificate:
+        return certificate_of(self.selection.result, self.votes, self.sigma, self.sampling, self.origin)
+
+    def _scored(self) -> int | None:
+        """The class whose soft votes the bound needs."""
+        return plurality(self.selection.result.counts) if self.sampling.bound in SOFT else None
+
+
+class CertifyEarly(Certify):
+    """CERTIFY that ends as soon as nothing is left to be found out, by a bound that allows for it.
+
+    Votes are looked at every now and then; the `StoppingRule` says how many more copies are worth drawing. The result
+    is
+    the certificate with the largest radius that was seen: an anytime bound holds at all looks at once, and a curtailed
+    one counts the copies that were not drawn as failures.
+    """
+
+    def __init__(self, sigma: float, sampling: Sampling, origin: dict):
+        super().__init__(sigma, sampling, origin, made=min(sampling.n, STEP))
+        self.best: Certificate | None = None
+
+    def add(self, votes: Votes) -> None:
+        super().add(votes)
+        if self.votes.n > 0:
+            self._look()
+
+    def _look(self) -> None:
+        sampling = self.sampling
+        looked_at = self.votes.n if sampling.bound in ANYTIME else sampling.n
+        latest = certificate_of(
+            self.selection.result, self.votes, self.sigma, replace(sampling, n=looked_at), self.origin
+        )
+        if self.best is None or latest.radius > self.best.radius:
+            self.best = latest
+        proved = -1.0 if self.best.abstained else self.best.radius
+        rule = StoppingRule(
+            self.sigma, latest.alpha_of_candidate, sampling.bound, sampling.n, sampling.radii, sampling.resolution
+        )
+        self.missing = rule.more(latest.tally, self.votes.n, proved)
+
+    @property
+    def result(self) -> Certificate:
+        spent = self.selection.result.evaluations + self.votes.evaluations
+        assert self.best is not None  # n is at least 1
+        return replace(self.best, evaluations=spent)
+
+
+def certificate_of(selection: Votes, votes: Votes, sigma: float, sampling: Sampling, origin: dict) -> Certificate:
+    """The certificate that these votes give.
+
+    Args:
+        selection: Votes that choose the candidate.
+        votes: Votes that bound its probability.
+        sigma: Smoothing noise, pixel units.
+        sampling: Numbers of copies as fixed beforehand, and the bound.
+        origin: Further fields of the certificate: where the votes come from.
+    """
+    soft = sampling.bound in SOFT
+    return Certificate.from_counts(
+        selection.counts,
+        votes.counts,
+        sigma,
+        sampling.alpha,
+        bound=sampling.bound,
+        n0=sampling.n0,
+        n=sampling.n,
+        num_classes=votes.num_classes,
+        score_sum=votes.score_sum if soft else None,
+        score_squares=votes.score_squares if soft else None,
+        evaluations=selection.evaluations + votes.evaluations,
+        **origin,
+    )
