@@ -1,11 +1,13 @@
 import bisect
+import doctest
 
 import numpy as np
 import pytest
 from scipy import stats
 
+from diffusers_ndc.certification import bounds as bounds_module
 from diffusers_ndc.certification.bounds import (
-    LEAST_U,
+    MIN_U,
     certified_radius,
     clopper_pearson_lower,
     empirical_bernstein_lower,
@@ -85,7 +87,7 @@ def test_the_randomized_bound_is_wrong_at_its_rate_exactly(p):
     bounds = np.array([clopper_pearson_lower(int(c), n, alpha, u) for c, u in zip(counts, uniforms, strict=True)])
     wrong, plain = (bounds > p).mean(), np.array([clopper_pearson_lower(int(c), n, alpha) > p for c in counts]).mean()
     assert plain <= alpha
-    assert wrong == pytest.approx(alpha, abs=4 * np.sqrt(alpha * (1 - alpha) / runs) + alpha * LEAST_U)
+    assert wrong == pytest.approx(alpha, abs=4 * np.sqrt(alpha * (1 - alpha) / runs) + alpha * MIN_U)
     assert all(bound >= clopper_pearson_lower(int(c), n, alpha) for bound, c in zip(bounds, counts, strict=True))
     assert clopper_pearson_lower(n, n, 0.001, 1e-12) < 1
 
@@ -163,9 +165,9 @@ def test_mixture_bound_needs_few_draws_far_from_the_threshold():
 
 
 @pytest.mark.parametrize("count, n, alpha", [(-1, 10, 0.1), (11, 10, 0.1), (0, 0, 0.1), (5, 10, 0), (5, 10, 1)])
-def test_bounds_refuse(count, n, alpha):
+def test_bad_counts_raise(count, n, alpha):
     for bound in (clopper_pearson_lower, mixture_lower):
-        with pytest.raises(ValueError, match="accepted"):
+        with pytest.raises(ValueError, match="`count` must be from|`n` must be from|`alpha` must be"):
             bound(count, n, alpha)
 
 
@@ -178,3 +180,8 @@ def test_radius_is_in_the_units_of_sigma_and_abstains_at_one_half():
 def test_majority_pvalue_is_the_two_sided_binomial_test():
     assert majority_pvalue(10, 0) == pytest.approx(2 * 0.5**10)
     assert majority_pvalue(5, 5) == 1
+
+
+def test_the_examples_of_the_docstrings_run():
+    result = doctest.testmod(bounds_module)
+    assert result.attempted > 0 and result.failed == 0
