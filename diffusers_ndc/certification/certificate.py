@@ -95,7 +95,7 @@ class Certificate(Record):
 
         Args:
             selection_counts: Votes of each class among the selection copies, as integers by integer labels.
-            counts: Votes of each class among the fresh estimation copies, likewise.
+            counts: Votes of each class among the fresh estimation copies, as integers by integer labels.
             sigma: Standard deviation of the smoothing noise, pixel units.
             alpha: Probability that the certificate may be wrong.
             bound: Name of the lower bound on the candidate's probability, one of `bounds.BOUNDS`.

@@ -46,7 +46,7 @@ def test_clopper_pearson_at_the_ends():
 @pytest.mark.parametrize("p0", [0.3, 0.84, 0.999])
 @pytest.mark.parametrize("n", [1, 7, 400])
 def test_mixture_evidence_is_a_martingale(p0, n):
-    """Its mean under p0 is 1 after any number of draws, and below 1 under any smaller probability."""
+    """Its mean under p0 is 1 after any number of trials, and below 1 under any smaller probability."""
     evidence = np.exp([mixture_log_evidence(count, n, p0) for count in range(n + 1)])
     assert (stats.binom.pmf(np.arange(n + 1), n, p0) * evidence).sum() == pytest.approx(1)
     assert (stats.binom.pmf(np.arange(n + 1), n, 0.9 * p0) * evidence).sum() < 1
@@ -57,10 +57,10 @@ def fewest_successes(bound, n, alpha, p0):
     return bisect.bisect(range(n + 1), p0, key=lambda count: bound(count, n, alpha))
 
 
-def share_of_false_claims(bound, p, p0, alpha=0.05, draws=400, runs=10_000):
+def share_of_false_claims(bound, p, p0, alpha=0.05, trials=400, runs=10_000):
     """How often a run that is looked at after every draw ever claims p > p0."""
-    counts = (np.random.default_rng(0).random((runs, draws)) < p).cumsum(axis=1)
-    needed = np.array([fewest_successes(bound, n, alpha, p0) for n in range(1, draws + 1)])
+    counts = (np.random.default_rng(0).random((runs, trials)) < p).cumsum(axis=1)
+    needed = np.array([fewest_successes(bound, n, alpha, p0) for n in range(1, trials + 1)])
     return (counts >= needed).any(axis=1).mean()
 
 
@@ -156,8 +156,8 @@ def test_mixture_bound_is_stable_for_large_counts():
         assert reference - bound < 3 * spread + 3e-6
 
 
-def test_mixture_bound_needs_few_draws_far_from_the_threshold():
-    """Without a failure, and at alpha 0.001, Phi(1) is proved in 44 draws and Phi(2) in 327; at fixed n 40 and 301."""
+def test_mixture_bound_needs_few_trials_far_from_the_threshold():
+    """Without a failure, and at alpha 0.001, Phi(1) is proved in 44 trials and Phi(2) in 327; at fixed n 40 and 301."""
     for radius, anytime, fixed in [(1, 44, 40), (2, 327, 301)]:
         p0 = stats.norm.cdf(radius)
         assert mixture_lower(anytime, anytime, 0.001) > p0 > mixture_lower(anytime - 1, anytime - 1, 0.001)
