@@ -157,7 +157,7 @@ def test_mixture_bound_is_stable_for_large_counts():
 
 
 def test_mixture_bound_needs_few_trials_far_from_the_threshold():
-    """Without a failure, and at alpha 0.001, Phi(1) is proved in 44 trials and Phi(2) in 327; at fixed n 40 and 301."""
+    """Without a failure, at alpha 0.001: Phi(1) is proved in 44 trials and Phi(2) in 327; at fixed n in 40 and 301."""
     for radius, anytime, fixed in [(1, 44, 40), (2, 327, 301)]:
         p0 = stats.norm.cdf(radius)
         assert mixture_lower(anytime, anytime, 0.001) > p0 > mixture_lower(anytime - 1, anytime - 1, 0.001)
