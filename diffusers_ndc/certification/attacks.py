@@ -262,9 +262,8 @@ class SmoothAdv:
         copies = image + self.sigma * torch.cat([noise, -noise])
         seeds = {"seeds": own * 2} if getattr(self.classifier, "randomized", False) else {}
         logits = self.classifier(copies, **seeds)
-        num_classes = logits.shape[1]
-        if self.label >= num_classes:
-            raise ValueError(f"`label` must be a class from 0 to {num_classes - 1}, got {self.label}.")
+        if not self.label < logits.shape[1]:
+            raise ValueError(f"`label` must be a class from 0 to {logits.shape[1] - 1}, got {self.label}.")
         return logits
 
     def _start(self, restart: int) -> torch.Tensor:
