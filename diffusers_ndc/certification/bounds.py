@@ -1,4 +1,4 @@
-"""Counts of votes to bounds on probabilities, and bounds to radii: plain functions on scipy, free of torch."""
+"""Confidence bounds on probabilities from counts of votes, and the certified radius from a bound. Free of torch."""
 
 import math
 import sys
@@ -14,49 +14,74 @@ from ..common.checks import check_number
 Value = TypeVar("Value")
 
 MAX_N = 10**9
-LEAST_ALPHA, LEAST_SHARE = 1e-50, 1e-60
-"""Up to so many draws, and down to such error probabilities (of which bounds take shares), `scipy.stats.beta.ppf` is
-right to a relative error below 1e-4 of the probability; with 10^14 draws, or at 1e-80, it may be off by all orders."""
+MIN_ALPHA = 1e-50
+MIN_ALPHA_SHARE = 1e-60
+"""Largest number of trials, smallest error probability, and smallest share of one that a single bound may get.
 
-
-def check_alpha(alpha: float, least: float = LEAST_ALPHA) -> None:
-    """Refuse an error probability outside (0, 1), or too small to compute with."""
-    accepted = f"an error probability between 0 and 1, {least:g} or more"
-    check_number("alpha", alpha, accepted)
-    if not least <= alpha < 1:
-        raise ValueError(f"`alpha` is {alpha}; accepted is {accepted}.")
-
+Within these limits `scipy.stats.beta.ppf` has a relative error below 1e-4 of the probability. With 10^14 trials, or at
+an error probability of 1e-80, it may be wrong by orders of magnitude."""
 
 PRIOR = 0.25
-"""The mixture's prior is Beta(1, PRIOR): mass near 1, where the draws of a sure image are; fixed before any draw."""
+"""The mixture's prior is Beta(1, PRIOR). Most of its mass is near 1, where images with nearly unanimous votes are. It
+is fixed before any trial."""
 
-LEAST_U = 0.03
-"""Smallest `u` of the randomized bound: with one below `alpha` it may be 1, an infinite radius. For an `alpha` above
-this it still may be, as rarely as it must; `certified_radius` keeps the radius finite."""
+MIN_U = 0.03
+"""Smallest `u` of the randomized bound. With `u` up to `alpha`, and all trials successes, the bound would be 1 and the
+radius infinite: this minimum rules that out for every smaller `alpha`. For a larger `alpha` the bound may still be 1;
+`certified_radius` keeps the radius finite."""
+
+
+def check_alpha(alpha: float, minimum: float = MIN_ALPHA) -> None:
+    """Raise unless `alpha` is an error probability in (0, 1) that is large enough to compute with.
+
+    Raises:
+        TypeError: `alpha` is not a number.
+        ValueError: `alpha` is not between `minimum` and 1.
+    """
+    expected = f"an error probability between 0 and 1, at least {minimum:g}"
+    check_number("alpha", alpha, expected)
+    if not minimum <= alpha < 1:
+        raise ValueError(f"`alpha` must be {expected}, got {alpha}.")
+
+
+def required(name: str, value: Value | None) -> Value:
+    """Return `value`, or raise a `ValueError` if it is `None`: a bound cannot be computed without it."""
+    if value is None:
+        raise ValueError(f"`{name}` must be a number that the bound is computed from, got None.")
+    return value
 
 
 def clopper_pearson_lower(count: int, n: int, alpha: float, u: float = 1.0) -> float:
     """One-sided Clopper-Pearson lower bound on a binomial probability, plain or randomized.
 
     With probability at least `1 - alpha` over `count ~ Binomial(n, p)`, the result is at most `p`, whatever `p` is
-    (Clopper & Pearson 1934; used for randomized smoothing by Cohen et al. 2019, Algorithm CERTIFY). Randomized, it
-    solves `P_p[X > count] + u * P_p[X = count] = alpha`: with `u` uniform on [0, 1], independent of the draws and
-    drawn once, it is wrong with probability `alpha` exactly, and never below the plain one (Voracek 2024,
-    arXiv:2406.17830). A larger `u` is more careful; it is taken as at least `LEAST_U`.
+    (Clopper & Pearson 1934; used for randomized smoothing by Cohen et al. 2019, Algorithm CERTIFY).
 
-    The bound grows with `count`: draws that were never made may be counted as failures.
+    The randomized bound solves `P_p[X > count] + u * P_p[X = count] = alpha`. With `u` uniform on [0, 1], independent
+    of the trials and drawn once, it is wrong with probability `alpha` exactly, and it is never below the plain bound
+    (Voracek 2024, arXiv:2406.17830). A larger `u` gives a smaller, more careful bound; `u` is raised to at least
+    `MIN_U`.
+
+    The bound grows with `count`: trials that were planned but never made may be counted as failures.
 
     Args:
         count: Number of successes, 0 to `n`.
-        n: Number of independent draws, fixed before the first one is made.
+        n: Number of independent trials, fixed before the first one is made.
         alpha: Probability that the bound may be wrong.
-        u: 1 for the plain bound.
+        u: Random number of the randomized bound; 1 gives the plain bound.
+
+    Returns:
+        The lower bound, a probability.
 
     Raises:
-        ValueError: `count` is not between 0 and `n`, `n` is below 1, or `alpha` is not in (0, 1).
+        ValueError: `count` is not between 0 and `n`, `n` is not between 1 and `MAX_N`, or `alpha` is not in (0, 1).
+
+    Example:
+        >>> round(clopper_pearson_lower(990, 1000, alpha=0.001), 4)
+        0.976
     """
     _check_counts(count, n, alpha)
-    u = max(u, LEAST_U)
+    u = max(u, MIN_U)
     plain = 0.0 if count == 0 else float(stats.beta.ppf(alpha, count, n - count + 1))
     if u == 1:
         return plain
@@ -64,35 +89,41 @@ def clopper_pearson_lower(count: int, n: int, alpha: float, u: float = 1.0) -> f
         return min((alpha / u) ** (1 / n), 1.0)
 
     def excess(p):
-        more = special.betainc(count + 1, n - count, p)
-        as_many = special.betainc(count, n - count + 1, p) if count else 1.0
-        return (1 - u) * more + u * as_many - alpha
+        more_successes = special.betainc(count + 1, n - count, p)
+        at_least_as_many = special.betainc(count, n - count + 1, p) if count > 0 else 1.0
+        return (1 - u) * more_successes + u * at_least_as_many - alpha
 
-    highest = float(stats.beta.ppf(alpha, count + 1, n - count))
-    return plain if excess(plain) >= 0 or plain == highest else float(optimize.brentq(excess, plain, highest))
+    next_plain = float(stats.beta.ppf(alpha, count + 1, n - count))
+    if excess(plain) >= 0 or plain == next_plain:
+        return plain
+    return float(optimize.brentq(excess, plain, next_plain))
 
 
 def runner_up_lower(count: int, rival: int, n: int, alpha: float, num_classes: int, slack: float = 0.0) -> float:
-    """The probability that alone gives the radius of a bound on the winner *and* one on every other class.
+    """Bound the winner from below and every other class from above, expressed as one equivalent probability.
 
-    Two Clopper-Pearson bounds hold jointly with probability at least `1 - alpha`: a lower one on the candidate's
+    Clopper-Pearson bounds that hold jointly with probability at least `1 - alpha`: a lower one on the candidate's
     probability, pA, at `alpha / 2`, and an upper one on each of the others', pB for the largest, at `alpha / 2` split
     over them. The radius is then `sigma / 2 * (Phi^-1(pA) - Phi^-1(pB))` (Cohen et al. 2019, Theorem 1), or that of pA
-    alone where it is larger. It pays where the other votes are spread over several classes.
+    alone where it is larger. This pays off where the other votes are spread over several classes.
 
     Args:
         count: Votes of the candidate.
         rival: Most votes of any other class.
-        n: Number of independent draws, fixed before the first one is made.
+        n: Number of independent trials, fixed before the first one is made.
         alpha: Probability that the bounds may be wrong.
         num_classes: Number of classes, at least 2.
-        slack: How far probabilities may be from those of the law that was drawn from; both bounds move by it.
+        slack: Largest difference between a probability under the intended distribution and under the one that the
+            noise is drawn from; each bound is loosened by it.
+
+    Returns:
+        The probability `p` whose radius, `sigma * Phi^-1(p)`, is the radius above.
 
     Raises:
-        ValueError: There are fewer classes, or an argument is none that `clopper_pearson_lower` takes.
+        ValueError: `num_classes` is below 2, or `clopper_pearson_lower` does not accept an argument.
     """
     if num_classes < 2:
-        raise ValueError(f"`num_classes` is {num_classes}; accepted for a bound on the runner-up are 2 or more.")
+        raise ValueError(f"`num_classes` must be at least 2 for a bound on the runner-up, got {num_classes}.")
     lower = max(clopper_pearson_lower(count, n, alpha / 2) - slack, 0.0)
     upper = min(1 - clopper_pearson_lower(n - rival, n, alpha / (2 * (num_classes - 1))) + slack, 1.0)
     return max(lower, float(special.ndtr((special.ndtri(lower) - special.ndtri(upper)) / 2)))
@@ -106,10 +137,16 @@ def empirical_bernstein_lower(total: float, squares: float, n: int, alpha: float
     Args:
         total: Sum of the scores.
         squares: Sum of their squares.
-        n: Number of independent draws, at least 2, fixed before the first one is made.
+        n: Number of independent scores, fixed before the first one is made. With fewer than 2 the bound is 0.
         alpha: Probability that the bound may be wrong.
+
+    Returns:
+        The lower bound, in [0, 1].
+
+    Raises:
+        ValueError: `alpha` is not in (0, 1).
     """
-    check_alpha(alpha, LEAST_SHARE)
+    check_alpha(alpha, MIN_ALPHA_SHARE)
     if n < 2:
         return 0.0
     variance = max(squares - total**2 / n, 0.0) / (n - 1)
@@ -118,54 +155,61 @@ def empirical_bernstein_lower(total: float, squares: float, n: int, alpha: float
 
 
 def are_sums_of_scores(total: float, squares: float, n: int) -> bool:
-    """Whether `n` scores in [0, 1] can have this sum and sum of squares: squares are smaller, and there is a variance.
+    """Whether `n` scores in [0, 1] can have this sum and this sum of squares, up to round-off. NaN gives `False`.
 
-    Up to round-off; NaN is none.
+    No square exceeds its score, and the variance of the scores is not negative.
     """
     return 0 <= squares <= total <= n and total**2 <= squares * n * (1 + 1e-9)
 
 
 def mixture_log_evidence(count: int, n: int, p0: float) -> float:
-    """Log evidence against "the probability is at most `p0`" after `count` successes in `n` draws.
+    """Log evidence against "the probability is at most `p0`" after `count` successes in `n` trials.
 
-    The likelihood ratio of q to `p0`, averaged over q from Beta(1, `PRIOR`) restricted to (p0, 1]: for every true
+    The likelihood ratio of q to `p0`, averaged over q from Beta(1, `PRIOR`) restricted to (p0, 1]. For every true
     probability up to `p0` it is a non-negative supermartingale in n that starts at 1, so that, with probability at
     least `1 - alpha`, it stays below `1 / alpha` at all times at once (Ville's inequality; Waudby-Smith & Ramdas,
-    arXiv:2010.09686; for smoothing Voracek 2024, arXiv:2406.17830). In closed form by the incomplete beta function,
-    computed in logarithms.
+    arXiv:2010.09686; for smoothing Voracek 2024, arXiv:2406.17830). It has a closed form by the incomplete beta
+    function, computed here in logarithms.
 
     Args:
         count: Number of successes, 0 to `n`.
-        n: Number of draws so far.
+        n: Number of trials so far.
         p0: Probability that is tested, strictly between 0 and 1.
     """
     failures, log_q0 = n - count, math.log1p(-p0)
     tail = float(special.betaincc(count + 1, failures + PRIOR, p0))
     if tail == 0:
-        return -math.inf  # the draws speak for a probability far below p0
+        return -math.inf  # the trials speak for a probability far below p0
     joint = float(special.betaln(count + 1, failures + PRIOR)) + math.log(tail)
     restricted_prior = -math.log(PRIOR) + PRIOR * log_q0
     return joint - restricted_prior - count * math.log(p0) - failures * log_q0
 
 
 def mixture_lower(count: int, n: int, alpha: float) -> float:
-    """Lower bound on a binomial probability that holds at all numbers of draws at once, and so wherever one stops.
+    """Lower bound on a binomial probability that holds at all numbers of trials at once, and so at any stopping time.
 
-    With probability at least `1 - alpha`, the bounds after 1, 2, 3, ... draws are all at most the true probability:
-    the draws may be watched, and stopped by any rule that looks at them. It is the smallest `p0` against which
+    With probability at least `1 - alpha`, the bounds after 1, 2, 3, ... trials are all at most the true probability:
+    the trials may be watched, and stopped by any rule that looks at them. The bound is the smallest `p0` against which
     `mixture_log_evidence` is below `log(1 / alpha)`.
 
     Args:
         count: Number of successes, 0 to `n`.
-        n: Number of independent draws so far.
-        alpha: Probability that one of the bounds may be wrong.
+        n: Number of independent trials so far.
+        alpha: Probability that any one of the bounds may be wrong.
+
+    Returns:
+        The lower bound, a probability.
 
     Raises:
-        ValueError: `count` is not between 0 and `n`, `n` is below 1, or `alpha` is not in (0, 1).
+        ValueError: `count` is not between 0 and `n`, `n` is not between 1 and `MAX_N`, or `alpha` is not in (0, 1).
+
+    Example:
+        >>> round(mixture_lower(990, 1000, alpha=0.001), 4)
+        0.9706
     """
     _check_counts(count, n, alpha)
-    # Up to p0 = count / (n + PRIOR) the evidence falls strictly, as its derivative shows: there is one crossing at
-    # most, and where there is none that far, that point itself is a valid bound.
+    # Up to p0 = count / (n + PRIOR) the evidence falls strictly, as its derivative shows. So there is at most one
+    # crossing in this range, and if the evidence never falls that low, the end of the range is itself a valid bound.
     lowest, highest = 1e-12, count / (n + PRIOR)
 
     def excess(p0):
@@ -178,19 +222,28 @@ def mixture_lower(count: int, n: int, alpha: float) -> float:
     return float(optimize.brentq(excess, lowest, highest, xtol=1e-15, rtol=1e-14))
 
 
+def _check_counts(count: int, n: int, alpha: float) -> None:
+    check_alpha(alpha, MIN_ALPHA_SHARE)
+    if not 1 <= n <= MAX_N:
+        raise ValueError(f"`n` must be from 1 to {MAX_N:,}, got {n}.")
+    if not 0 <= count <= n:
+        raise ValueError(f"`count` must be from 0 to `n` ({n}), got {count}.")
+
+
 @dataclass(frozen=True)
 class Tally:
-    """What a bound may rest on.
+    """The numbers that a bound may use.
 
     Args:
         count: Votes of the candidate.
-        n: Number of draws: so far (`mixture`), else as fixed beforehand.
+        n: Number of noisy copies: those classified so far for `mixture`, the number fixed beforehand for the others.
         rival: Most votes of any other class.
-        num_classes: Number of classes, or `None` if it is not known.
-        u: Uniform random number of the randomized bound, or `None` if there is none.
-        score_sum: Sum of the candidate's soft votes, probabilities in [0, 1], or `None` if there are none.
-        score_squares: Sum of their squares, likewise.
-        slack: How far probabilities may be from those of the law that was drawn from (`grid_noise.slack`).
+        num_classes: Number of classes, or `None` if unknown.
+        u: Uniform random number of the randomized bound, or `None`.
+        score_sum: Sum of the candidate's soft votes, probabilities in [0, 1], or `None`.
+        score_squares: Sum of their squares, or `None`.
+        slack: Largest difference between a probability under the intended distribution of the noise and under the one
+            that it is drawn from (`grid_noise.slack`).
     """
 
     count: int
@@ -203,47 +256,50 @@ class Tally:
     slack: float = 0.0
 
 
-def given(name: str, value: Value | None) -> Value:
-    """A value that a bound rests on, which must be there."""
-    if value is None:
-        raise ValueError(f"`{name}` is None; accepted is its value, on which the bound rests.")
-    return value
+def _clopper_pearson(tally: Tally, alpha: float) -> float:
+    return clopper_pearson_lower(tally.count, tally.n, alpha) - tally.slack
+
+
+def _randomized_clopper_pearson(tally: Tally, alpha: float) -> float:
+    u = required("u", tally.u)
+    return clopper_pearson_lower(tally.count, tally.n, alpha, u) - tally.slack
+
+
+def _runner_up(tally: Tally, alpha: float) -> float:
+    num_classes = required("num_classes", tally.num_classes)
+    return runner_up_lower(tally.count, tally.rival, tally.n, alpha, num_classes, tally.slack)
+
+
+def _empirical_bernstein(tally: Tally, alpha: float) -> float:
+    total = required("score_sum", tally.score_sum)
+    squares = required("score_squares", tally.score_squares)
+    return empirical_bernstein_lower(total, squares, tally.n, alpha) - tally.slack
+
+
+def _mixture(tally: Tally, alpha: float) -> float:
+    return mixture_lower(tally.count, tally.n, alpha) - tally.slack
 
 
 BOUNDS: dict[str, Callable[[Tally, float], float]] = {
-    "clopper-pearson": lambda t, alpha: clopper_pearson_lower(t.count, t.n, alpha) - t.slack,
-    "randomized-clopper-pearson": lambda t, alpha: (
-        clopper_pearson_lower(t.count, t.n, alpha, given("u", t.u)) - t.slack
-    ),
-    "runner-up": lambda t, alpha: runner_up_lower(
-        t.count, t.rival, t.n, alpha, given("num_classes", t.num_classes), t.slack
-    ),
-    "empirical-bernstein": lambda t, alpha: (
-        empirical_bernstein_lower(given("score_sum", t.score_sum), given("score_squares", t.score_squares), t.n, alpha)
-        - t.slack
-    ),
-    "mixture": lambda t, alpha: mixture_lower(t.count, t.n, alpha) - t.slack,
+    "clopper-pearson": _clopper_pearson,
+    "randomized-clopper-pearson": _randomized_clopper_pearson,
+    "runner-up": _runner_up,
+    "empirical-bernstein": _empirical_bernstein,
+    "mixture": _mixture,
 }
-"""Lower bounds on the candidate's probability (its mean score for `empirical-bernstein`), by name, of a `Tally`.
+"""Lower bounds on the candidate's probability by name, each a function of a `Tally` and `alpha`.
 
-That of `runner-up` is the probability that alone would give its radius, which may be above the candidate's own."""
+`empirical-bernstein` bounds the candidate's mean score. `runner-up` gives the probability that alone would give its
+radius, which may be above the candidate's own."""
 
 ANYTIME = frozenset({"mixture"})
-"""Bounds that may be looked at after every draw; the others hold for one look at a number fixed beforehand."""
+"""Bounds that hold at all numbers of copies at once. The others hold for one look at a number fixed beforehand."""
 
 CURTAILED = frozenset({"clopper-pearson", "randomized-clopper-pearson"})
-"""Bounds of a fixed number of draws that count those never made as failures, so that a run may be cut short."""
+"""Bounds for a fixed number of copies that may be cut short: copies that were never made count as failures."""
 
 SOFT = frozenset({"empirical-bernstein"})
 """Bounds on the mean of soft votes."""
-
-
-def _check_counts(count: int, n: int, alpha: float) -> None:
-    check_alpha(alpha, LEAST_SHARE)
-    if not 1 <= n <= MAX_N or not 0 <= count <= n:
-        raise ValueError(
-            f"`count` is {count} and `n` is {n}; accepted are 0 <= count <= n with n from 1 to {MAX_N:,}."
-        )
 
 
 def certified_radius(p_lower: float, sigma: float) -> float | None:
@@ -251,14 +307,18 @@ def certified_radius(p_lower: float, sigma: float) -> float | None:
 
     Args:
         p_lower: Lower bound on the probability of the winning class under the noise.
-        sigma: Standard deviation of the noise; the radius has its units.
+        sigma: Standard deviation of the noise.
 
     Returns:
-        The radius, or `None` (abstain) where the bound does not exceed 1/2.
+        The radius in the units of `sigma`, always finite, or `None` (abstain) if the bound does not exceed 1/2.
+
+    Example:
+        >>> round(certified_radius(0.9, sigma=0.25), 4)
+        0.3204
     """
     if not p_lower > 0.5:
         return None
-    # a bound that was rounded up to 1 proves no infinite radius, nor does an overflow
+    # A bound that was rounded up to 1 does not prove an infinite radius, and neither does an overflow.
     radius = sigma * float(stats.norm.ppf(min(p_lower, math.nextafter(1, 0))))
     return min(radius, sys.float_info.max)
 

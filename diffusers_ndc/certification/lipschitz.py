@@ -8,13 +8,13 @@ its expectation is estimated.
 """
 
 import math
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 from ..common.checks import EXACT, check_integer, check_number
 from ..diffusion.noise_levels import NoiseLevels
-from .bounds import MAX_N, are_sums_of_scores, check_alpha, empirical_bernstein_lower, given
-from .record import Record, found
+from .bounds import MAX_N, are_sums_of_scores, check_alpha, empirical_bernstein_lower, required
+from .record import Record, first_flaw
 
 
 LEVELS = NoiseLevels((4.0,), (1.0,), cap=0.3)
@@ -40,7 +40,7 @@ def lipschitz_constant(levels: NoiseLevels, pixels: int) -> float:
         levels: Noise levels and weights, with a `cap` (4: the losses of clipped images as they are).
         pixels: Number D of values of an image.
     """
-    cap = given("cap", levels.cap)
+    cap = required("cap", levels.cap)
     direct = min(4, 4 * math.sqrt(cap)) / math.sqrt(pixels)
     return sum(
         weight * (cap * math.sqrt(2 / math.pi) / sigma + direct)
@@ -50,7 +50,7 @@ def lipschitz_constant(levels: NoiseLevels, pixels: int) -> float:
 
 def largest_loss(levels: NoiseLevels) -> float:
     """The most that a class can be charged, model units per value: the cap times the sum of the weights."""
-    return given("cap", levels.cap) * sum(levels.weights)
+    return required("cap", levels.cap) * sum(levels.weights)
 
 
 @dataclass(frozen=True)
@@ -94,11 +94,6 @@ class LipschitzCertificate(Record):
     score_squares: dict[int, float]
     pixels: int
     num_classes: int
-    base_classifier: dict = field(default_factory=dict)
-    seed: int | None = None
-    image_hash: str | None = None
-    evaluations: int | None = None
-    device: str | None = None
 
     @classmethod
     def from_scores(cls, **record: Any) -> "LipschitzCertificate":
@@ -108,7 +103,7 @@ class LipschitzCertificate(Record):
             ValueError: The scores are none of which a certificate can be made.
         """
         scores = cls(None, 0.0, **record)
-        if flaw := found(scores._flaw_of_draws):
+        if flaw := first_flaw(scores._flaw_of_draws):
             raise ValueError(f"The `score_sums` make no certificate: {flaw}; accepted are those of draws.")
         return cls(*scores._result, **record)
 

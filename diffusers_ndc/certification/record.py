@@ -1,12 +1,12 @@
-"""What the records of certificates share: plain values, a digest of them, and a check of what they claim."""
+"""What all certificates share as records: plain values, a digest of them, and a check of what they claim."""
 
 import hashlib
 import json
 from collections.abc import Callable
-from dataclasses import MISSING, asdict, dataclass, fields
-from typing import ClassVar, TypeVar
+from dataclasses import MISSING, asdict, dataclass, field, fields
+from typing import Any, ClassVar, TypeVar
 
-from ..common.checks import EXACT, check_integer, check_kind
+from ..common.checks import EXACT, check_integer, check_kind, check_seed
 from ..common.json import differences
 
 
@@ -15,110 +15,158 @@ Self = TypeVar("Self", bound="Record")
 
 @dataclass(frozen=True)
 class Record:
-    """A dataclass of plain values, written as JSON and checked from its own values."""
+    """A certificate of plain values, which is written as JSON and checked from its own values.
+
+    Args:
+        seed: Seed of all random numbers.
+        image_hash: Content hash of the image, which enters the seeds of its noise.
+        evaluations: Network evaluations spent.
+        device: Kind of device on which the noise was drawn, as torch names it (`"cpu"`, `"cuda"`). The same seed gives
+            other noise on another kind. `None` if unknown.
+        base_classifier: Settings of the classifier, for the record.
+    """
 
     labelled: ClassVar[tuple[str, ...]]
     """Names of the fields that are dictionaries by class label."""
 
+    seed: int | None = field(default=None, kw_only=True)
+    image_hash: str | None = field(default=None, kw_only=True)
+    evaluations: int | None = field(default=None, kw_only=True)
+    device: str | None = field(default=None, kw_only=True)
+    base_classifier: dict = field(default_factory=dict, kw_only=True)
+
     def verify(self) -> bool:
-        """Whether label and radius follow from what was drawn, and this is no more than was to be drawn."""
+        """Whether label and radius follow from the recorded numbers, and these are no more than was planned."""
         return self.flaw is None
 
     @property
     def flaw(self) -> str | None:
-        """What is wrong with the record, or `None`. That its draws were made, no record can show by itself."""
-        return found(self._flaw_of_draws) or found(self._flaw_of_result)
+        """What is wrong with the record, or `None`.
+
+        No record can prove by itself that its numbers were observed: that takes a replay.
+        """
+        return first_flaw(self._flaw_of_draws, self._flaw_of_result)
 
     @property
     def seed_of_draws(self) -> int:
-        """The seed, by which the draws can be made again.
+        """The seed from which the record's numbers can be computed again.
 
         Raises:
-            ValueError: The record is flawed, or names no seed.
+            ValueError: The record is flawed, or has no seed.
         """
         if self.flaw is not None:
-            raise ValueError(f"`certificate` is flawed: {self.flaw}; accepted is a sound one.")
-        if (seed := vars(self)["seed"]) is None:
-            raise ValueError("`certificate` has the seed None; accepted is one that names the seed of its draws.")
-        return seed
+            raise ValueError(f"`certificate` must be sound, got a flawed one: {self.flaw}.")
+        if self.seed is None:
+            raise ValueError("`certificate` must state the seed of its noise, got one with the seed None.")
+        return self.seed
 
-    def check_origin(self, origin: dict) -> None:
-        """Refuse a record that is not of these draws; what it does not say of its `device` is passed over.
+    def check_origin(self, origin: dict[str, Any]) -> None:
+        """Raise unless the record comes from the same image, noise and classifier.
+
+        Args:
+            origin: Names and values of the fields that must be equal. A record without a `device` passes for any.
 
         Raises:
-            ValueError: One of these fields has another value.
+            ValueError: One of the fields has another value.
         """
-        mine = {name: vars(self)[name] for name in origin}
-        if mine["device"] is None:
-            mine["device"] = origin["device"]
-        if differing := differences(mine, origin):
+        recorded = {name: getattr(self, name) for name in origin}
+        if recorded["device"] is None:
+            recorded["device"] = origin["device"]
+        differing = differences(recorded, origin)
+        if differing:
             listed = "; ".join(f"{name} {old!r} instead of {new!r}" for name, (old, new) in differing.items())
-            raise ValueError(f"`certificate` is of other draws, it has {listed}; accepted is one of these draws.")
+            raise ValueError(f"`certificate` must be from this image, noise and classifier, got one with {listed}.")
 
     def _check_kinds(self) -> None:
-        """Refuse a seed, a hash or settings of a wrong kind; every record has these fields."""
-        for name, most in (("seed", 2**63 - 1), ("evaluations", EXACT)):
-            if getattr(self, name) is not None:
-                check_integer(name, getattr(self, name), 0, most)
-        text = (str, type(None))
-        for name, kinds in (("image_hash", text), ("device", text), ("base_classifier", (dict,))):
-            check_kind(name, getattr(self, name), *kinds)
+        """Raise if one of the shared fields has a value of a wrong kind."""
+        check_seed(self.seed)
+        if self.evaluations is not None:
+            check_integer("evaluations", self.evaluations, 0, EXACT)
+        check_kind("image_hash", self.image_hash, str, type(None))
+        check_kind("device", self.device, str, type(None))
+        check_kind("base_classifier", self.base_classifier, dict)
 
     def _flaw_of_draws(self) -> str | None:
+        """What is wrong with the observed numbers, or `None`."""
         raise NotImplementedError
 
     def _flaw_of_result(self) -> str | None:
+        """What is wrong with label and radius, given sound numbers, or `None`."""
         raise NotImplementedError
 
     def to_dict(self) -> dict:
-        """The record as plain values, for JSON, with a `digest` of them by which damage is found out.
+        """The record as plain values for JSON, with a `digest` of them that reveals damage.
 
-        Who alters a record on purpose can make a new digest: what he cannot do is make the draws give his numbers.
+        Whoever alters a record on purpose can compute a new digest. What they cannot do is make a replay give their
+        numbers.
         """
-        record = asdict(self)
-        return {**record, "digest": _digest(record)}
+        values = asdict(self)
+        return {**values, "digest": _digest(values)}
 
     @classmethod
     def from_dict(cls: type[Self], data: dict) -> Self:
-        """The record that `to_dict` wrote, also after a passage through JSON (where the labels become strings).
+        """Read a record that `to_dict` wrote, also from JSON, where class labels have become strings.
+
+        Args:
+            data: The record's fields. A `digest`, if there is one, is compared with them.
 
         Raises:
-            ValueError: A field is missing or unknown, something by label has no whole number for it or a label two
-                values, or there is a `digest` and it is that of other values.
+            ValueError: A field is missing or unknown, a dictionary by class label has a key that is not an integer or
+                stands for the same label as another key, or the digest is not that of the values.
         """
+        if not isinstance(data, dict):
+            raise ValueError(f"`data` must be a dictionary, got {type(data).__name__}.")
+        values = {name: value for name, value in data.items() if name != "digest"}
+        if "digest" in data and not _has_digest(values, data["digest"]):
+            raise ValueError(f"`data` must have the digest of its unaltered values, got {data['digest']!r}.")
         known = {f.name for f in fields(cls)}
         required = {f.name for f in fields(cls) if f.default is MISSING and f.default_factory is MISSING}
-        if isinstance(data, dict) and "digest" in data:
-            digest, data = data["digest"], {name: value for name, value in data.items() if name != "digest"}
-            try:
-                unaltered = digest == _digest(data)
-            except (TypeError, RecursionError):
-                unaltered = False  # no such values can be written
-            if not unaltered:
-                raise ValueError(f"`data` has the digest {digest!r}; accepted is that of its values, unaltered.")
-        if not isinstance(data, dict) or not required <= set(data) <= known:
-            given = sorted(map(repr, data)) if isinstance(data, dict) else type(data).__name__
-            raise ValueError(f"`data` has {given}; accepted is a dictionary with {sorted(required)}, and of {known}.")
-        labelled = {}
-        for name in cls.labelled:
-            try:
-                labelled[name] = {int(label): value for label, value in data[name].items()}
-                if sorted(map(str, labelled[name])) != sorted(map(str, data[name])):  # 1.5, or 3 beside "03"
-                    raise ValueError
-            except (ArithmeticError, AttributeError, TypeError, ValueError):
-                raise ValueError(f"`{name}` is {data[name]!r}; accepted is a dictionary by class label.") from None
-        return cls(**{**data, **labelled})
+        if not required <= set(values) <= known:
+            optional = sorted(known - required)
+            raise ValueError(
+                f"`data` must have the fields {sorted(required)} and may have {optional}, "
+                f"got {sorted(map(repr, values))}."
+            )
+        by_label = {name: _by_label(name, values[name]) for name in cls.labelled}
+        return cls(**{**values, **by_label})
 
 
-def found(check: Callable[[], str | None]) -> str | None:
-    """What a check finds wrong, also where it stumbles over a value of another type."""
+def first_flaw(*checks: Callable[[], str | None]) -> str | None:
+    """Run checks in order and return the first flaw that one reports, or `None`.
+
+    A check that raises has met a value of a wrong type or range, which is a flaw as well.
+    """
     try:
-        return check()
+        for check in checks:
+            flaw = check()
+            if flaw is not None:
+                return flaw
     except (TypeError, ValueError, AttributeError, ArithmeticError, LookupError, RecursionError) as error:
-        return f"a field has no such value as it must: {error}"
+        return f"a field has an invalid value: {error}"
+    return None
 
 
-def _digest(record: dict) -> str:
-    """Hash of a record's values as JSON has them: labels are strings there, and in their order."""
-    plain = json.loads(json.dumps(record))
+def _by_label(name: str, values: Any) -> dict[int, Any]:
+    """A dictionary with class labels as keys, which JSON has made strings, as integers again."""
+    try:
+        by_label = {int(label): value for label, value in values.items()}
+        # unequal for keys such as 1.5, or for 3 beside "03"
+        unambiguous = sorted(map(str, by_label)) == sorted(map(str, values))
+    except (ArithmeticError, AttributeError, TypeError, ValueError):
+        unambiguous = False
+    if not unambiguous:
+        raise ValueError(f"`{name}` must be a dictionary by class label, got {values!r}.")
+    return by_label
+
+
+def _has_digest(values: dict, digest: object) -> bool:
+    try:
+        return digest == _digest(values)
+    except (TypeError, RecursionError):
+        return False  # values that JSON cannot hold
+
+
+def _digest(values: dict) -> str:
+    """Hash of a record's values as JSON has them: with labels as strings, sorted."""
+    plain = json.loads(json.dumps(values))
     return hashlib.sha256(json.dumps(plain, sort_keys=True).encode()).hexdigest()[:32]

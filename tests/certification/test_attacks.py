@@ -1,5 +1,6 @@
 """Attacks on smoothed classifiers: a half-space, whose smoothed version is known exactly, and tiny diffusion ones."""
 
+import doctest
 import math
 
 import foolbox
@@ -9,7 +10,8 @@ from diffusers import DDPMScheduler
 from helpers.networks import tiny_unet
 
 from diffusers_ndc import Denoiser, NoisedDiffusionClassifier, NoiseLevels, SmoothedClassifier, attack
-from diffusers_ndc.certification.attacks import GRADIENTS, _Climb
+from diffusers_ndc.certification import attacks as attacks_module
+from diffusers_ndc.certification.attacks import GRADIENTS, SmoothAdv
 
 
 SIGMA = 0.25
@@ -30,7 +32,7 @@ def at_distance(distance):
 
 def climb(gradient="backprop", classifier=halfspace, image=None, draws=200, radius=0.3, grid=None):
     image = at_distance(0.3) if image is None else image
-    return _Climb(SmoothedClassifier(classifier, SIGMA, grid), None, image, 1, radius, gradient, draws, 50, 0)
+    return SmoothAdv(SmoothedClassifier(classifier, SIGMA, grid), None, image, 1, radius, gradient, draws, 50, 0)
 
 
 @pytest.mark.parametrize("gradient, draws", [("backprop", 2), ("score-function", 200)])
@@ -46,7 +48,7 @@ def test_an_attack_finds_the_nearest_other_class_and_nothing_before_it(gradient,
 
 @pytest.mark.parametrize("gradient, draws, cosine", [("backprop", 2, 0.99999), ("score-function", 1_000, 0.98)])
 def test_the_gradient_points_where_the_exact_one_does(gradient, draws, cosine):
-    slope, rival = climb(gradient, draws=draws)._slope(at_distance(0.3), 0, "test", 0)
+    slope, rival = climb(gradient, draws=draws).gradient(at_distance(0.3), 0, "test", 0)
     assert rival == 0
     assert torch.cosine_similarity(slope.flatten(), -NORMAL.double().flatten(), dim=0) > cosine
 
@@ -61,7 +63,7 @@ def test_both_gradients_have_the_exact_size():
         assert search.scale == pytest.approx(spread, rel=0.05)
         error = ((gap + spread * nodes) / search.scale).sigmoid()
         exact = (density * error * (1 - error)).sum().item() * 2e4 / search.scale
-        slope, _ = search._slope(at_distance(0.3), 0, "test", 0)
+        slope, _ = search.gradient(at_distance(0.3), 0, "test", 0)
         assert -(slope / size * NORMAL).sum().item() == pytest.approx(exact, rel=0.1)
 
 
@@ -124,8 +126,8 @@ def test_projection_is_the_nearest_point_of_ball_and_box():
         point = (image + in_ball + from_box).clamp(0, 1) - image
         from_box = in_ball + from_box - point
     assert (image + offset).max() > 1 and offset.norm() > 0.8
-    assert torch.allclose(search._project(offset), point, atol=1e-5)
-    assert torch.allclose(search._project(0.1 * offset), (image + 0.1 * offset).clamp(0, 1) - image)
+    assert torch.allclose(search.project(offset), point, atol=1e-5)
+    assert torch.allclose(search.project(0.1 * offset), (image + 0.1 * offset).clamp(0, 1) - image)
 
 
 def test_a_run_can_be_repeated():
@@ -161,10 +163,10 @@ def test_the_rival_follows_the_copies(gradient):
         return images.flatten(1)[:, :3]
 
     start, later = (torch.tensor(pixels).view(1, 2, 2) for pixels in ([0.6, 0.5, 0.4, 0.5], [0.6, 0.3, 0.7, 0.5]))
-    search = _Climb(SmoothedClassifier(brightest, 0.05), None, start, 0, 0.4, gradient, 1_000, 1_000, 0)
+    search = SmoothAdv(SmoothedClassifier(brightest, 0.05), None, start, 0, 0.4, gradient, 1_000, 1_000, 0)
     assert search.rival == 1
     for image, followed, rival in ((start, 1, 1), (later, 1, 2), (later, 2, 2)):
-        slope, found = search._slope(image, followed, "test", 0)
+        slope, found = search.gradient(image, followed, "test", 0)
         assert found == rival and slope.argmin() == 0 and slope.argmax() == followed
     assert search.lead(start) < 0 < search.lead(later)
 
@@ -174,7 +176,7 @@ def test_a_surrogate_gives_the_gradient_and_not_the_judgement():
         return halfspace(images).argmax(1)[:, None].eq(torch.arange(2)).float()
 
     smoothed, settings = SmoothedClassifier(hard, SIGMA), {"draws": 2, "n": 10_000, "seed": 0}
-    with pytest.raises(ValueError, match="`gradient` is 'backprop', but the base classifier's logits have no"):
+    with pytest.raises(ValueError, match="`gradient` must be 'score-function' .* got 'backprop'"):
         attack(smoothed, at_distance(0.3), 1, 0.36, **settings)
     assert attack(smoothed, at_distance(0.3), 1, 0.36, surrogate=halfspace, **settings).outcome == "fallen"
     inert = attack(smoothed, at_distance(0.3), 1, 0.36, surrogate=lambda images: 0 * halfspace(images), **settings)
@@ -186,29 +188,29 @@ def test_a_surrogate_gives_the_gradient_and_not_the_judgement():
 @pytest.mark.parametrize(
     "changes, message",
     [
-        ({"smoothed": halfspace}, "`smoothed` is a function; accepted is a SmoothedClassifier"),
-        ({"image": [0.5]}, "`images` is a list"),
-        ({"image": torch.zeros(1, 1, 4, 4)}, r"`images` has the shape \(1, 1, 4, 4\)"),
-        ({"image": torch.full((1, 4, 4), 1.5)}, r"accepted are values in \[0, 1\]"),
-        ({"image": torch.zeros(1, 4, 4, dtype=torch.int)}, "accepted is a dense floating-point tensor"),
-        ({"label": 2}, "`label` is 2; accepted is a class from 0 to 1"),
-        ({"label": -1}, "`label` is -1"),
-        ({"label": True}, "`label` is True"),
-        ({"radius": 0}, "`radius` is 0; accepted is a finite number above 0"),
-        ({"radius": math.nan}, "`radius` is nan"),
-        ({"radius": "1"}, "`radius` is '1'"),
-        ({"steps": 0}, "`steps` is 0; accepted is a whole number from 1"),
-        ({"draws": 3}, "`draws` is 3; accepted is an even number"),
-        ({"batch_size": 1}, "`batch_size` is 1"),
-        ({"restarts": 1.0}, "`restarts` is 1.0"),
-        ({"gradient": "analytic"}, "`gradient` is 'analytic'; accepted are"),
-        ({"surrogate": "unet"}, "`surrogate` is a str"),
-        ({"n": 0}, "`n` is 0"),
-        ({"alpha": 1.5}, "`alpha` is 1.5"),
-        ({"seed": -1}, "`seed` is -1"),
+        ({"smoothed": halfspace}, "`smoothed` must be of type SmoothedClassifier, got function"),
+        ({"image": [0.5]}, "`images` must be .* got list"),
+        ({"image": torch.zeros(1, 1, 4, 4)}, r"`images` .*\(1, 1, 4, 4\)"),
+        ({"image": torch.full((1, 4, 4), 1.5)}, r"`images` must .*\[0, 1\].* got"),
+        ({"image": torch.zeros(1, 4, 4, dtype=torch.int)}, "`images` must be .*floating-point.* got"),
+        ({"label": 2}, "`label` must be a class from 0 to 1, got 2"),
+        ({"label": -1}, "`label` must be .* got -1"),
+        ({"label": True}, "`label` must be .* got True"),
+        ({"radius": 0}, r"`radius` must be a finite number above 0 \(pixel units\), got 0"),
+        ({"radius": math.nan}, "`radius` must be .* got nan"),
+        ({"radius": "1"}, "`radius` must be .* got '1'"),
+        ({"steps": 0}, "`steps` must be an integer from 1 to .* got 0"),
+        ({"draws": 3}, "`draws` must be an even number.* got 3"),
+        ({"batch_size": 1}, "`batch_size` must be an even number.* got 1"),
+        ({"restarts": 1.0}, "`restarts` must be .* got 1.0"),
+        ({"gradient": "analytic"}, "`gradient` must be one of .* got 'analytic'"),
+        ({"surrogate": "unet"}, "`surrogate` must be .* got str"),
+        ({"n": 0}, "`n` must be .* got 0"),
+        ({"alpha": 1.5}, "`alpha` must be .* got 1.5"),
+        ({"seed": -1}, "`seed` must be .* got -1"),
     ],
 )
-def test_bad_input_is_refused(changes, message):
+def test_bad_input_raises(changes, message):
     arguments = {
         "smoothed": SmoothedClassifier(halfspace, SIGMA),
         "image": at_distance(0.3),
@@ -258,7 +260,7 @@ def test_a_diffusion_classifier_is_climbed(gradient, draws, images):
     """The rival of a randomized, sifting classifier's label gains a good deal on it."""
     smoothed = SmoothedClassifier(diffusion(sifted=True), SIGMA)
     found = attack(smoothed, images[0], 1, 3.0, 4, draws, gradient=gradient, n=20, seed=0)
-    judge = _Climb(smoothed, None, images[0], 1, 3.0, gradient, 100, 50, 1)
+    judge = SmoothAdv(smoothed, None, images[0], 1, 3.0, gradient, 100, 50, 1)
     before, after = judge.lead(images[0]), judge.lead(found.image)
     assert after > before + 0.05
     assert found.distance < 3 and found.image.shape == images[0].shape and not found.image.requires_grad
@@ -281,3 +283,8 @@ def test_an_attack_library_takes_the_classifier_as_a_torch_module(images):
     for found, fell, epsilon in zip(attacked, fooled, (0.5, 2.0), strict=True):
         assert (found - images).flatten(1).norm(dim=1).max() <= epsilon + 1e-5
         assert 0 <= found.min() and found.max() <= 1 and torch.equal(fell, gaps(found)[:, 0] < 0)
+
+
+def test_the_example_of_the_docstring_runs():
+    result = doctest.testmod(attacks_module)
+    assert result.attempted > 0 and result.failed == 0

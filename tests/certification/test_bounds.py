@@ -1,11 +1,13 @@
 import bisect
+import doctest
 
 import numpy as np
 import pytest
 from scipy import stats
 
+from diffusers_ndc.certification import bounds as bounds_module
 from diffusers_ndc.certification.bounds import (
-    LEAST_U,
+    MIN_U,
     certified_radius,
     clopper_pearson_lower,
     empirical_bernstein_lower,
@@ -44,7 +46,7 @@ def test_clopper_pearson_at_the_ends():
 @pytest.mark.parametrize("p0", [0.3, 0.84, 0.999])
 @pytest.mark.parametrize("n", [1, 7, 400])
 def test_mixture_evidence_is_a_martingale(p0, n):
-    """Its mean under p0 is 1 after any number of draws, and below 1 under any smaller probability."""
+    """Its mean under p0 is 1 after any number of trials, and below 1 under any smaller probability."""
     evidence = np.exp([mixture_log_evidence(count, n, p0) for count in range(n + 1)])
     assert (stats.binom.pmf(np.arange(n + 1), n, p0) * evidence).sum() == pytest.approx(1)
     assert (stats.binom.pmf(np.arange(n + 1), n, 0.9 * p0) * evidence).sum() < 1
@@ -55,10 +57,10 @@ def fewest_successes(bound, n, alpha, p0):
     return bisect.bisect(range(n + 1), p0, key=lambda count: bound(count, n, alpha))
 
 
-def share_of_false_claims(bound, p, p0, alpha=0.05, draws=400, runs=10_000):
+def share_of_false_claims(bound, p, p0, alpha=0.05, trials=400, runs=10_000):
     """How often a run that is looked at after every draw ever claims p > p0."""
-    counts = (np.random.default_rng(0).random((runs, draws)) < p).cumsum(axis=1)
-    needed = np.array([fewest_successes(bound, n, alpha, p0) for n in range(1, draws + 1)])
+    counts = (np.random.default_rng(0).random((runs, trials)) < p).cumsum(axis=1)
+    needed = np.array([fewest_successes(bound, n, alpha, p0) for n in range(1, trials + 1)])
     return (counts >= needed).any(axis=1).mean()
 
 
@@ -85,7 +87,7 @@ def test_the_randomized_bound_is_wrong_at_its_rate_exactly(p):
     bounds = np.array([clopper_pearson_lower(int(c), n, alpha, u) for c, u in zip(counts, uniforms, strict=True)])
     wrong, plain = (bounds > p).mean(), np.array([clopper_pearson_lower(int(c), n, alpha) > p for c in counts]).mean()
     assert plain <= alpha
-    assert wrong == pytest.approx(alpha, abs=4 * np.sqrt(alpha * (1 - alpha) / runs) + alpha * LEAST_U)
+    assert wrong == pytest.approx(alpha, abs=4 * np.sqrt(alpha * (1 - alpha) / runs) + alpha * MIN_U)
     assert all(bound >= clopper_pearson_lower(int(c), n, alpha) for bound, c in zip(bounds, counts, strict=True))
     assert clopper_pearson_lower(n, n, 0.001, 1e-12) < 1
 
@@ -154,8 +156,8 @@ def test_mixture_bound_is_stable_for_large_counts():
         assert reference - bound < 3 * spread + 3e-6
 
 
-def test_mixture_bound_needs_few_draws_far_from_the_threshold():
-    """Without a failure, and at alpha 0.001, Phi(1) is proved in 44 draws and Phi(2) in 327; at fixed n 40 and 301."""
+def test_mixture_bound_needs_few_trials_far_from_the_threshold():
+    """Without a failure, at alpha 0.001: Phi(1) is proved in 44 trials and Phi(2) in 327; at fixed n in 40 and 301."""
     for radius, anytime, fixed in [(1, 44, 40), (2, 327, 301)]:
         p0 = stats.norm.cdf(radius)
         assert mixture_lower(anytime, anytime, 0.001) > p0 > mixture_lower(anytime - 1, anytime - 1, 0.001)
@@ -163,9 +165,9 @@ def test_mixture_bound_needs_few_draws_far_from_the_threshold():
 
 
 @pytest.mark.parametrize("count, n, alpha", [(-1, 10, 0.1), (11, 10, 0.1), (0, 0, 0.1), (5, 10, 0), (5, 10, 1)])
-def test_bounds_refuse(count, n, alpha):
+def test_bad_counts_raise(count, n, alpha):
     for bound in (clopper_pearson_lower, mixture_lower):
-        with pytest.raises(ValueError, match="accepted"):
+        with pytest.raises(ValueError, match="`count` must be from|`n` must be from|`alpha` must be"):
             bound(count, n, alpha)
 
 
@@ -178,3 +180,8 @@ def test_radius_is_in_the_units_of_sigma_and_abstains_at_one_half():
 def test_majority_pvalue_is_the_two_sided_binomial_test():
     assert majority_pvalue(10, 0) == pytest.approx(2 * 0.5**10)
     assert majority_pvalue(5, 5) == 1
+
+
+def test_the_examples_of_the_docstrings_run():
+    result = doctest.testmod(bounds_module)
+    assert result.attempted > 0 and result.failed == 0

@@ -105,10 +105,10 @@ def test_copies_lie_on_the_grid_whatever_the_image():
     assert early.radius >= 0.25 and early.verify()
 
 
-def test_what_is_off_the_grid_is_refused():
+def test_images_off_the_grid_and_bad_grids_raise():
     smoothed = SmoothedClassifier(Leaking(), 0.25, grid=16)
     with pytest.raises(ValueError, match="8-bit"):
         smoothed.certify(torch.full((1, 1, 2, 2), 0.5), n=10)
     for grid in (0, 1.5, True, 10**6):
-        with pytest.raises(ValueError, match="`grid` is"):
+        with pytest.raises(ValueError, match="`grid` must be"):
             SmoothedClassifier(Leaking(), 0.25, grid=grid)

@@ -8,10 +8,10 @@ import pytest
 from accelerate.state import AcceleratorState
 
 from diffusers_ndc import Certificate
-from diffusers_ndc.certification.certificate import main
 from diffusers_ndc.evaluation.replay import replay
 from diffusers_ndc.evaluation.run import evaluate
 from diffusers_ndc.evaluation.settings import Settings
+from diffusers_ndc.evaluation.verify import main
 
 
 @pytest.fixture

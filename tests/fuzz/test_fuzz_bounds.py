@@ -12,8 +12,8 @@ from scipy import stats
 
 from diffusers_ndc.certification.bounds import (
     BOUNDS,
-    LEAST_ALPHA,
     MAX_N,
+    MIN_ALPHA,
     Tally,
     certified_radius,
     clopper_pearson_lower,
@@ -23,7 +23,7 @@ from diffusers_ndc.certification.bounds import (
 from diffusers_ndc.certification.stopping import StoppingRule, largest_provable
 
 
-ALPHAS = st.floats(LEAST_ALPHA, 0.5) | st.sampled_from([1e-12, 0.001, 0.05, 0.5])
+ALPHAS = st.floats(MIN_ALPHA, 0.5) | st.sampled_from([1e-12, 0.001, 0.05, 0.5])
 SLIGHTLY = 1 + 1e-9
 
 

@@ -13,8 +13,8 @@ from hypothesis import strategies as st
 
 from diffusers_ndc import Certificate
 from diffusers_ndc.certification.bounds import BOUNDS, CURTAILED
-from diffusers_ndc.certification.certificate import check_file, main
 from diffusers_ndc.common.seeds import uniform_number
+from diffusers_ndc.evaluation.verify import check_file, main
 
 
 @st.composite

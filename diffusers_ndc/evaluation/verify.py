@@ -1,0 +1,139 @@
+"""Verify recorded certificates: recompute bound and radius from the votes and, on request, cast the votes again.
+
+    python -m diffusers_ndc.evaluation.verify FILE... [--replay]
+
+Without `--replay` this runs on numpy and scipy alone: no torch, no model, no images.
+"""
+
+import argparse
+import io
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+from ..certification.certificate import Certificate
+from ..certification.lipschitz import LipschitzCertificate
+from ..common import json as strict_json
+
+
+def check_file(path: Path) -> Iterator[tuple[str, Certificate | LipschitzCertificate | None, str | None]]:
+    """Check all certificates of a file.
+
+    Args:
+        path: A JSON file with one certificate of either kind, or JSON lines with one each. A line may also be the
+            record of an image from a run, with its certificate under `certificate`. Records without one (clean images,
+            images that failed) are skipped.
+
+    Yields:
+        For each certificate: its place (`path` or `path:line`), the certificate or `None` if it cannot be read, and
+        its flaw or `None` if it is sound.
+
+    Raises:
+        OSError: The file cannot be read.
+    """
+    text = path.read_text(encoding="utf-8", errors="replace")
+    try:
+        strict_json.loads(text)
+        entries = {str(path): text}
+    except ValueError:
+        entries = {f"{path}:{number}": line for number, line in enumerate(text.splitlines(), start=1) if line.strip()}
+    for place, entry in entries.items():
+        try:
+            data = strict_json.loads(entry)
+            if isinstance(data, dict) and "index" in data and "certificate" not in data:
+                continue
+            certificate, flaw = _check(data)
+        except (TypeError, ValueError) as error:
+            certificate, flaw = None, str(error)
+        yield place, certificate, flaw
+
+
+def _check(data: object) -> tuple[Certificate | LipschitzCertificate, str | None]:
+    """The certificate in an entry of a file, and its flaw or `None`."""
+    if isinstance(data, dict) and "certificate" in data:
+        data = data["certificate"]
+    if not isinstance(data, dict):
+        raise ValueError(f"a certificate must be a dictionary, got {type(data).__name__}.")
+    kind = LipschitzCertificate if "score_sums" in data else Certificate
+    certificate = kind.from_dict(data)
+    if "digest" not in data:
+        return certificate, "there is no digest"
+    return certificate, certificate.flaw
+
+
+def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        prog="python -m diffusers_ndc.evaluation.verify",
+        description="Recompute bound and radius of certificates from their votes, without torch, model or images.",
+        epilog="Exit code: 0 if all certificates are sound, 1 if one is not, 2 if a file cannot be read.",
+    )
+    add = parser.add_argument
+    add("files", type=Path, nargs="+", metavar="FILE", help="certificates as JSON, or the records of a run")
+    add("--replay", action="store_true", help="also cast the votes of the runs again; needs torch, model and images")
+    add("--count", type=int, help="number of certificates of each run to replay, chosen at random (default: all)")
+    add("--model", help="folder or Hub id of the model, if it has moved since the run")
+    add("--dataset", help="folder or Hub id of the images, if they have moved since the run")
+    args = parser.parse_args(argv)
+    if not args.replay and (args.count, args.model, args.dataset) != (None, None, None):
+        parser.error("`--count`, `--model` and `--dataset` must be used together with `--replay`.")
+    return args
+
+
+def main():
+    args = parse_args()
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        # characters of a file or its name that the terminal cannot print must not end the check
+        sys.stdout.reconfigure(errors="backslashreplace")
+    exit_codes = [_verify_file(path) for path in args.files]
+    if args.replay:
+        folders = sorted({path.parent for path in args.files})
+        exit_codes += [_replay_folder(folder, args.count, args.model, args.dataset) for folder in folders]
+    sys.exit(max(exit_codes))
+
+
+def _verify_file(path: Path) -> int:
+    """Print a verdict on each certificate of a file and return the exit code."""
+    exit_code = 0
+    try:
+        for place, certificate, flaw in check_file(path):
+            if certificate is None or flaw is not None:
+                print(f"FLAWED  {place}: {flaw}")
+                exit_code = 1
+            else:
+                print(f"sound   {place}: {_summary(certificate)}, n = {certificate.n:,}")
+    except OSError as error:
+        print(f"UNREAD  {path}: {error}")
+        exit_code = 2
+    return exit_code
+
+
+def _replay_folder(folder: Path, count: int | None, model: str | None, dataset: str | None) -> int:
+    """Cast the votes of a run again, print a verdict on each certificate and return the exit code."""
+    from .replay import replay  # imports torch, which a check without replay does not need
+
+    exit_code = 0
+    try:
+        for replayed in replay(folder, count, model, dataset):
+            place, recorded, again = f"{folder}, image {replayed.index}", replayed.certificate, replayed.again
+            if again is None:
+                print(f"FLAWED  {place}: {replayed.problem}", flush=True)
+                exit_code = 1
+            elif recorded.agrees(again):
+                print(f"again   {place}: {_summary(again)}, {recorded.votes:,} votes as recorded", flush=True)
+            else:
+                moved = f"{recorded.votes_moved(again):,} of {recorded.votes:,} votes"
+                print(f"MOVED   {place}: {moved}; it is {_summary(again)} now", flush=True)
+                exit_code = 1
+    except (OSError, TypeError, ValueError) as error:
+        print(f"UNREAD  {folder}: {error}")
+        exit_code = 2
+    return exit_code
+
+
+def _summary(certificate: Certificate | LipschitzCertificate) -> str:
+    label = "abstained" if certificate.abstained else f"label {certificate.label}"
+    return f"{label}, radius {certificate.radius:.4f}"
+
+
+if __name__ == "__main__":
+    main()
