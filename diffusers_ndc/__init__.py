@@ -16,8 +16,9 @@ if TYPE_CHECKING:
     from .diffusion.denoiser import Denoiser
     from .diffusion.noise_levels import NoiseLevels, SiftingRule
     from .diffusion.prompts import embed_prompts
+    from .pipelines.base import ClassifierOutput
     from .pipelines.latent import LatentDiffusionClassifierPipeline
-    from .pipelines.pixel import ClassifierOutput, NoisedDiffusionClassifierPipeline
+    from .pipelines.pixel import NoisedDiffusionClassifierPipeline
 
 
 __version__ = "0.1.0"
@@ -54,8 +55,9 @@ _FILES = {
     "diffusion.denoiser": ["Denoiser"],
     "diffusion.noise_levels": ["NoiseLevels", "SiftingRule"],
     "diffusion.prompts": ["embed_prompts"],
+    "pipelines.base": ["ClassifierOutput"],
     "pipelines.latent": ["LatentDiffusionClassifierPipeline"],
-    "pipelines.pixel": ["ClassifierOutput", "NoisedDiffusionClassifierPipeline"],
+    "pipelines.pixel": ["NoisedDiffusionClassifierPipeline"],
 }
 
 

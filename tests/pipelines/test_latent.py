@@ -242,7 +242,7 @@ def test_calibrated_levels_serve_clean_and_denoised_images(sd, pictures):
     labels = sd(pictures, levels=LEVELS, seed=0).labels * 3 + [0, 1, 2]  # mostly what it says itself
     levels = sd.calibrate(pictures.repeat(4, 1, 1, 1), labels, num_levels=2, candidates=LEVELS)
     assert sd.classifier().levels == sd.classifier(0.25).classifier.levels == levels
-    with pytest.raises(ValueError, match="`sigma` is 0.25.*accepted is 0"):
+    with pytest.raises(ValueError, match="`sigma` must be 0.*got 0.25"):
         sd.calibrate(pictures, [0, 1, 2], 0.25)
 
 
@@ -301,17 +301,22 @@ UNSOUND = "noise on the pixels.*pixel-space denoiser in front"
 @pytest.mark.parametrize(
     "call, error, match",
     [
-        (lambda p, x: p.certify(x), ValueError, f"`sigma` is 0.25.*no `pixel_unet`.*{UNSOUND}"),
-        (lambda p, x: p.certify(x, sigma=0), ValueError, "`sigma` is 0 with a latent model.*losses on pixels"),
-        (lambda p, x: p.predict(x, sigma=0.5), ValueError, f"`sigma` is 0.5.*{UNSOUND}"),
+        (lambda p, x: p.certify(x), ValueError, f"`sigma` must be 0.*without `pixel_unet`, got 0.25.*{UNSOUND}"),
+        (lambda p, x: p.certify(x, sigma=0), ValueError, "`sigma` must be above 0, got 0.*`certify_unsmoothed`"),
+        (lambda p, x: p.certify_unsmoothed(x), ValueError, "got a latent model.*losses on pixels"),
+        (lambda p, x: p.predict(x, sigma=0.5), ValueError, f"`sigma` must be 0.*got 0.5.*{UNSOUND}"),
         (lambda p, x: p(x, sigma=0.25), ValueError, UNSOUND),
-        (lambda p, x: p.certify(x, method="apndc"), ValueError, f"`method` is 'apndc'.*{UNSOUND}"),
-        (lambda p, x: p.certify(x, method="epndc"), ValueError, f"`method` is 'epndc'.*{UNSOUND}"),
-        (lambda p, x: p(x, method="epndc"), ValueError, f"`method` is 'epndc'.*{UNSOUND}"),
+        (lambda p, x: p.certify(x, method="apndc"), ValueError, f"`method` must be 'dds'.*got 'apndc'.*{UNSOUND}"),
+        (lambda p, x: p.certify(x, method="epndc"), ValueError, f"`method` must be 'dds'.*got 'epndc'.*{UNSOUND}"),
+        (lambda p, x: p(x, method="epndc"), ValueError, f"`method` must be 'dc'.*got 'epndc'.*{UNSOUND}"),
         (lambda p, x: p(x[:, :, :8]), ValueError, "16 x 16"),
-        (lambda p, x: p(x * 255), ValueError, "accepted are values in"),
+        (lambda p, x: p(x * 255), ValueError, "`images` must have values in"),
         (lambda p, x: p.set_prompts(["a"]), ValueError, "`prompts`.*at least two"),
-        (lambda p, x: p.set_prompts(["a", "b"], {0: "a"}), ValueError, "`prompts` has 2 classes and `id2label` 1"),
+        (
+            lambda p, x: p.set_prompts(["a", "b"], {0: "a"}),
+            ValueError,
+            r"`prompts` must have .* classes as `id2label` \(1\), got 2",
+        ),
         (lambda p, x: p.set_prompts(["a", "b" * 40]), ValueError, "`prompts` has 'bb.*42 tokens.*up to 20"),
         (lambda p, x: NoisedDiffusionClassifier(p.denoiser, 0.25), ValueError, UNSOUND),
         (lambda p, x: DenoisedClassifier(p.denoiser, None, None, 0.25), ValueError, "`denoiser` is a latent model"),
@@ -343,23 +348,31 @@ def test_refuses_what_is_not_sound_or_does_not_fit(sd, pictures, monkeypatch, ca
         ({"prompts": ["a", 3]}, ValueError, "`prompts` is "),
         ({"prompts": ["a", "a"]}, ValueError, "`prompts` are the same for the classes 0 and 1"),
         ({"prompts": None}, ValueError, "`unet`.*cross-attention.*`prompts`"),
-        ({"id2label": {0: "a", 1: "b"}}, ValueError, "`prompts` has 3 classes and `id2label` 2"),
-        ({"id2label": {0: "a", 1: "b", 3: "c"}}, ValueError, "`id2label` has the keys"),
-        ({"null_class": 3}, ValueError, "`null_class` is 3 beside `prompts`"),
-        ({"tokenizer": None}, ValueError, "`prompts` is given without"),
+        ({"id2label": {0: "a", 1: "b"}}, ValueError, r"`prompts` must have .* classes as `id2label` \(2\), got 3"),
+        ({"id2label": {0: "a", 1: "b", 3: "c"}}, ValueError, r"`id2label` must have the keys 0 to 2, got \[0, 1, 3\]"),
+        ({"null_class": 3}, ValueError, "`null_class` must be None with `prompts`, got 3"),
+        ({"tokenizer": None}, ValueError, "`tokenizer` and `text_encoder` must be given with `prompts`"),
         ({"text_encoder": tiny_text_encoder(hidden_size=8)}, ValueError, "cross_attention_dim"),
-        ({"text_encoder": torch.nn.Linear(1, 1)}, TypeError, "`text_encoder` is a Linear.*CLIPTextModel"),
-        ({"unet": torch.nn.Linear(1, 1)}, TypeError, "`unet` is a Linear.*UNet2DConditionModel"),
-        ({"unet": None}, ValueError, "`unet` and `transformer`: neither"),
-        ({"transformer": tiny_dit()}, ValueError, "`unet` and `transformer`: both"),
+        (
+            {"text_encoder": torch.nn.Linear(1, 1)},
+            TypeError,
+            "`text_encoder` must be of type CLIPTextModel, got Linear",
+        ),
+        ({"unet": torch.nn.Linear(1, 1)}, TypeError, "`unet` must be of type UNet2DConditionModel .*, got Linear"),
+        ({"unet": None}, ValueError, "`unet` or `transformer` must be given, got neither"),
+        ({"transformer": tiny_dit()}, ValueError, "`unet` or `transformer` must be given, got both"),
         ({"unet": None, "transformer": tiny_dit()}, ValueError, "takes no prompts"),
         ({"unet": tiny_text_unet(num_class_embeds=3)}, ValueError, "class embedding.*besides"),
         ({"unet": tiny_text_unet(3)}, ValueError, "`vae` has 4 latent channels"),
-        ({"vae": torch.nn.Linear(1, 1)}, TypeError, "`vae` is a Linear"),
+        ({"vae": torch.nn.Linear(1, 1)}, TypeError, "`vae` must be of type AutoencoderKL, got Linear"),
         ({"vae": tiny_vae(latents_mean=[0.0] * 4)}, ValueError, "`vae` has latents_mean"),
-        ({"pixel_unet": tiny_unet()}, ValueError, "`pixel_unet` and `pixel_scheduler`: one"),
-        ({**pixel_model(), "pixel_scheduler": tiny_tokenizer()}, TypeError, "`pixel_scheduler` is a CLIPTokenizer"),
-        ({"scheduler": tiny_tokenizer()}, TypeError, "`scheduler` is a CLIPTokenizer"),
+        ({"pixel_unet": tiny_unet()}, ValueError, "`pixel_unet` and `pixel_scheduler` must both be given"),
+        (
+            {**pixel_model(), "pixel_scheduler": tiny_tokenizer()},
+            TypeError,
+            "`pixel_scheduler` must be of type SchedulerMixin, got CLIP",
+        ),
+        ({"scheduler": tiny_tokenizer()}, TypeError, "`scheduler` must be of type SchedulerMixin, got CLIP"),
     ],
 )
 def test_refuses_components_that_do_not_fit(sd, arguments, error, match):
@@ -387,7 +400,7 @@ def test_a_latent_model_is_not_taken_for_one_of_pixels(tmp_path):
     unet, vae = tiny_unet(in_channels=3, out_channels=3), tiny_vae(latent_channels=3)
     LatentDiffusionClassifierPipeline(vae, DDPMScheduler(), unet, null_class=3).save_pretrained(tmp_path)
     assert load(tmp_path)(torch.rand(1, 1, 16, 16), levels=LEVELS).logits.shape == (1, 3)
-    with pytest.raises(ValueError, match="has a `vae`.*LatentDiffusionClassifierPipeline"):
+    with pytest.raises(ValueError, match="pixels, got one with a `vae`.*LatentDiffusionClassifierPipeline"):
         NoisedDiffusionClassifierPipeline.from_pretrained(tmp_path)
 
 
