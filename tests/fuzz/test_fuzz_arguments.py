@@ -23,6 +23,7 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 
 from diffusers_ndc import (
+    Certificate,
     DenoisedClassifier,
     DenoisedDiffusionClassifier,
     Denoiser,
@@ -35,7 +36,6 @@ from diffusers_ndc import (
     SmoothedClassifier,
     embed_prompts,
 )
-from diffusers_ndc.certification.record import Record
 
 
 IMAGES = torch.rand(2, 1, 8, 8, generator=torch.Generator().manual_seed(1))
@@ -92,7 +92,7 @@ WATCHED = {"image": IMAGES[0], "n0": 2, "n": 4, "alpha": 0.1, "seed": 0, "on_cop
 
 def check_certificates(certificates) -> None:
     if certificates is not REFUSED:
-        for certificate in [certificates] if isinstance(certificates, Record) else certificates:
+        for certificate in [certificates] if isinstance(certificates, Certificate) else certificates:
             check_sound(certificate)
 
 
@@ -183,16 +183,6 @@ def test_predict_of_the_pipeline(model, bad):
 def test_certify_of_the_pipeline(model, bad):
     pipe, network = model
     check_certificates(attempt(lambda: pipe.certify(**{**DRAWN, "n0": 2, **bad}), network))
-
-
-UNSMOOTHED = {"images": IMAGES, "n0": 2, "n": 4, "alpha": 0.1, "levels": LEVELS, "batch_size": 64, "generator": None}
-
-
-@cases(250)
-@given(bad=spoilt([*UNSMOOTHED, "seed"]))
-def test_certify_unsmoothed_of_the_pipeline(model, bad):
-    pipe, network = model
-    check_certificates(attempt(lambda: pipe.certify_unsmoothed(**{**UNSMOOTHED, "seed": 0, **bad}), network))
 
 
 @cases(250)
