@@ -317,13 +317,13 @@ UNSOUND = "noise on the pixels.*pixel-space denoiser in front"
             ValueError,
             r"`prompts` must have .* classes as `id2label` \(1\), got 2",
         ),
-        (lambda p, x: p.set_prompts(["a", "b" * 40]), ValueError, "`prompts` has 'bb.*42 tokens.*up to 20"),
+        (lambda p, x: p.set_prompts(["a", "b" * 40]), ValueError, "`prompts` (?=.* 20).*'bb.*42 tokens"),
         (lambda p, x: NoisedDiffusionClassifier(p.denoiser, 0.25), ValueError, UNSOUND),
-        (lambda p, x: DenoisedClassifier(p.denoiser, None, None, 0.25), ValueError, "`denoiser` is a latent model"),
+        (lambda p, x: DenoisedClassifier(p.denoiser, None, None, 0.25), ValueError, "`denoiser` .*latent model"),
         (
             lambda p, x: DenoisedDiffusionClassifier(p.denoiser, p.classifier(), 0.25),
             ValueError,
-            "`denoiser` is a latent model",
+            "`denoiser` .*latent model",
         ),
     ],
 )
@@ -340,13 +340,13 @@ def test_refuses_what_is_not_sound_or_does_not_fit(sd, pictures, monkeypatch, ca
 @pytest.mark.parametrize(
     "arguments, error, match",
     [
-        ({"prompts": ["a cat"]}, ValueError, "`prompts` is .*at least two"),
-        ({"prompts": "cat"}, ValueError, "`prompts` is 'cat'"),
-        ({"prompts": {0: "a", 2: "b"}}, ValueError, "`prompts` is .*class index from 0"),
-        ({"prompts": ["a", ""]}, ValueError, "`prompts` is "),
-        ({"prompts": ["a", []]}, ValueError, "`prompts` is "),
-        ({"prompts": ["a", 3]}, ValueError, "`prompts` is "),
-        ({"prompts": ["a", "a"]}, ValueError, "`prompts` are the same for the classes 0 and 1"),
+        ({"prompts": ["a cat"]}, ValueError, "`prompts` .*at least two"),
+        ({"prompts": "cat"}, ValueError, "`prompts` .*'cat'"),
+        ({"prompts": {0: "a", 2: "b"}}, ValueError, "`prompts` .*class index from 0"),
+        ({"prompts": ["a", ""]}, ValueError, r"`prompts` .*\['a', ''\]"),
+        ({"prompts": ["a", []]}, ValueError, r"`prompts` .*\['a', \[\]\]"),
+        ({"prompts": ["a", 3]}, ValueError, r"`prompts` .*\['a', 3\]"),
+        ({"prompts": ["a", "a"]}, ValueError, "`prompts` .* for the classes 0 and 1"),
         ({"prompts": None}, ValueError, "`unet`.*cross-attention.*`prompts`"),
         ({"id2label": {0: "a", 1: "b"}}, ValueError, r"`prompts` must have .* classes as `id2label` \(2\), got 3"),
         ({"id2label": {0: "a", 1: "b", 3: "c"}}, ValueError, r"`id2label` must have the keys 0 to 2, got \[0, 1, 3\]"),
@@ -362,10 +362,10 @@ def test_refuses_what_is_not_sound_or_does_not_fit(sd, pictures, monkeypatch, ca
         ({"unet": None}, ValueError, "`unet` or `transformer` must be given, got neither"),
         ({"transformer": tiny_dit()}, ValueError, "`unet` or `transformer` must be given, got both"),
         ({"unet": None, "transformer": tiny_dit()}, ValueError, "takes no prompts"),
-        ({"unet": tiny_text_unet(num_class_embeds=3)}, ValueError, "class embedding.*besides"),
-        ({"unet": tiny_text_unet(3)}, ValueError, "`vae` has 4 latent channels"),
+        ({"unet": tiny_text_unet(num_class_embeds=3)}, ValueError, "class embedding.*beside"),
+        ({"unet": tiny_text_unet(3)}, ValueError, "`vae` (?=.*4).* latent channels"),
         ({"vae": torch.nn.Linear(1, 1)}, TypeError, "`vae` must be of type AutoencoderKL, got Linear"),
-        ({"vae": tiny_vae(latents_mean=[0.0] * 4)}, ValueError, "`vae` has latents_mean"),
+        ({"vae": tiny_vae(latents_mean=[0.0] * 4)}, ValueError, "`vae` .*latents_mean"),
         ({"pixel_unet": tiny_unet()}, ValueError, "`pixel_unet` and `pixel_scheduler` must both be given"),
         (
             {**pixel_model(), "pixel_scheduler": tiny_tokenizer()},
@@ -383,15 +383,19 @@ def test_refuses_components_that_do_not_fit(sd, arguments, error, match):
 def test_refuses_classifiers_that_cannot_stand_behind_a_denoiser(sd):
     pixels = Denoiser(*pixel_model().values(), num_classes=0)
     for classifier, error, match in (
-        (torch.nn.Linear(1, 1), TypeError, "`classifier` is a Linear"),
-        (NoisedDiffusionClassifier(Denoiser(tiny_unet(), DDPMScheduler()), 0.25), ValueError, "has sigma=0.25"),
+        (torch.nn.Linear(1, 1), TypeError, "`classifier` .*Linear"),
+        (
+            NoisedDiffusionClassifier(Denoiser(tiny_unet(), DDPMScheduler()), 0.25),
+            ValueError,
+            "`classifier` .*sigma=0.25",
+        ),
     ):
         with pytest.raises(error, match=match):
             DenoisedDiffusionClassifier(pixels, classifier, 0.25)
 
 
 def test_refuses_a_dit_that_drops_labels_at_random():
-    with pytest.raises(ValueError, match="`transformer` is in training mode"):
+    with pytest.raises(ValueError, match="`transformer` .*training mode"):
         Denoiser(tiny_dit().train(), DDPMScheduler(), vae=tiny_vae())
 
 
@@ -418,9 +422,9 @@ def test_a_denoiser_without_classes_denoises_and_does_not_classify(images):
     assert denoiser(images, 0.5).shape == images.shape and denoiser.null_evaluations == 1
     with pytest.raises(ValueError, match="`class_labels`"):
         denoiser(images, 0.5, torch.zeros(4, dtype=torch.long))
-    with pytest.raises(ValueError, match="`denoiser` has no classes"):
+    with pytest.raises(ValueError, match="`denoiser` .*classes"):
         NoisedDiffusionClassifier(denoiser)
-    with pytest.raises(ValueError, match="`num_classes` is 0 beside"):
+    with pytest.raises(ValueError, match="`num_classes` .*0 beside"):
         Denoiser(network, DDPMScheduler(), num_classes=0, null_class=3)
     with pytest.raises(ValueError, match="num_classes=0 has a class embedding"):
         Denoiser(tiny_dit(), DDPMScheduler(), num_classes=0)
