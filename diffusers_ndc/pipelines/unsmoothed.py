@@ -60,7 +60,7 @@ def certify_image(
     check_unsmoothed(classifier, n0, n, alpha, seed)
     scores = draw_margins(classifier, image, n0, n, seed, on_draws)
     return LipschitzCertificate.from_scores(
-        alpha=alpha,
+        alpha=float(alpha),
         n0=n0,
         n=n,
         selection_losses=scores.selection_losses,

@@ -426,7 +426,7 @@ def test_a_denoiser_without_classes_denoises_and_does_not_classify(images):
         NoisedDiffusionClassifier(denoiser)
     with pytest.raises(ValueError, match="`num_classes` .*0 beside"):
         Denoiser(network, DDPMScheduler(), num_classes=0, null_class=3)
-    with pytest.raises(ValueError, match="num_classes=0 has a class embedding"):
+    with pytest.raises(ValueError, match="class embedding"):
         Denoiser(tiny_dit(), DDPMScheduler(), num_classes=0)
-    with pytest.raises(ValueError, match="num_classes=0 has a class embedding"):
+    with pytest.raises(ValueError, match="class embedding"):
         Denoiser(tiny_unet(), DDPMScheduler(), num_classes=0)

@@ -1,9 +1,11 @@
 """The pipeline's certificates without smoothing."""
 
+import json
 from contextlib import nullcontext
 from dataclasses import replace
 from types import SimpleNamespace
 
+import numpy as np
 import pytest
 import torch
 from diffusers import DDPMScheduler, EDMEulerScheduler
@@ -51,6 +53,8 @@ def test_the_pipeline_certifies_without_smoothing(pipe, images):
     levels = NoiseLevels((1.0, 3.0), (0.5, 0.5)).sifted(1.0)
     own = pipe.certify_unsmoothed(images[0], levels=levels, n0=5, n=30, seed=0)
     assert own.levels == CappedLevels((1.0, 3.0), (0.5, 0.5), cap=4.0)  # clipped, and not sifted
+    scalar = pipe.certify_unsmoothed(images[0], n0=2, n=5, alpha=np.float32(0.25), seed=0)
+    assert LipschitzCertificate.from_dict(json.loads(json.dumps(scalar.to_dict()))) == scalar
     generators = [torch.Generator().manual_seed(1) for _ in range(2)]
     first, second = (pipe.certify_unsmoothed(images[0], n0=2, n=5, generator=generator) for generator in generators)
     assert first == second and first.seed is not None
