@@ -11,14 +11,14 @@ from dataclasses import dataclass
 
 import torch
 
-from ..common.checks import check_integer, check_kind, check_number
+from ..common.checks import check_integer, check_kind, check_number, check_seed
 from ..common.copies import as_base_classifier
 from ..common.images import content_hash
 from ..common.noise import fresh_seed, standard_normal
 from ..common.seeds import derive_seeds
 from .bounds import MAX_N
 from .grid_noise import EIGHT_BIT_STEPS
-from .procedures import Prediction
+from .procedures import Prediction, check_predicting
 from .smoothing import SmoothedClassifier
 
 
@@ -139,7 +139,8 @@ def attack(
     """
     check_kind("smoothed", smoothed, SmoothedClassifier)
     smoothed.check_images(image, "CHW")
-    smoothed.check_settings(alpha, seed, n=n)
+    check_predicting(n, alpha)
+    check_seed(seed)
     if surrogate is not None and not callable(surrogate):
         raise TypeError(f"`surrogate` must be a callable or None, got {type(surrogate).__name__}.")
     _check(label, radius, gradient, steps=steps, draws=draws, restarts=restarts, batch_size=batch_size)

@@ -1,32 +1,32 @@
 """The diffusion classifier as a Lipschitz function: a certificate without smoothing, checked without torch.
 
-Chen et al., arXiv:2402.02316, on the robustness of the diffusion classifier itself. `dc` gives the class with the
+Chen et al., arXiv:2402.02316, on the robustness of the diffusion classifier itself. `dc` returns the class with the
 smallest expected loss `L_y(x) = sum_i w_i E[l(h(x + sigma_i eps, sigma_i, y), x)]`, where `h` is clipped to [-1, 1]
 and `l(h, x) = min(||h - x||^2 / D, cap)`. The margin `L_b - L_a` of two classes cannot change faster than
-`lipschitz_constant`, so that class a keeps on leading within margin / constant. The classifier has no randomness: only
-its expectation is estimated.
+`lipschitz_constant`, so class a keeps leading within margin / constant. The classifier has no randomness: only its
+expectation is estimated.
 """
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from ..common.checks import EXACT, check_integer, check_number
-from ..diffusion.noise_levels import NoiseLevels
-from .bounds import MAX_N, are_sums_of_scores, check_alpha, empirical_bernstein_lower, required
+from ..common.checks import EXACT, check_integer, check_kind, check_number, plain_numbers
+from .bounds import MAX_N, are_sums_of_scores, check_alpha, empirical_bernstein_lower
 from .record import Record, first_flaw
 
 
-LEVELS = NoiseLevels((4.0,), (1.0,), cap=0.3)
-"""The default. At levels of little noise the classes differ by far less than the constant grows; and a cap not far
-above the losses that occur makes the constant small and leaves the margins as they are."""
-
-
 ROUND_OFF = 1e-4
-"""How far the mean scores of the same draws may be apart on other hardware or in other batches."""
+"""Largest difference between the mean scores of the same draws on other hardware or in other batches."""
+
+LEVELS_FIELDS = frozenset(
+    ("sigmas", "weights", "thresholds", "relative", "max_classes", "smoothing_sigma", "method", "cap")
+)
+"""Keys of the dictionary in which a record states noise levels (`NoiseLevels.to_dict`)."""
 
 
-def lipschitz_constant(levels: NoiseLevels, pixels: int) -> float:
+def lipschitz_constant(sigmas: Sequence[float], weights: Sequence[float], cap: float, pixels: int) -> float:
     """Bound on how fast the margin of two classes changes with the image, per unit of l2 in model units.
 
     `sum_i w_i (c sqrt(2 / pi) / sigma_i + min(4, 4 sqrt(c)) / sqrt(D))` with the cap c. The first part: as a function
@@ -34,41 +34,107 @@ def lipschitz_constant(levels: NoiseLevels, pixels: int) -> float:
     Gaussian noise moves by `c sqrt(2 / pi) / sigma` at most (Stein's identity, or the total variation between two
     Gaussians: the network need not be smooth). The second: the losses compare with x itself, and below the cap
     `||h - x||^2 / D` has a gradient of at most `2 sqrt(c / D)` in x, the difference of two of them one of
-    `2 ||h_a - h_b|| / D <= 4 / sqrt(D)`. The paper's constant is that of c = 4.
+    `2 ||h_a - h_b|| / D <= 4 / sqrt(D)`. The paper's constant (Chen et al., arXiv:2402.02316) is that of c = 4.
 
     Args:
-        levels: Noise levels and weights, with a `cap` (4: the losses of clipped images as they are).
+        sigmas: Noise levels, model units.
+        weights: Weight of the loss at each level.
+        cap: Largest loss at one level, mean squared error per value in model units, up to 4 (the losses of clipped
+            images as they are).
         pixels: Number D of values of an image.
+
+    Returns:
+        The constant, loss per unit of l2 in model units (images in [-1, 1]). Per pixel unit it is twice as much.
+
+    Example:
+        >>> round(lipschitz_constant([4.0], [1.0], cap=0.3, pixels=784), 4)
+        0.1381
     """
-    cap = required("cap", levels.cap)
     direct = min(4, 4 * math.sqrt(cap)) / math.sqrt(pixels)
     return sum(
-        weight * (cap * math.sqrt(2 / math.pi) / sigma + direct)
-        for sigma, weight in zip(levels.sigmas, levels.weights, strict=True)
+        weight * (cap * math.sqrt(2 / math.pi) / sigma + direct) for sigma, weight in zip(sigmas, weights, strict=True)
     )
 
 
-def largest_loss(levels: NoiseLevels) -> float:
-    """The most that a class can be charged, model units per value: the cap times the sum of the weights."""
-    return required("cap", levels.cap) * sum(levels.weights)
+def largest_loss(weights: Sequence[float], cap: float) -> float:
+    """The largest loss of a class, and so the largest margin (model units per value): the cap times the total weight.
+
+    Args:
+        weights: Weight of the loss at each level.
+        cap: Largest loss at one level.
+    """
+    return cap * sum(weights)
+
+
+@dataclass(frozen=True)
+class CappedLevels:
+    """The noise levels behind a `LipschitzCertificate`, as its record states them: all classes at every level.
+
+    Args:
+        sigmas: Noise levels, model units.
+        weights: Weight of the loss at each level.
+        cap: Largest loss at one level, mean squared error per value in model units.
+    """
+
+    sigmas: tuple[float, ...]
+    weights: tuple[float, ...]
+    cap: float
+
+    @classmethod
+    def from_dict(cls, levels: dict) -> "CappedLevels":
+        """Read the `levels` of a classifier's settings, as `NoiseLevels.to_dict` writes them.
+
+        Raises:
+            TypeError, ValueError: The dictionary does not describe noise levels with a cap and without sifting.
+        """
+        check_kind("levels", levels, dict)
+        if not {"sigmas", "weights"} <= set(levels) <= LEVELS_FIELDS:
+            raise ValueError(
+                f"`levels` must have sigmas, weights and others of {sorted(LEVELS_FIELDS)}, got {levels}."
+            )
+        sigmas = plain_numbers("sigmas", levels["sigmas"], "numbers, one per level")
+        weights = plain_numbers("weights", levels["weights"], "numbers, one per level")
+        if not sigmas or not all(0 < sigma < math.inf for sigma in sigmas):
+            raise ValueError(f"`sigmas` must be one or more finite numbers above 0, got {sigmas}.")
+        if len(weights) != len(sigmas):
+            raise ValueError(f"`weights` must be as many as `sigmas` ({len(sigmas)}), got {len(weights)}.")
+        if not all(0 <= weight < math.inf for weight in weights) or not any(weights):
+            raise ValueError(f"`weights` must be finite numbers of at least 0, not all 0, got {weights}.")
+        if levels.get("thresholds") is not None or levels.get("max_classes") is not None:
+            raise ValueError("`levels` must score all classes at every level, got levels that sift the classes.")
+        if levels.get("relative", False) is not False:
+            raise ValueError(f"`relative` must be False without thresholds, got {levels['relative']!r}.")
+        check_kind("method", levels.get("method"), str, type(None))
+        smoothing_sigma = levels.get("smoothing_sigma")
+        if smoothing_sigma is not None:
+            check_number("smoothing_sigma", smoothing_sigma, "a noise level of at least 0 or None")
+            if not 0 <= smoothing_sigma < math.inf:
+                raise ValueError(f"`smoothing_sigma` must be finite and at least 0, got {smoothing_sigma}.")
+        if levels.get("cap") is None:
+            raise ValueError("`levels` must have a `cap`, got None.")
+        cap = levels["cap"]
+        check_number("cap", cap, "a mean squared error above 0 and up to 4")
+        if not 0 < cap <= 4:
+            raise ValueError(f"`cap` must be a mean squared error above 0 and up to 4, got {cap}.")
+        return cls(sigmas, weights, cap)
 
 
 @dataclass(frozen=True)
 class LipschitzCertificate(Record):
     """A prediction of the diffusion classifier with clipped, capped losses, certified or abstained.
 
-    Guarantee: with probability at least `1 - alpha` over the draws, `label` is the class of the smallest expected loss
-    at every image within the open l2 ball of `radius`. Each draw gives, for each rival b of the candidate a,
-    a margin `sum_i w_i (l_b - l_a)`, bounded by the cap; its mean is bounded from below by Maurer & Pontil's empirical
-    Bernstein bound at `alpha / (K - 1)`, so that all hold at once, and the smallest one is divided by
-    `lipschitz_constant`.
+    Guarantee (Chen et al., arXiv:2402.02316): with probability at least `1 - alpha` over the draws, `label` is the
+    class of the smallest expected loss at every image within the open l2 ball of `radius`. A draw is fresh noise at
+    every level. It gives, for each rival b of the candidate a, a margin `sum_i w_i (l_b - l_a)`, bounded by the cap.
+    The mean of the margins is bounded from below by Maurer & Pontil's empirical Bernstein bound at `alpha / (K - 1)`,
+    so that all bounds hold at once, and the smallest bound is divided by `lipschitz_constant`.
 
     Args:
         label: Class that is certified, or `None` for an abstention.
         radius: l2 radius in pixel units; 0 for an abstention.
         alpha: Probability with which the certificate may be wrong.
         n0: Number of draws that choose the candidate.
-        n: Number of further draws that the bounds rest on.
+        n: Number of further draws, on which the bounds rest.
         selection_losses: Mean loss of each class over the selection draws, model units per value.
         score_sums: For each rival, the sum of its scores: margins, mapped from [-W cap, W cap] to [0, 1], with W the
             sum of the weights.
@@ -97,15 +163,23 @@ class LipschitzCertificate(Record):
 
     @classmethod
     def from_scores(cls, **record: Any) -> "LipschitzCertificate":
-        """The certificate that these scores give; arguments are the fields but `label` and `radius`.
+        """Compute `label` and `radius` from the scores.
+
+        Args:
+            **record: All fields except `label` and `radius`, by name.
+
+        Returns:
+            The certificate.
 
         Raises:
-            ValueError: The scores are none of which a certificate can be made.
+            ValueError: The scores cannot come from such draws, or the settings do not describe such a classifier.
         """
         scores = cls(None, 0.0, **record)
-        if flaw := first_flaw(scores._flaw_of_draws):
-            raise ValueError(f"The `score_sums` make no certificate: {flaw}; accepted are those of draws.")
-        return cls(*scores._result, **record)
+        flaw = first_flaw(scores._flaw_of_draws)
+        if flaw is not None:
+            raise ValueError(f"`score_sums` must be the scores of draws, got a record with a flaw: {flaw}.")
+        label, radius = scores._result
+        return cls(label, radius, **record)
 
     @property
     def abstained(self) -> bool:
@@ -118,9 +192,9 @@ class LipschitzCertificate(Record):
         return min(self.selection_losses, key=lambda label: (self.selection_losses[label], label))
 
     @property
-    def levels(self) -> NoiseLevels:
+    def levels(self) -> CappedLevels:
         """Noise levels, weights and cap, model units."""
-        return NoiseLevels.from_dict(self.base_classifier["levels"])
+        return CappedLevels.from_dict(self.base_classifier["levels"])
 
     @property
     def margin_lower(self) -> float:
@@ -134,22 +208,35 @@ class LipschitzCertificate(Record):
 
     @property
     def largest(self) -> float:
-        """The most that a class can be charged, and so the largest margin."""
-        return largest_loss(self.levels)
+        """The largest loss of a class, and so the largest margin."""
+        levels = self.levels
+        return largest_loss(levels.weights, levels.cap)
 
     @property
     def _result(self) -> tuple[int | None, float]:
-        radius = self.margin_lower / lipschitz_constant(self.levels, self.pixels) / 2  # model to pixel units
-        return (self.candidate, radius) if radius > 0 else (None, 0.0)
+        """Label and radius that follow from the scores."""
+        levels = self.levels
+        constant = lipschitz_constant(levels.sigmas, levels.weights, levels.cap, self.pixels)
+        radius = self.margin_lower / constant / 2  # model to pixel units
+        if radius > 0:
+            return self.candidate, radius
+        return None, 0.0
 
     def agrees(self, again: "LipschitzCertificate") -> bool:
-        """Whether `again`, a certificate from the same draws, has the same scores, to within round-off."""
-        alike = (self.n0, self.n, self.num_classes, self.candidate)
-        return alike == (again.n0, again.n, again.num_classes, again.candidate) and all(
-            abs(value - getattr(again, name)[label]) <= ROUND_OFF * draws
-            for name, draws in (("selection_losses", 1), ("score_sums", self.n), ("score_squares", self.n))
-            for label, value in getattr(self, name).items()
-        )
+        """Whether a certificate from the same draws has the same scores, to within round-off.
+
+        Args:
+            again: The certificate that `replay` returns.
+        """
+        for name in ("n0", "n", "num_classes", "candidate"):
+            if getattr(self, name) != getattr(again, name):
+                return False
+        for name, draws in (("selection_losses", 1), ("score_sums", self.n), ("score_squares", self.n)):
+            others = getattr(again, name)
+            for label, value in getattr(self, name).items():
+                if not abs(value - others[label]) <= ROUND_OFF * draws:  # NaN agrees with nothing
+                    return False
+        return True
 
     def _flaw_of_draws(self) -> str | None:
         check_alpha(self.alpha)
@@ -157,21 +244,20 @@ class LipschitzCertificate(Record):
             check_integer(name, getattr(self, name), 1, EXACT)
         self._check_kinds()
         if self.base_classifier.get("method") != "dc":
-            return f"the method is {self.base_classifier.get('method')!r}"
-        if self.levels.cap is None or self.levels.sifting is not None:
-            return "the levels have no cap, or they sift the classes"
-        losses = self.selection_losses
+            return f"the method is {self.base_classifier.get('method')!r}, not 'dc'"
+        losses, largest = self.selection_losses, self.largest  # raises if the levels have no cap or sift the classes
         check_integer("num_classes", self.num_classes, 2, MAX_N)
         if len(losses) != self.num_classes or sorted(losses) != list(range(self.num_classes)):
             return f"there are losses of {sorted(losses)}, not of {self.num_classes} classes"
-        if not set(losses) - {self.candidate} == set(self.score_sums) == set(self.score_squares):
+        rivals = set(losses) - {self.candidate}
+        if set(self.score_sums) != rivals or set(self.score_squares) != rivals:
             return f"there are scores of {sorted(self.score_sums)}, not of all rivals of {self.candidate}"
         for name in self.labelled:
             for label, value in getattr(self, name).items():
                 check_integer("label", label, 0, MAX_N)
                 check_number(f"{name} of {label}", value, "a number")
-        if not all(0 <= loss <= self.largest * (1 + 1e-6) for loss in losses.values()):
-            return f"a loss is outside of 0 to {self.largest}, what the cap allows"
+        if not all(0 <= loss <= largest * (1 + 1e-6) for loss in losses.values()):
+            return f"a loss is not between 0 and {largest}, the largest one with this cap"
         for rival, total in self.score_sums.items():
             squares = self.score_squares[rival]
             if not are_sums_of_scores(total, squares, self.n):
@@ -182,7 +268,7 @@ class LipschitzCertificate(Record):
         check_number("radius", self.radius, "a number")
         label, radius = self._result
         if type(self.label) is not type(label) or self.label != label:
-            return f"the label is {self.label}, that of the scores {label}"
+            return f"the label is {self.label}, but the scores give {label}"
         if not math.isclose(self.radius, radius, rel_tol=1e-9):
-            return f"the radius is {self.radius}, that of the scores {radius}"
+            return f"the radius is {self.radius}, but the scores give {radius}"
         return None

@@ -130,6 +130,12 @@ class Select:
         self.result = self.result + votes
 
 
+def check_predicting(n: int, alpha: float) -> None:
+    """Raise unless these are a number of noisy copies and an error probability for PREDICT."""
+    check_alpha(alpha)
+    check_integer("n", n, 1, MAX_N, "a number of noisy copies")
+
+
 class Predict:
     """Algorithm PREDICT (Cohen et al. 2019, Section 3.2.1):
 

@@ -9,9 +9,19 @@ from ..common.copies import BaseClassifier, as_base_classifier
 from ..common.images import check_floating, check_pixel_range, content_hash
 from ..common.noise import fresh_seed
 from ..common.seeds import uniform_number
-from .bounds import MAX_N, check_alpha
+from .bounds import MAX_N
 from .certificate import Certificate
-from .procedures import Ask, Certify, CertifyEarly, Predict, Prediction, Sampling, Select, certificate_of
+from .procedures import (
+    Ask,
+    Certify,
+    CertifyEarly,
+    Predict,
+    Prediction,
+    Sampling,
+    Select,
+    certificate_of,
+    check_predicting,
+)
 from .smoothing_noise import SmoothingNoise
 from .stopping import STEP
 from .voting import Draws, Votes, collect_votes, draw_seeds
@@ -84,8 +94,7 @@ class SmoothedClassifier:
             FloatingPointError: A logit of the base classifier is not finite.
         """
         self.check_images(images)
-        check_alpha(alpha)
-        check_integer("n", n, 1, MAX_N, "a number of noisy copies")
+        check_predicting(n, alpha)
         seed = self._resolve_seed(seed, on_copies)
 
         def begin(image: torch.Tensor, image_hash: str) -> Predict:
@@ -336,12 +345,6 @@ class SmoothedClassifier:
         check_pixel_range(images)
         self.noise.check_images(images)
 
-    def check_settings(self, alpha, seed, on_copies=None, **numbers):
-        check_alpha(alpha)
-        check_seed(seed)
-        for name, value in numbers.items():
-            check_integer(name, value, 0 if name == "n0" else 1, MAX_N, "a number of noisy copies")
-
     def _resolve_seed(self, seed: int | None, on_copies: Callable[[int], object] | None) -> int:
         check_seed(seed)
         if on_copies is not None and not callable(on_copies):
@@ -362,7 +365,3 @@ class SmoothedClassifier:
             "grid": self.grid,
             "pixels": None if self.grid is None else image.numel(),
         }
-
-
-def selection_draws(n0, radii, resolution):
-    return Sampling.with_defaults(n0, 1, 0.5, None, radii, resolution).n0

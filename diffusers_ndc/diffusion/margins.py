@@ -1,136 +1,132 @@
-"""Margins of the diffusion classifier, estimated: the draws behind a `LipschitzCertificate`."""
+"""Margins of the diffusion classifier at a clean image, estimated from draws of its noise.
 
-from collections.abc import Callable
-from dataclasses import replace
+`dc` scores a class by an expected loss (Li et al. 2023, arXiv:2303.16203); the margin of two classes is the difference
+of their losses. `draw_margins` returns the numbers that a certificate without smoothing rests on (Chen et al.,
+arXiv:2402.02316): it knows nothing of certificates itself.
+"""
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
 
 import torch
 
-from ..certification.bounds import MAX_N, check_alpha
-from ..certification.lipschitz import LipschitzCertificate, largest_loss
-from ..common.checks import check_integer, check_kind, check_seed
+from ..common.checks import check_kind
 from ..common.images import content_hash
 from ..common.seeds import derive_seeds
 from .classifier import NoisedDiffusionClassifier
 from .noise_levels import NoiseLevels
 
 
+UNSMOOTHED_LEVELS = NoiseLevels((4.0,), (1.0,), cap=0.3)
+"""Default levels without smoothing.
+
+At low noise levels the losses of the classes differ by far less than the Lipschitz constant grows. A cap not far above
+the losses that occur makes the constant small and leaves the margins as they are.
+"""
+
 CALL_SIZE = 100
 """Draws in one call of the classifier."""
 
 
-def with_bounded_losses(levels: NoiseLevels) -> NoiseLevels:
-    """The same levels with all classes at each one, and clipped where there is no `cap`."""
-    check_kind("levels", levels, NoiseLevels)
-    return replace(levels, sifting=None, cap=levels.cap or 4.0)
+@dataclass(frozen=True)
+class MarginScores:
+    """Losses and margins of the K classes at one image, summed over the draws.
 
-
-def check_margin_settings(classifier: NoisedDiffusionClassifier, n0: int, n: int, alpha: float, seed: int) -> None:
-    """Refuse what `certify_margin` does not take.
-
-    Raises:
-        TypeError, ValueError: An argument is not as described there.
+    Args:
+        selection_losses: Mean loss of each class over the selection draws, model units per value. The candidate is
+            the class with the smallest one.
+        score_sums: For each rival, the sum of its scores: margins over the candidate, mapped from [-W cap, W cap] to
+            [0, 1], with W the sum of the weights.
+        score_squares: For each rival, the sum of the squares of its scores.
+        num_classes: Number of classes K.
+        evaluations: Network evaluations spent.
     """
-    if classifier.denoiser.encoder is not None:
-        raise ValueError(
-            "`sigma` is 0 with a latent model; accepted is noise, with a `pixel_unet`: an encoder may be arbitrarily "
-            "steep, and the constant is that of losses on pixels."
-        )
-    check_alpha(alpha)
-    check_seed(seed)
-    for name, value in (("n0", n0), ("n", n)):
-        check_integer(name, value, 1, MAX_N, "without smoothing a whole number of draws")
+
+    selection_losses: dict[int, float]
+    score_sums: dict[int, float]
+    score_squares: dict[int, float]
+    num_classes: int
+    evaluations: int
 
 
-def certify_margin(
+def with_bounded_losses(levels: NoiseLevels) -> NoiseLevels:
+    """The same levels without sifting, and with the cap 4 if they have none: denoised images are clipped then."""
+    check_kind("levels", levels, NoiseLevels)
+    return replace(levels, sifting=None, cap=4.0 if levels.cap is None else levels.cap)
+
+
+def draw_margins(
     classifier: NoisedDiffusionClassifier,
     image: torch.Tensor,
     n0: int,
     n: int,
-    alpha: float,
     seed: int,
     on_draws: Callable[[int], object] | None = None,
-) -> LipschitzCertificate:
-    """Class and radius of the diffusion classifier at a clean image, by the Lipschitz constant of its margins.
+) -> MarginScores:
+    """Draw the margins of all classes over the one that leads a first few draws.
+
+    Each draw scores all classes at all levels with fresh noise, from a seed of the key (seed, image, purpose, number
+    of the draw). The draws that choose the candidate are not used again.
 
     Args:
-        classifier: With the method `dc`, in pixel space, and levels as `with_bounded_losses` makes them. Each draw
-            scores all classes at all levels with fresh noise.
+        classifier: With the method `dc`, and levels as `with_bounded_losses` returns them.
         image: Shape `(C, H, W)`, values in [0, 1].
         n0: Number of draws that choose the candidate, at least 1.
         n: Number of further draws, at least 1.
-        alpha: Error probability.
         seed: Seed of all draws.
-        on_draws: Called with a number of draws whenever so many more are done.
+        on_draws: Called with the number of new draws after each call of the classifier.
+
+    Returns:
+        The scores, as plain numbers.
 
     Raises:
-        TypeError, ValueError: An argument is not as described.
+        ValueError: The levels of `classifier` have no cap.
         FloatingPointError: A loss is not finite.
     """
-    check_margin_settings(classifier, n0, n, alpha, seed)
-    origin, pixels = _origin(classifier, image, seed), image.numel()
-    before, largest = classifier.evaluations, largest_loss(classifier.levels)
+    levels, num_classes = classifier.levels, classifier.num_classes
+    if levels.cap is None:
+        raise ValueError("`classifier` must have levels with a cap, got levels without one.")
+    largest = levels.cap * sum(levels.weights)
+    before = classifier.evaluations
 
-    def losses(purpose, count):
-        """Of each draw and class, model units per value; a few draws at a time."""
-        for first in range(0, count, CALL_SIZE):
-            numbers = range(first, min(first + CALL_SIZE, count))
-            seeds = [derive_seeds((seed, origin["image_hash"], purpose, number), 1)[0] for number in numbers]
-            with classifier.inference():
-                logits = classifier(image.expand(len(seeds), *image.shape), seeds=seeds)
-            if on_draws is not None:
-                on_draws(len(seeds))
-            yield -logits.double().cpu() / pixels
+    totals = torch.zeros(num_classes, dtype=torch.double)
+    for losses in _losses(classifier, image, n0, seed, "select-margin", on_draws):
+        totals += losses.sum(0)
+    selection_losses = totals / n0
+    candidate = int(selection_losses.argmin())
 
-    selected = sum(part.sum(0) for part in losses("select-margin", n0)) / n0
-    candidate = int(selected.argmin())
-    sums = torch.zeros(2, len(selected), dtype=torch.double)
-    for part in losses("margin", n):
-        scores = ((part - part[:, [candidate]]) / largest + 1) / 2
-        scores = scores.clamp(0, 1)  # round-off
-        sums += torch.stack([scores.sum(0), scores.square().sum(0)])
-    rivals = [label for label in range(len(selected)) if label != candidate]
-    return LipschitzCertificate.from_scores(
-        alpha=alpha,
-        n0=n0,
-        n=n,
-        selection_losses=dict(enumerate(selected.tolist())),
-        score_sums={label: sums[0, label].item() for label in rivals},
-        score_squares={label: sums[1, label].item() for label in rivals},
-        num_classes=len(selected),
+    sums = torch.zeros(num_classes, dtype=torch.double)
+    squares = torch.zeros(num_classes, dtype=torch.double)
+    for losses in _losses(classifier, image, n, seed, "margin", on_draws):
+        margins = losses - losses[:, [candidate]]
+        scores = ((margins / largest + 1) / 2).clamp(0, 1)  # round-off
+        sums += scores.sum(0)
+        squares += scores.square().sum(0)
+    rivals = [label for label in range(num_classes) if label != candidate]
+    return MarginScores(
+        selection_losses=dict(enumerate(selection_losses.tolist())),
+        score_sums={label: sums[label].item() for label in rivals},
+        score_squares={label: squares[label].item() for label in rivals},
+        num_classes=num_classes,
         evaluations=classifier.evaluations - before,
-        **origin,
     )
 
 
-def replay_margin(
+def _losses(
     classifier: NoisedDiffusionClassifier,
     image: torch.Tensor,
-    certificate: LipschitzCertificate,
-    on_draws: Callable[[int], object] | None = None,
-) -> LipschitzCertificate:
-    """Make the draws of a certificate again: the one that they give now, to be compared by `agrees`.
-
-    Args:
-        classifier: As for `certify_margin`.
-        image: Likewise.
-        certificate: What is said of it.
-        on_draws: Called with a number of draws whenever so many more are done.
-
-    Raises:
-        ValueError: `certificate` does not follow from its own scores, names no seed, or is about another image or
-            classifier, or of draws on another kind of device.
-    """
-    seed = certificate.seed_of_draws
-    certificate.check_origin(_origin(classifier, image, seed))
-    return certify_margin(classifier, image, certificate.n0, certificate.n, certificate.alpha, seed, on_draws)
-
-
-def _origin(classifier: NoisedDiffusionClassifier, image: torch.Tensor, seed: int) -> dict:
-    """What a certificate says of where its draws come from."""
-    return {
-        "seed": seed,
-        "image_hash": content_hash(image),
-        "device": image.device.type,
-        "pixels": image.numel(),
-        "base_classifier": classifier.settings,
-    }
+    count: int,
+    seed: int,
+    purpose: str,
+    on_draws: Callable[[int], object] | None,
+) -> Iterator[torch.Tensor]:
+    """Losses of `count` draws, model units per value: tensors of shape (draws, classes), a few draws at a time."""
+    image_hash = content_hash(image)
+    for first in range(0, count, CALL_SIZE):
+        numbers = range(first, min(first + CALL_SIZE, count))
+        seeds = [derive_seeds((seed, image_hash, purpose, number), 1)[0] for number in numbers]
+        with classifier.inference():
+            logits = classifier(image.expand(len(seeds), *image.shape), seeds=seeds)
+        if on_draws is not None:
+            on_draws(len(seeds))
+        yield -logits.double().cpu() / image.numel()

@@ -107,7 +107,7 @@ def load_subject(settings: Settings, accelerator: Accelerator) -> Subject:
     return Subject(data, labels, base, described)
 
 
-def load_pipeline(model: str) -> NoisedDiffusionClassifierPipeline:
+def load_pipeline(model: str) -> NoisedDiffusionClassifierPipeline | LatentDiffusionClassifierPipeline:
     """The pipeline of a folder or Hub id, by what is in it: of a latent model where there is a `vae`.
 
     Raises:

@@ -1,7 +1,8 @@
-"""What people load: pipelines of diffusers that classify, certify, and save themselves."""
+"""The pipelines that people load: they classify, certify, save and push."""
 
+from .base import ClassifierOutput
 from .latent import LatentDiffusionClassifierPipeline
-from .pixel import ClassifierOutput, NoisedDiffusionClassifierPipeline
+from .pixel import NoisedDiffusionClassifierPipeline
 
 
 __all__ = ["ClassifierOutput", "LatentDiffusionClassifierPipeline", "NoisedDiffusionClassifierPipeline"]

@@ -1,103 +1,253 @@
-"""How pipelines of ours are saved and found again: by their own class, and by the plain `DiffusionPipeline`.
+"""What every classifier pipeline can do without certificates: classify images, and calibrate its noise levels."""
 
-diffusers loads a class that it does not have from a Python file in the saved folder, if its user trusts that. So
-beside the weights lie files of one import each: `pipeline.py` for the pipeline, and one with each network or scheduler
-that is a class of this package. Our own pipeline class needs neither files nor trust: it reads the names back.
-"""
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from dataclasses import dataclass
 
-import json
-from inspect import signature
-from pathlib import Path
+import torch
+from diffusers.utils import BaseOutput
 
-from diffusers import DiffusionPipeline
-from diffusers.pipelines.pipeline_loading_utils import LOADABLE_CLASSES
-from huggingface_hub import HfApi
-
-from ..checkpoints import EDMUNet2DModel, IDDPMPrecondScheduler, VEPrecondScheduler, VPPrecondScheduler
+from ..common.checks import check_seed, check_sigma
+from ..common.images import check_pixel_range
+from ..common.noise import resolve_seed
+from ..diffusion.calibration import calibrate_levels, levels_key
+from ..diffusion.classifier import NoisedDiffusionClassifier, default_levels
+from ..diffusion.denoised_diffusion import DenoisedDiffusionClassifier
+from ..diffusion.denoiser import Denoiser
+from ..diffusion.likelihoods import get_likelihood
 from ..diffusion.noise_levels import NoiseLevels
-from .model_card import add_metadata, certifying, model_section, read_card, with_section, write_card
+from .inputs import Image, Images, to_pixel_batch
+from .saving import SharedPipeline
 
 
-COMPONENT_CLASSES = {
-    component.__name__: component.__module__
-    for component in (EDMUNet2DModel, IDDPMPrecondScheduler, VEPrecondScheduler, VPPrecondScheduler)
-}
-"""Networks and schedulers that diffusers does not have, and their modules."""
-
-COMPONENT_FILE = "diffusers_ndc_component"
-
-IMPORT_FILE = """try:
-    from {module} import {name}  # noqa: F401
-except ImportError as error:
-    raise ImportError("This model needs the package diffusers-ndc: pip install diffusers-ndc") from error
-"""
-
-# Without an entry here, a repository of the Hub whose index names one of these modules is refused.
-for _module in COMPONENT_CLASSES.values():
-    LOADABLE_CLASSES[_module] = {
-        name: ["save_pretrained", "from_pretrained"] for name in ("ModelMixin", "SchedulerMixin")
-    }
+DiffusionClassifier = NoisedDiffusionClassifier | DenoisedDiffusionClassifier
+"""The modules that `classifier` returns."""
 
 
-class SharedPipeline(DiffusionPipeline):
-    """A pipeline of this package whose saved folder every way of loading understands."""
+@dataclass
+class ClassifierOutput(BaseOutput):
+    """Output of a classifier pipeline for a batch of N images and K classes.
 
-    def save_config(self, save_directory, **kwargs):
-        """Write `model_index.json` with class names for every loader, and the files that they point to."""
-        super().save_config(save_directory, **kwargs)
-        index = Path(save_directory, self.config_name)
-        config = json.loads(index.read_text())
-        config["_class_name"] = ["pipeline", type(self).__name__]
-        config.pop("_name_or_path", None)  # the place that it was loaded from means nothing to others
-        files = {"pipeline.py": ("diffusers_ndc", type(self).__name__)}
-        for component, value in config.items():
-            if isinstance(value, list) and value[1] in COMPONENT_CLASSES:
-                files[f"{component}/{COMPONENT_FILE}.py"] = tuple(value)
-                config[component] = [COMPONENT_FILE, value[1]]
-        index.write_text(json.dumps(config, indent=2, sort_keys=True) + "\n")
-        for file, (module, name) in files.items():
-            Path(save_directory, file).parent.mkdir(exist_ok=True)
-            Path(save_directory, file).write_text(IMPORT_FILE.format(module=module, name=name))
+    Args:
+        labels: Class indices, N of them.
+        probs: Softmax of the logits, shape `(N, K)`, float32, on the CPU. With `elbo` weights an estimate of the
+            posterior under a uniform prior; its confidence is not calibrated, and it is no certificate.
+        logits: Minus the weighted denoising losses, shape `(N, K)`, float32, on the CPU.
+    """
 
-    def _upload_folder(self, working_dir, repo_id, token=None, commit_message=None, create_pr=False, subfolder=None):
-        # all ways of pushing end here, with the repository's card in the folder, or one that says nothing
-        if not subfolder:
-            card = Path(working_dir, "README.md")
-            if not HfApi(token=token).file_exists(repo_id, "README.md"):
-                card.unlink(missing_ok=True)
-            metadata, text = read_card(card, repo_id.rpartition("/")[2])
-            add_metadata(metadata)
-            section = model_section(repo_id, self._usage(), self._all_levels(), "vae" in self.components)
-            write_card(card, metadata, with_section(text, "model", section))
-        return super()._upload_folder(working_dir, repo_id, token, commit_message, create_pr, subfolder)
+    labels: list[int]
+    probs: torch.Tensor
+    logits: torch.Tensor
 
-    def _usage(self) -> list[str]:
-        """Lines for the model card that use `pipe` on `image`: with a noise that the model has levels for."""
-        sigma, method = min(((s, m) for s, m, _ in self._all_levels() if s > 0), default=(0.25, "apndc"))
-        return certifying(sigma, sigma, method)
 
-    def _all_levels(self) -> list[tuple[float, str, NoiseLevels]]:
-        """The noise levels that were calibrated, with their smoothing noise and method."""
-        found = []
-        for key, methods in (self.config.levels or {}).items():
-            for method, saved in methods.items():
-                levels = NoiseLevels.from_dict(saved)
-                sigma = float(key) if levels.smoothing_sigma is None else levels.smoothing_sigma
-                found.append((sigma, method, levels))
-        return found
+class ClassifierPipeline(SharedPipeline, ABC):
+    """Base class of the pipelines: a diffusion model as a classifier of images.
 
-    @classmethod
-    def _dict_from_json_file(cls, *args, **kwargs):
-        # For the named class the files of the repository are not remote code to be trusted: they are this package.
-        config = super()._dict_from_json_file(*args, **kwargs)
-        if "vae" in config and "vae" not in signature(cls.__init__).parameters:
-            raise ValueError(
-                f"This model has a `vae`: its network denoises latents, not images. Accepted by {cls.__name__} are "
-                "models in pixel space; this one is for LatentDiffusionClassifierPipeline."
-            )
-        if isinstance(config.get("_class_name"), list):
-            config["_class_name"] = config["_class_name"][-1]
-        for component, value in config.items():
-            if isinstance(value, list) and value[:1] == [COMPONENT_FILE] and value[-1] in COMPONENT_CLASSES:
-                config[component] = [COMPONENT_CLASSES[value[-1]], value[-1]]
-        return config
+    A subclass registers the components, and the config values `id2label` and `levels`.
+    """
+
+    @property
+    @abstractmethod
+    def denoiser(self) -> Denoiser:
+        """The current components as the denoiser `h(x_sigma, sigma, y)` that scores the classes."""
+
+    @abstractmethod
+    def classifier(
+        self,
+        sigma: float = 0.0,
+        method: str | None = None,
+        levels: NoiseLevels | None = None,
+        batch_size: int = 64,
+        seed: int | None = None,
+    ) -> DiffusionClassifier:
+        """The classifier as a `torch.nn.Module` from images `(N, C, H, W)` in pixel units to logits `(N, K)`.
+
+        Args:
+            sigma: Standard deviation of the Gaussian noise that the images carry, pixel units; 0 for clean images.
+            method: Name of the method. Default: the usual one of the model for clean or noisy images.
+            levels: Noise levels and weights. Default: the levels that were calibrated, else `default_levels`.
+            batch_size: (image, class, level) triples per network evaluation; peak memory depends on it alone.
+            seed: Seed of the noise that every image meets. Default: fresh noise for each image.
+
+        Raises:
+            TypeError, ValueError: An argument is not as described, or beyond what the model was trained for.
+        """
+
+    @torch.no_grad()
+    def __call__(
+        self,
+        images: Images | None = None,
+        sigma: float = 0.0,
+        method: str | None = None,
+        levels: NoiseLevels | None = None,
+        batch_size: int = 64,
+        generator: torch.Generator | None = None,
+        seed: int | None = None,
+        return_dict: bool = True,
+        *,
+        image: Images | None = None,
+    ) -> ClassifierOutput | tuple:
+        """Classify images: clean ones (`sigma=0`), or images that carry Gaussian noise.
+
+        Clean images are scored by the diffusion classifier (Li et al. 2023, arXiv:2303.16203), noisy ones by a noised
+        diffusion classifier (Chen et al., arXiv:2402.02316).
+
+        Args:
+            images: PIL images, numpy arrays `(H, W[, C])` or `(N, H, W, C)`, tensors `(C, H, W)` or `(N, C, H, W)`, or
+                a list of them; uint8, or floats in pixel units ([0, 1] plus the noise). PIL images are resized to the
+                network's size.
+            sigma: Standard deviation of the Gaussian noise that the images carry, pixel units.
+            method: `dc` for clean images, for noisy ones `apndc`, `epndc` or `apndc-clean` (a latent model: `dds`).
+                Default: `dc` for clean images, else `apndc` (a latent model: `dds`).
+            levels: Noise levels and weights. Default: the levels that were calibrated for this sigma and method, else
+                `default_levels`.
+            batch_size: (image, class, level) triples per network evaluation; peak memory depends on it alone.
+            generator: Source of the seed. An image's noise depends on seed and image, not on its place in a batch.
+            seed: The seed itself, instead of a `generator`. Default: from the operating system's entropy.
+            return_dict: Whether to return a `ClassifierOutput` or a plain tuple of its three values.
+            image: The same as `images`, by the name that other pipelines use. Give one of the two.
+
+        Returns:
+            Labels, probabilities and logits, one row per image.
+
+        Raises:
+            TypeError, ValueError: An argument is not as described, or beyond what the model was trained for.
+            FloatingPointError: A loss is not finite, for example after an overflow in half precision.
+
+        Example:
+            >>> pipe(image, seed=0).labels  # doctest: +SKIP
+            [7]
+        """
+        if images is None:
+            images = image
+        elif image is not None:
+            raise TypeError("`images` or `image` must be given, got both.")
+        if images is None:
+            raise TypeError("`images` or `image` must be given, got neither.")
+        classifier = self.classifier(sigma, method, levels, batch_size)
+        seed = resolve_seed(generator, seed)
+        batch, _ = self._preprocess(images, classifier)
+        check_pixel_range(batch, sigma)
+        rows = {}
+        with self.progress_bar(total=len(batch)) as bar:
+            for index, classified in classifier.classify_each(batch, seed):
+                rows[index] = classified.logits
+                bar.update()
+        self.maybe_free_model_hooks()
+        logits = torch.stack([rows[index] for index in range(len(batch))]).float().cpu()
+        output = ClassifierOutput(logits.argmax(dim=1).tolist(), logits.softmax(dim=1), logits)
+        return output if return_dict else output.to_tuple()
+
+    def calibrate(
+        self,
+        images: Images,
+        labels: Sequence[int],
+        sigma: float = 0.25,
+        num_levels: int = 12,
+        method: str | None = None,
+        candidates: NoiseLevels | None = None,
+        quantile: float | None = 0.998,
+        batch_size: int = 64,
+        seed: int = 0,
+    ) -> NoiseLevels:
+        """Choose a few noise levels, their weights and a sifting rule on labelled images; keep them with the model.
+
+        From then on they are the default for this sigma and method, and `save_pretrained` saves them. Fewer levels,
+        and fewer classes at most of them, make every later call cheaper. The certificates stay sound whatever is
+        chosen; but accuracies mean something only on images that were not used here.
+
+        Args:
+            images: Clean labelled images, a few hundred at least: PIL images, numpy arrays `(N, H, W, C)`, tensors
+                `(N, C, H, W)`, or a list of single images; uint8, or floats in [0, 1].
+            labels: Their class indices, with each class among them.
+            sigma: Standard deviation of the smoothing noise that the levels are for, pixel units; 0 for clean images.
+            num_levels: Largest number of levels to keep. If classes are sifted, few copies reach the later levels, so
+                that more levels cost little.
+            method: Method that the levels are for: `dc` for clean images, else `apndc`, `epndc` or `apndc-clean`.
+                Default: `dc` for clean images, else `apndc`.
+            candidates: Levels to choose from, and the weights towards which the new ones are shrunk. Default:
+                `default_levels`.
+            quantile: Share of the noisy copies whose true class must survive the sifting after each level: classes
+                are dropped whose loss exceeds the best one by more than the true class's loss does in this share.
+                `None`: no sifting.
+            batch_size: (image, class, level) triples per network evaluation; peak memory depends on it alone.
+            seed: Seed of the noise.
+
+        Returns:
+            The chosen levels.
+
+        Raises:
+            TypeError, ValueError: An argument is not as described, or beyond what the model was trained for.
+            FloatingPointError: A loss is not finite, for example after an overflow in half precision.
+
+        Example:
+            >>> levels = pipe.calibrate(images, labels, sigma=0.25)  # doctest: +SKIP
+            >>> pipe.save_pretrained("calibrated")  # doctest: +SKIP
+        """
+        check_sigma(sigma)
+        if candidates is None:
+            candidates = default_levels(sigma, self.denoiser)
+        classifier = self._diffusion_classifier(sigma, method, candidates, batch_size)
+        batch, _ = self._preprocess(images, classifier)
+        check_pixel_range(batch)
+        check_seed(seed)
+        with self.progress_bar(total=len(batch)) as bar:
+            levels = calibrate_levels(classifier, batch, labels, num_levels, quantile, seed, bar.update)
+        self.maybe_free_model_hooks()
+        table = {key: dict(methods) for key, methods in (self.config.levels or {}).items()}
+        table.setdefault(levels_key(sigma), {})[classifier.likelihood.name] = levels.to_dict()
+        self.register_to_config(levels=table)
+        return levels
+
+    def _diffusion_classifier(
+        self,
+        sigma: float,
+        method: str | None,
+        levels: NoiseLevels | None,
+        batch_size: int,
+        seed: int | None = None,
+    ) -> NoisedDiffusionClassifier:
+        """The classifier that scores the classes with `denoiser`, by default with the calibrated levels."""
+        check_sigma(sigma)
+        method = get_likelihood(method, sigma).name
+        calibrated = (self.config.levels or {}).get(levels_key(sigma), {}).get(method)
+        if levels is None and calibrated is not None:
+            levels = NoiseLevels.from_dict(calibrated)
+        return NoisedDiffusionClassifier(self.denoiser, sigma, method, levels, batch_size, seed)
+
+    def _preprocess(self, images: Images, classifier: DiffusionClassifier) -> tuple[torch.Tensor, bool]:
+        """One batch on the pipeline's device, shape `(N, C, H, W)`, and whether `images` was a single image."""
+        denoiser = classifier.denoiser
+        batch, single = to_pixel_batch(images, denoiser.image_channels, denoiser.image_size)
+        denoiser.check_images(batch)
+        return batch.to(self._execution_device), single
+
+    def _preprocess_one(self, image: Image, classifier: DiffusionClassifier) -> torch.Tensor:
+        """A single image on the pipeline's device, shape `(C, H, W)`."""
+        batch, single = self._preprocess(image, classifier)
+        if not single:
+            raise ValueError(f"`image` must be a single image, got a batch of {len(batch)}.")
+        return batch[0]
+
+
+def integer_labels(id2label: dict | None) -> dict[int, str] | None:
+    """`id2label` with integer keys (JSON makes strings of them), or `None`.
+
+    Raises:
+        ValueError: `id2label` is neither `None` nor a dictionary of class index to name.
+    """
+    if id2label is None:
+        return None
+    try:
+        names = {int(label): str(name) for label, name in id2label.items()}
+    except (ArithmeticError, AttributeError, TypeError, ValueError):
+        names = {}
+    if not names:
+        raise ValueError(f"`id2label` must be a dictionary of class index to name, got {id2label!r}.")
+    return names
+
+
+def check_names(id2label: dict[int, str] | None, num_classes: int) -> None:
+    """Raise a `ValueError` unless `id2label` is `None` or has one name for each class."""
+    if id2label is not None and sorted(id2label) != list(range(num_classes)):
+        raise ValueError(f"`id2label` must have the keys 0 to {num_classes - 1}, got {sorted(id2label)}.")

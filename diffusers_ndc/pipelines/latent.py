@@ -1,10 +1,9 @@
 """The pipeline for latent diffusion models: Stable Diffusion with prompts, DiT, latent UNets with class labels."""
 
 from collections.abc import Mapping, Sequence
-from typing import Any
 
 import torch
-from diffusers import AutoencoderKL, DiffusionPipeline, DiTTransformer2DModel, UNet2DConditionModel, UNet2DModel
+from diffusers import AutoencoderKL, DiTTransformer2DModel, UNet2DConditionModel, UNet2DModel
 from diffusers.schedulers import SchedulerMixin
 from transformers import CLIPTextModel, CLIPTokenizer
 
@@ -15,38 +14,51 @@ from ..diffusion.denoised_diffusion import DenoisedDiffusionClassifier
 from ..diffusion.denoiser import Denoiser
 from ..diffusion.noise_levels import NoiseLevels
 from ..diffusion.prompts import check_length, embed_prompts, read_prompts
+from .base import check_names, integer_labels
+from .certifying import CertifyingPipeline
 from .inputs import Images
-from .pixel import NoisedDiffusionClassifierPipeline, with_integer_labels
 
 
-class LatentDiffusionClassifierPipeline(NoisedDiffusionClassifierPipeline):
+class LatentDiffusionClassifierPipeline(CertifyingPipeline):
     """A latent diffusion model as a classifier, and with a pixel-space denoiser in front as one with certificates.
 
     Clean images (`sigma=0`) are encoded, and the diffusion classifier scores the classes on the latents (Li et al.
     2023, arXiv:2303.16203). Noisy images and certificates need `pixel_unet` and `pixel_scheduler`: the smoothing noise
-    is on the pixels, is removed by one step of that model, and the clean image that results is classified as above
-    (`DenoisedDiffusionClassifier`); the radius belongs to the image that `pixel_unet` sees. Without them they are
-    refused, as are the methods `epndc`, `apndc` and `apndc-clean`: none of them is sound in latent space.
+    is on the pixels, one step of that model removes it (Carlini et al. 2022, arXiv:2206.10550), and the clean image
+    that results is classified as above (`DenoisedDiffusionClassifier`). The radius is about the image that
+    `pixel_unet` sees. Without these components noisy images and certificates raise a `ValueError`, as do the methods
+    `epndc`, `apndc` and `apndc-clean`: none of them is sound in latent space.
 
-    Calls are those of `NoisedDiffusionClassifierPipeline`; `method` is `dc` with `sigma=0`, else `dds`, and may be
-    left out. Noise levels are in units of the latents, and those for `sigma=0` serve the denoised images too.
+    The method is `dc` for clean images and `dds` for noisy ones. Noise levels are in units of the latents; the levels
+    for `sigma=0` serve the denoised images too.
 
     Args:
         vae: Autoencoder.
         scheduler: Scheduler that the network was trained with, or an equivalent one.
-        unet: Text-conditional network, or one with class labels; or there is a `transformer`.
-        transformer: DiT. Its null class needs no mention.
-        tokenizer: With a text-conditional network, and so `text_encoder` and `prompts`.
-        text_encoder: CLIP's.
-        pixel_unet: A pixel-space network without classes, or with classes, over whose rows its `h` is averaged.
-        pixel_scheduler: The scheduler that it was trained with.
+        unet: Text-conditional network, or one with class labels. Give either `unet` or `transformer`.
+        transformer: DiT. It brings its own null class.
+        tokenizer: CLIP's tokenizer. A text-conditional network needs `tokenizer`, `text_encoder` and `prompts`.
+        text_encoder: CLIP's text encoder.
+        pixel_unet: Pixel-space network without classes, or with classes, over which its `h` is averaged.
+        pixel_scheduler: Scheduler that `pixel_unet` was trained with.
         id2label: Names of the classes by index. Default: their numbers.
-        prompts: For each class a prompt or a list of them, whose embeddings are averaged; by class index, or in order.
-        null_class: Index of the embedding row for "no class" of a `unet` with class labels, as elsewhere.
-        levels: Noise levels as `calibrate` adds them, all for sigma 0.
+        prompts: A prompt for each class, or a list of prompts, whose embeddings are averaged; by class index, or in
+            order.
+        null_class: Index of the embedding row for "no class" of a `unet` with class labels, which must be the last
+            one; `None` if there is none.
+        levels: Noise levels as `calibrate` adds them, all for sigma 0:
+            `{"0": {"dc": NoiseLevels(...).to_dict()}}`. Without an entry: `default_levels`.
 
     Raises:
         TypeError, ValueError: A component is missing or of a class that is not supported, or they do not fit together.
+
+    Example:
+        >>> from diffusers_ndc import LatentDiffusionClassifierPipeline
+        >>> pipe = LatentDiffusionClassifierPipeline.from_pretrained(
+        ...     "path/to/stable-diffusion", prompts=["a photo of a cat", "a photo of a dog"]
+        ... )  # doctest: +SKIP
+        >>> pipe(image).labels  # doctest: +SKIP
+        [1]
     """
 
     model_cpu_offload_seq = "pixel_unet->text_encoder->vae->unet->transformer"
@@ -67,15 +79,15 @@ class LatentDiffusionClassifierPipeline(NoisedDiffusionClassifierPipeline):
         null_class: int | None = None,
         levels: dict | None = None,
     ):
-        DiffusionPipeline.__init__(self)  # the parent's takes other components
+        super().__init__()
         check_components(vae, scheduler, unet, transformer, tokenizer, text_encoder, pixel_unet, pixel_scheduler)
-        id2label = None if id2label is None else with_integer_labels(id2label)
+        id2label = integer_labels(id2label)
         if prompts is not None:
             if null_class is not None:
                 raise ValueError(
-                    f"`null_class` is {null_class} beside `prompts`; accepted is None: the empty prompt serves as one."
+                    f"`null_class` must be None with `prompts`, got {null_class}. The empty prompt is the null class."
                 )
-            prompts = self._check_prompts(prompts, tokenizer, text_encoder, id2label)
+            prompts = _check_prompts(prompts, tokenizer, text_encoder, id2label)
         if levels is not None:
             check_levels(levels)
         self.register_modules(
@@ -90,65 +102,48 @@ class LatentDiffusionClassifierPipeline(NoisedDiffusionClassifierPipeline):
         )
         self.register_to_config(id2label=id2label, prompts=prompts, null_class=null_class, levels=levels)
         self._embedded: tuple[tuple, torch.Tensor] | None = None
-        # texts are embedded when they are first needed; what fits together is known from the shapes
+        # The prompts are embedded when they are first needed. Whether the parts fit follows from the shapes.
         embeddings = None
         if prompts is not None and text_encoder is not None:
             embeddings = torch.zeros(len(prompts) + 1, 1, text_encoder.config.hidden_size)
-        denoiser = self._denoiser(embeddings)
-        if id2label is not None and sorted(id2label) != list(range(denoiser.num_classes)):
-            raise ValueError(
-                f"`id2label` has the keys {sorted(id2label)}; accepted are 0 to {denoiser.num_classes - 1}, each once."
-            )
+        check_names(id2label, self._denoiser(embeddings).num_classes)
         if pixel_unet is not None:
             self._pixel_denoiser()
 
-    @staticmethod
-    def _check_prompts(
-        prompts: Mapping | Sequence,
-        tokenizer: CLIPTokenizer | None,
-        text_encoder: CLIPTextModel | None,
-        id2label: dict | None,
-    ) -> dict[int, list[str]]:
-        if tokenizer is None or text_encoder is None:
-            raise ValueError("`prompts` is given without `tokenizer` and `text_encoder`; accepted are all three.")
-        prompts = read_prompts(prompts)
-        if id2label is not None and len(id2label) != len(prompts):
-            raise ValueError(
-                f"`prompts` has {len(prompts)} classes and `id2label` {len(id2label)}; accepted are as many."
-            )
-        check_length(prompts, tokenizer)
-        return prompts
-
     def set_prompts(self, prompts: Mapping | Sequence, id2label: dict | None = None) -> None:
-        """Other classes for a text-conditional model, at once; `levels` that were calibrated stay.
+        """Give a text-conditional model other classes. Calibrated `levels` stay.
 
         Args:
-            prompts: As for the class.
-            id2label: Names of the new classes. Default: their numbers.
+            prompts: A prompt for each class, or a list of prompts, whose embeddings are averaged; by class index, or
+                in order.
+            id2label: Names of the new classes by index. Default: their numbers.
 
         Raises:
-            ValueError: The network has no text encoder, or the prompts are not as described.
+            ValueError: The model has no text encoder, or the prompts are not as described.
+
+        Example:
+            >>> pipe.set_prompts(["a photo of a cat", "a photo of a dog"], {0: "cat", 1: "dog"})  # doctest: +SKIP
         """
-        id2label = None if id2label is None else with_integer_labels(id2label)
-        prompts = self._check_prompts(prompts, self.tokenizer, self.text_encoder, id2label)
+        id2label = integer_labels(id2label)
+        prompts = _check_prompts(prompts, self.tokenizer, self.text_encoder, id2label)
         self.register_to_config(prompts=prompts, id2label=id2label)
 
     @property
     def denoiser(self) -> Denoiser:
-        """The components, as they are now, as `h(x_sigma, sigma, y)` on latents."""
+        """The current components as the denoiser `h(x_sigma, sigma, y)` of latents."""
         return self._denoiser(None if self.config.prompts is None else self._prompt_embeddings())
 
     def _denoiser(self, embeddings: torch.Tensor | None) -> Denoiser:
+        num_classes, null_class = None, self.config.null_class
         if embeddings is not None:
-            null_class, num_classes = len(embeddings) - 1, None
-        else:
-            null_class = self.config.null_class
-            num_classes = self.config.id2label and len(self.config.id2label)
+            null_class = len(embeddings) - 1  # the empty prompt
+        elif self.config.id2label is not None:
+            num_classes = len(self.config.id2label)
         network = self.transformer if self.unet is None else self.unet
         return Denoiser(network, self.scheduler, num_classes, null_class, prompt_embeddings=embeddings, vae=self.vae)
 
     def _prompt_embeddings(self) -> torch.Tensor:
-        """Made once for each text encoder, its dtype and device: a thousand classes have many prompts."""
+        """Embeddings of the prompts, kept while text encoder, dtype and device stay: a thousand classes have many."""
         encoder, device = self.text_encoder, self._execution_device
         key = (self.config.prompts, self.tokenizer, encoder, encoder.dtype, device)
         if self._embedded is None or self._embedded[0] != key:
@@ -160,9 +155,9 @@ class LatentDiffusionClassifierPipeline(NoisedDiffusionClassifierPipeline):
         try:
             return Denoiser(self.pixel_unet, self.pixel_scheduler, num_classes)
         except ValueError as error:
-            raise ValueError(f"`pixel_unet` and `pixel_scheduler` do not make a denoiser: {error}") from error
+            raise ValueError(f"`pixel_unet` and `pixel_scheduler` must make a denoiser, got: {error}") from error
 
-    def classifier(  # type: ignore[override]  # behind a denoiser it is of another class than the parent promises
+    def classifier(
         self,
         sigma: float = 0.0,
         method: str | None = None,
@@ -172,47 +167,103 @@ class LatentDiffusionClassifierPipeline(NoisedDiffusionClassifierPipeline):
     ) -> NoisedDiffusionClassifier | DenoisedDiffusionClassifier:
         """The classifier as a `torch.nn.Module` from images `(N, C, H, W)` in pixel units to logits `(N, K)`.
 
+        It shares the pipeline's networks and can be used like any other classifier: for attacks, for smoothing, in
+        other libraries. Logits are differentiable if gradients are on. With a `seed` it is a fixed function of the
+        image.
+
         Args:
-            sigma: Noise that the images carry, pixel units; 0 for clean images.
-            method: `dc` for clean images, `dds` for noisy ones, or `None`.
-            levels: Noise levels and weights, units of the latents. Default: the model's own for sigma 0, else
-                `default_levels`.
-            batch_size: (image, class, level) triples per network evaluation.
-            seed: If given, the seed of the noise that every image meets.
+            sigma: Standard deviation of the Gaussian noise that the images carry, pixel units; 0 for clean images.
+            method: `dc` for clean images (the diffusion classifier), `dds` for noisy ones (with a denoiser in front).
+                Default: the one of the two that goes with `sigma`.
+            levels: Noise levels and weights, units of the latents. Default: the levels that were calibrated for
+                sigma 0, else `default_levels`.
+            batch_size: (image, class, level) triples per network evaluation; peak memory depends on it alone.
+            seed: Seed of the noise that every image meets. Default: fresh noise for each image.
+
+        Returns:
+            The diffusion classifier for clean images, a `DenoisedDiffusionClassifier` for noisy ones.
 
         Raises:
             TypeError, ValueError: An argument is not as described, or not sound for a latent model.
+
+        Example:
+            >>> module = pipe.classifier(sigma=0.25, seed=0)  # doctest: +SKIP
+            >>> module(noisy_images).argmax(dim=1)  # doctest: +SKIP
         """
         check_sigma(sigma)
-        accepted = "dds" if sigma > 0 else "dc"
-        if method is not None and not (isinstance(method, str) and method == accepted):
+        self._check_method(sigma, method)
+        if sigma > 0 and self.pixel_unet is None:
+            raise ValueError(f"`sigma` must be 0 for a latent model without `pixel_unet`, got {sigma}. {LATENT_NOISE}")
+        clean = self._diffusion_classifier(0.0, "dc", levels, batch_size, seed)
+        if sigma == 0:
+            return clean
+        return DenoisedDiffusionClassifier(self._pixel_denoiser(), clean, sigma)
+
+    @staticmethod
+    def _check_method(sigma: float, method: str | None) -> None:
+        expected = "dds" if sigma > 0 else "dc"
+        if method is not None and not (isinstance(method, str) and method == expected):
             raise ValueError(
-                f"`method` is {method!r} with sigma={sigma} and a latent model; accepted is {accepted!r}. "
+                f"`method` must be {expected!r} or None for a latent model with sigma={sigma}, got {method!r}. "
                 f"{LATENT_NOISE}"
             )
-        if sigma > 0 and self.pixel_unet is None:
-            raise ValueError(
-                f"`sigma` is {sigma} with a latent model and no `pixel_unet`; accepted is 0. {LATENT_NOISE}"
-            )
-        clean = super().classifier(0.0, "dc", levels, batch_size, seed)
-        return clean if sigma == 0 else DenoisedDiffusionClassifier(self._pixel_denoiser(), clean, sigma)
+
+    def calibrate(
+        self,
+        images: Images,
+        labels: Sequence[int],
+        sigma: float = 0.0,
+        num_levels: int = 12,
+        method: str | None = None,
+        candidates: NoiseLevels | None = None,
+        quantile: float | None = 0.998,
+        batch_size: int = 64,
+        seed: int = 0,
+    ) -> NoiseLevels:
+        """Choose a few noise levels, their weights and a sifting rule on labelled images; keep them with the model.
+
+        The levels are for clean images and serve the denoised ones too. From then on they are the default, and
+        `save_pretrained` saves them. Fewer levels, and fewer classes at most of them, make every later call cheaper.
+        The certificates stay sound whatever is chosen; but accuracies mean something only on images that were not used
+        here.
+
+        Args:
+            images: Clean labelled images, a few hundred at least: PIL images, numpy arrays `(N, H, W, C)`, tensors
+                `(N, C, H, W)`, or a list of single images; uint8, or floats in [0, 1].
+            labels: Their class indices, with each class among them.
+            sigma: Must be 0: the levels are for clean images.
+            num_levels: Largest number of levels to keep. If classes are sifted, few images reach the later levels, so
+                that more levels cost little.
+            method: `dc` or `None`.
+            candidates: Levels to choose from, units of the latents, and the weights towards which the new ones are
+                shrunk. Default: `default_levels`.
+            quantile: Share of the images whose true class must survive the sifting after each level: classes are
+                dropped whose loss exceeds the best one by more than the true class's loss does in this share. `None`:
+                no sifting.
+            batch_size: (image, class, level) triples per network evaluation; peak memory depends on it alone.
+            seed: Seed of the noise.
+
+        Returns:
+            The chosen levels.
+
+        Raises:
+            TypeError, ValueError: `sigma` is not 0, or another argument is not as described.
+            FloatingPointError: A loss is not finite, for example after an overflow in half precision.
+
+        Example:
+            >>> levels = pipe.calibrate(images, labels, num_levels=8)  # doctest: +SKIP
+            >>> pipe.save_pretrained("calibrated")  # doctest: +SKIP
+        """
+        check_sigma(sigma)
+        if sigma != 0:
+            raise ValueError(f"`sigma` must be 0 to calibrate a latent model, on clean images, got {sigma}.")
+        self._check_method(sigma, method)
+        return super().calibrate(images, labels, 0.0, num_levels, method, candidates, quantile, batch_size, seed)
 
     def _usage(self) -> list[str]:
         if self.pixel_unet is None:
             return ["print(pipe(image).labels)"]
         return super()._usage()
-
-    def calibrate(
-        self, images: Images, labels: Sequence[int], sigma: float = 0.0, *args: Any, **settings: Any
-    ) -> NoiseLevels:
-        """Choose noise levels for clean images, which serve the denoised ones too; see the parent's `calibrate`.
-
-        Raises:
-            TypeError, ValueError: `sigma` is not 0, or another argument not as described.
-        """
-        if sigma != 0:
-            raise ValueError(f"`sigma` is {sigma}; accepted is 0: the levels of a latent model are for clean images.")
-        return super().calibrate(images, labels, 0.0, *args, **settings)
 
 
 def check_components(
@@ -225,7 +276,12 @@ def check_components(
     pixel_unet: object,
     pixel_scheduler: object,
 ) -> None:
-    """Refuse components of classes that are not supported, and sets of them that make no model."""
+    """Raise unless the components are of supported classes and together make a latent model.
+
+    Raises:
+        TypeError: A component is of a class that is not supported.
+        ValueError: One is missing, or one too many is given.
+    """
     check_kind("vae", vae, AutoencoderKL)
     check_kind("scheduler", scheduler, SchedulerMixin)
     unets = (UNet2DConditionModel, UNet2DModel)
@@ -239,8 +295,25 @@ def check_components(
     ):
         if component is not None:
             check_kind(name, component, *kinds)
-    if (unet is None) == (transformer is None):
-        given = "neither is" if unet is None else "both are"
-        raise ValueError(f"`unet` and `transformer`: {given} given; accepted is one of them.")
+    if unet is None and transformer is None:
+        raise ValueError("`unet` or `transformer` must be given, got neither.")
+    if unet is not None and transformer is not None:
+        raise ValueError("`unet` or `transformer` must be given, got both.")
     if (pixel_unet is None) != (pixel_scheduler is None):
-        raise ValueError("`pixel_unet` and `pixel_scheduler`: one is given; accepted are both or none.")
+        raise ValueError("`pixel_unet` and `pixel_scheduler` must both be given or both be None, got only one.")
+
+
+def _check_prompts(
+    prompts: Mapping | Sequence,
+    tokenizer: CLIPTokenizer | None,
+    text_encoder: CLIPTextModel | None,
+    id2label: dict | None,
+) -> dict[int, list[str]]:
+    """The prompts by class index, a list for each class; raises a `ValueError` if they do not fit the other parts."""
+    if tokenizer is None or text_encoder is None:
+        raise ValueError("`tokenizer` and `text_encoder` must be given with `prompts`, got None.")
+    by_class = read_prompts(prompts)
+    if id2label is not None and len(id2label) != len(by_class):
+        raise ValueError(f"`prompts` must have as many classes as `id2label` ({len(id2label)}), got {len(by_class)}.")
+    check_length(by_class, tokenizer)
+    return by_class

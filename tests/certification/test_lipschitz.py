@@ -9,11 +9,16 @@ import pytest
 
 from diffusers_ndc import LipschitzCertificate, NoiseLevels
 from diffusers_ndc.certification import lipschitz
-from diffusers_ndc.certification.lipschitz import lipschitz_constant
+from diffusers_ndc.certification.lipschitz import CappedLevels, lipschitz_constant
 
 
 LEVELS = NoiseLevels((0.7, 1.5), (0.4, 0.6), cap=4.0)
 SETTINGS = {"method": "dc", "levels": LEVELS.to_dict()}
+
+
+def constant(levels, pixels):
+    """`lipschitz_constant` of noise levels with a cap."""
+    return lipschitz_constant(levels.sigmas, levels.weights, levels.cap, pixels)
 
 
 def margin(networks, x, levels, points=141):
@@ -45,7 +50,7 @@ def random_network(rng):
 @pytest.mark.parametrize("cap", [4.0, 0.6, 0.1])
 def test_no_margin_changes_faster_than_the_constant(cap):
     rng, levels = np.random.default_rng(0), replace(LEVELS, cap=cap)
-    bound = lipschitz_constant(levels, 2)
+    bound = constant(levels, 2)
     for _ in range(12):
         networks, x = [random_network(rng), random_network(rng)], rng.uniform(-1, 1, 2)
         assert slope(networks, x, levels) <= bound * (1 + 1e-6)
@@ -61,15 +66,15 @@ def test_the_constant_cannot_be_smaller():
         return lambda z: sign * np.tanh(8 * ((z - x) @ edge))[:, None] * np.ones(2)
 
     networks = [network(1), network(-1)]
-    assert 0.98 < slope(networks, x, levels) / lipschitz_constant(levels, 10**12) < 1
+    assert 0.98 < slope(networks, x, levels) / constant(levels, 10**12) < 1
 
 
 def test_the_constant_is_the_paper_s_for_losses_that_are_clipped_only():
     expected = sum(
         w * (4 * math.sqrt(2 / math.pi) / s + 4 / math.sqrt(784)) for s, w in zip((0.7, 1.5), (0.4, 0.6), strict=True)
     )
-    assert lipschitz_constant(LEVELS, 784) == pytest.approx(expected, rel=1e-12)
-    assert lipschitz_constant(replace(LEVELS, cap=0.3), 784) < expected / 5
+    assert constant(LEVELS, 784) == pytest.approx(expected, rel=1e-12)
+    assert constant(replace(LEVELS, cap=0.3), 784) < expected / 5
 
 
 def simulated(rng, means, n, alpha, runs, levels=LEVELS):
@@ -94,13 +99,13 @@ def simulated(rng, means, n, alpha, runs, levels=LEVELS):
 def test_radii_are_false_at_most_at_their_rate(means, n):
     """10,000 simulated runs. The margin of the nearest rival gives the largest radius that is true."""
     alpha, runs = 0.2, 10_000
-    true = (2 * min(means) - 1) * 4 / lipschitz_constant(LEVELS, 784) / 2
+    true = (2 * min(means) - 1) * 4 / constant(LEVELS, 784) / 2
     found = list(simulated(np.random.default_rng(1), means, n, alpha, runs))
     assert sum(c.radius > max(true, 0) for c in found) <= alpha * runs
     assert all(c.verify() for c in found[:100])
 
 
-def test_a_bound_that_were_none_would_be_noticed(monkeypatch):
+def test_a_bound_without_a_margin_of_error_would_be_noticed(monkeypatch):
     monkeypatch.setattr(lipschitz, "empirical_bernstein_lower", lambda total, squares, n, alpha: total / n)
     found = list(simulated(np.random.default_rng(1), (0.5,), 40, 0.2, 1000))
     assert sum(c.radius > 0 for c in found) > 300
@@ -108,9 +113,9 @@ def test_a_bound_that_were_none_would_be_noticed(monkeypatch):
 
 def test_many_draws_prove_most_of_the_margin():
     (found,) = simulated(np.random.default_rng(0), (0.9, 0.8), 100_000, 0.001, 1)
-    true = 0.6 * 4 / lipschitz_constant(LEVELS, 784) / 2
+    true = 0.6 * 4 / constant(LEVELS, 784) / 2
     assert found.label == 0 and 0.97 * true < found.radius < true
-    assert found.margin_lower == pytest.approx(found.radius * 2 * lipschitz_constant(LEVELS, 784))
+    assert found.margin_lower == pytest.approx(found.radius * 2 * constant(LEVELS, 784))
 
 
 CHANGES = [
@@ -144,6 +149,52 @@ def test_an_altered_record_does_not_verify(change):
     (found,) = simulated(np.random.default_rng(0), (0.9, 0.8), 100_000, 0.001, 1)
     assert found.verify() and LipschitzCertificate.from_dict(json.loads(json.dumps(found.to_dict()))) == found
     assert not replace(found, **change).verify()
+
+
+ALTERED = [
+    *(
+        {"sigmas": values}
+        for values in ([], [0.0, 1.0], [-1.0, 1.0], [math.nan, 1.0], [math.inf, 1.0], [1.0], ["a", 1])
+    ),
+    *(
+        {"weights": values}
+        for values in ([0.0, 0.0], [-1.0, 1.0], [math.inf, 1.0], [math.nan, 1.0], [None, 1.0], "ab")
+    ),
+    *({"weights": values} for values in ([0, 1], [True, 1.0], [10**400, 1.0], None, {"a": 1, "b": 2}, 3)),
+    *({"cap": value} for value in (None, 0.0, -1.0, 4.5, math.nan, math.inf, True, "1", [1.0], 10**400, 4, 1e-300)),
+    *({"thresholds": value} for value in ([1.0], [], 3, "a")),
+    *({"relative": value} for value in (True, None, 0, "yes")),
+    *({"max_classes": value} for value in (1, 0, "a", False)),
+    *({"smoothing_sigma": value} for value in (0.0, 0.25, -1.0, math.nan, math.inf, "0.25", True, 10**400)),
+    *({"method": value} for value in ("dc", "apndc", 3, ["dc"])),
+    *({"unknown": 1}, {3: 1}),
+]
+
+
+@pytest.mark.parametrize("change", ALTERED)
+def test_levels_are_read_as_strictly_as_by_the_classifier(change):
+    """What `NoiseLevels` refuses, and what has no cap or sifts, is a flaw and never another error."""
+    levels = {**LEVELS.to_dict(), **change}
+    try:
+        read = NoiseLevels.from_dict(levels)
+        bounded = read.cap is not None and read.sifting is None
+    except (TypeError, ValueError):
+        bounded = False
+    (certificate,) = simulated(np.random.default_rng(0), (0.9, 0.8), 1000, 0.001, 1)
+    altered = replace(certificate, base_classifier={"method": "dc", "levels": levels})
+    if bounded:
+        assert CappedLevels.from_dict(levels) == CappedLevels(read.sigmas, read.weights, read.cap)
+        assert altered.flaw is None or "between 0 and" in altered.flaw or "the scores give" in altered.flaw
+    else:
+        assert altered.flaw is not None
+        with pytest.raises((TypeError, ValueError)):
+            CappedLevels.from_dict(levels)
+
+
+@pytest.mark.parametrize("levels", [None, [], "levels", 3, {}, {"sigmas": [1.0]}, {"weights": [1.0], "cap": 1.0}])
+def test_a_record_without_levels_is_flawed(levels):
+    (certificate,) = simulated(np.random.default_rng(0), (0.9, 0.8), 1000, 0.001, 1)
+    assert "`levels` must" in replace(certificate, base_classifier={"method": "dc", "levels": levels}).flaw
 
 
 def test_a_rival_that_is_left_out_is_missed():

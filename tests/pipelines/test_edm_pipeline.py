@@ -44,6 +44,8 @@ def test_checkpoint_to_certificate(files, pictures, tmp_path):
     pipe.save_pretrained(tmp_path)
     index = json.loads((tmp_path / "model_index.json").read_text())
     assert index["unet"] == index["unconditional_unet"] == ["diffusers_ndc_component", "EDMUNet2DModel"]
+    shim = (tmp_path / "unet" / "diffusers_ndc_component.py").read_text()
+    assert "from diffusers_ndc.checkpoints import EDMUNet2DModel" in shim
 
     read = NoisedDiffusionClassifierPipeline.from_pretrained(tmp_path)
     assert type(read.unet) is type(read.unconditional_unet) is EDMUNet2DModel

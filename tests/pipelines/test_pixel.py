@@ -32,6 +32,7 @@ def test_classifies_whatever_people_hold(pipe):
     for images in (array[..., None], tensor, list(tensor), [array[0], pictures[1]]):
         torch.testing.assert_close(pipe(images, seed=0).logits, reference.logits)
     torch.testing.assert_close(pipe(pictures[1], seed=0).logits, reference.logits[1:])
+    torch.testing.assert_close(pipe(image=pictures, seed=0).logits, reference.logits)
     labels, probs, logits = pipe(pictures, seed=0, return_dict=False)
     assert labels == reference.labels and torch.equal(logits, reference.logits)
 
@@ -42,7 +43,7 @@ def test_seed_and_generator(pipe, images):
     assert not torch.equal(pipe(images).logits, pipe(images).logits)
     first, second = (pipe(images, generator=torch.Generator().manual_seed(1)).logits for _ in range(2))
     assert torch.equal(first, second)
-    with pytest.raises(ValueError, match="both given"):
+    with pytest.raises(ValueError, match="`seed` must be None if `generator` is given, got 3"):
         pipe(images, seed=3, generator=torch.Generator())
     with pytest.raises(TypeError, match="`generator`"):
         pipe(images, generator=3)
@@ -228,7 +229,7 @@ def test_hooks_are_freed_after_every_call(pipe, images, monkeypatch):
     calls = [
         lambda: pipe(images),
         lambda: pipe.predict(images, n=2),
-        lambda: pipe.certify(images[0], sigma=0, n0=1, n=2, levels=NoiseLevels((3.0,), (1.0,))),
+        lambda: pipe.certify_unsmoothed(images[0], n0=1, n=2, levels=NoiseLevels((3.0,), (1.0,))),
         lambda: list(pipe.certify_iter(images[0], n0=1, n=2)),
         lambda: next(pipe.certify_iter(images[0], n0=1, n=200)),  # and left there
         lambda: pipe.replay(images[0], certificate),
@@ -260,7 +261,7 @@ def test_dropout_is_not_left_on(pipe, images):
     "arguments, match",
     [
         ({"unet": tiny_unet(num_class_embeds=None)}, "no class embedding"),
-        ({"scheduler": ScoreSdeVeScheduler()}, "no known noise level"),
+        ({"scheduler": ScoreSdeVeScheduler()}, "known noise level"),
         ({"id2label": {0: "a", 1: "b"}}, "`id2label`"),
         ({"id2label": {0: "a", 1: "b", 3: "c"}}, "`id2label`"),
         ({"id2label": {"a": 0, "b": 1, "c": 2}}, "`id2label`"),
@@ -269,7 +270,7 @@ def test_dropout_is_not_left_on(pipe, images):
         ({"null_class": 7}, "`null_class`"),
         ({"levels": {"0.25": {"apndc": {"sigmas": [1.0], "weights": [-1.0]}}}}, "`weights`"),
         ({"levels": {"quarter": {"apndc": {"sigmas": [1.0], "weights": [1.0]}}}}, "`levels`"),
-        ({"levels": {"0.25": {"dc": {"sigmas": [1.0], "weights": [1.0]}}}}, "accepted is 0"),
+        ({"levels": {"0.25": {"dc": {"sigmas": [1.0], "weights": [1.0]}}}}, "`sigma` .*0.25"),
     ],
 )
 def test_refuses_components_and_config(unet, arguments, match):
@@ -289,11 +290,11 @@ CALIBRATED_FOR_HALF = NoiseLevels((2.0,), (1.0,), smoothing_sigma=0.5, method="a
 @pytest.mark.parametrize(
     "call, error, match",
     [
-        (lambda p, x: p(x * 255), ValueError, "accepted are values in"),
-        (lambda p, x: p(x - 0.5), ValueError, "accepted are values in"),
-        (lambda p, x: p(x * 255, sigma=0.25), ValueError, "accepted are values in"),
-        (lambda p, x: p(x * float("nan")), ValueError, "no NaN"),
-        (lambda p, x: p(x * float("nan"), sigma=0.25), ValueError, "no NaN"),
+        (lambda p, x: p(x * 255), ValueError, "`images` must have values in"),
+        (lambda p, x: p(x - 0.5), ValueError, "`images` must have values in"),
+        (lambda p, x: p(x * 255, sigma=0.25), ValueError, "`images` must have values in"),
+        (lambda p, x: p(x * float("nan")), ValueError, "without NaN, got nan"),
+        (lambda p, x: p(x * float("nan"), sigma=0.25), ValueError, "without NaN, got nan"),
         (lambda p, x: p(x[:, :, :7]), ValueError, "8 x 8"),
         (lambda p, x: p(x.repeat(1, 3, 1, 1)), ValueError, r"\(N, 1, height, width\)"),
         (lambda p, x: p("digit.png"), TypeError, "`images`"),
@@ -303,18 +304,21 @@ CALIBRATED_FOR_HALF = NoiseLevels((2.0,), (1.0,), smoothing_sigma=0.5, method="a
         (lambda p, x: p(x, method="svm"), ValueError, "`method`"),
         (lambda p, x: p.predict(x, sigma=0.0), ValueError, "`sigma`"),
         (lambda p, x: p.certify(x, sigma=0.25, method="dc"), ValueError, "`sigma`"),
-        (lambda p, x: p.certify(x + 1), ValueError, "accepted are values in"),
+        (lambda p, x: p.certify(x + 1), ValueError, "`images` must have values in"),
         (lambda p, x: p.certify(x, alpha=1.5), ValueError, "`alpha`"),
         (lambda p, x: p.certify(x, n0=-1), ValueError, "`n0`"),
         (lambda p, x: p.certify(x, bound="guess"), ValueError, "`bound`"),
         (lambda p, x: p.certify(x, resolution=0.0), ValueError, "`resolution`"),
-        (lambda p, x: p.certify(x, radii=(0.25, 1.0), n=10_000), ValueError, "0.7936 is the largest"),
+        (lambda p, x: p.certify(x, radii=(0.25, 1.0), n=10_000), ValueError, "`radii`.*0.7936"),
         (lambda p, x: p.certify(x, levels=CALIBRATED_FOR_HALF), ValueError, "sigma=0.5.*`sigma` is 0.25"),
         (lambda p, x: p.certify(x, n=-5), ValueError, "`n`"),
         (lambda p, x: p.certify(x, batch_size=0), ValueError, "`batch_size`"),
         (lambda p, x: p.certify(x, radii=(-0.5,)), ValueError, "`radii`"),
         (lambda p, x: p.certify_iter(x[0], n=0), ValueError, "`n`"),
         (lambda p, x: p.predict(x, n=0), ValueError, "`n`"),
+        (lambda p, x: p(), TypeError, "`images` or `image` must be given, got neither"),
+        (lambda p, x: p(x, image=x), TypeError, "`images` or `image` must be given, got both"),
+        (lambda p, x: p.replay(x, None), TypeError, "`certificate` must be of type .*, got NoneType"),
     ],
 )
 def test_refuses_bad_input_before_any_network_call(pipe, images, monkeypatch, call, error, match):

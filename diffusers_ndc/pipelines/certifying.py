@@ -1,0 +1,338 @@
+"""What a classifier pipeline proves about its answers: PREDICT, CERTIFY, certificates without smoothing, replay."""
+
+from collections.abc import Iterator, Sequence
+
+import torch
+
+from ..certification.certificate import Certificate
+from ..certification.lipschitz import LipschitzCertificate
+from ..certification.procedures import Prediction, Sampling, check_predicting
+from ..certification.smoothing import SmoothedClassifier
+from ..common.checks import check_kind, check_sigma
+from ..common.images import check_pixel_range
+from ..common.noise import resolve_seed
+from ..diffusion.margins import UNSMOOTHED_LEVELS, with_bounded_losses
+from ..diffusion.noise_levels import NoiseLevels
+from .base import ClassifierPipeline
+from .inputs import Image, Images
+from .unsmoothed import certify_image, check_unsmoothed, replay_image
+
+
+NOT_OURS = "`certificate` must be about a base classifier that this pipeline makes, got {settings}."
+
+
+class CertifyingPipeline(ClassifierPipeline):
+    """A classifier pipeline that certifies: its classifier smoothed by noise on the pixels, or by itself."""
+
+    def predict(
+        self,
+        images: Images,
+        sigma: float = 0.25,
+        n: int = 100,
+        alpha: float = 0.001,
+        method: str | None = None,
+        levels: NoiseLevels | None = None,
+        batch_size: int = 64,
+        generator: torch.Generator | None = None,
+        seed: int | None = None,
+    ) -> Prediction | list[Prediction]:
+        """Class of the smoothed classifier at clean images, or an abstention (PREDICT of Cohen et al. 2019).
+
+        With probability at least `1 - alpha` for each image, the prediction is the smoothed classifier's class or an
+        abstention (arXiv:1902.02918, Proposition 1).
+
+        Args:
+            images: Clean images: PIL images, numpy arrays `(H, W[, C])` or `(N, H, W, C)`, tensors `(C, H, W)` or
+                `(N, C, H, W)`, or a list of them; uint8, or floats in [0, 1]. PIL images are resized to the network's
+                size.
+            sigma: Standard deviation of the smoothing noise, pixel units, above 0.
+            n: Number of noisy copies of each image.
+            alpha: Probability with which a prediction may differ from the smoothed classifier's.
+            method: `apndc`, `epndc` or `apndc-clean` (a latent model: `dds`). Default: `apndc` (`dds`).
+            levels: Noise levels and weights. Default: the levels that were calibrated for this sigma and method, else
+                `default_levels`.
+            batch_size: (image, class, level) triples per network evaluation; peak memory depends on it alone.
+            generator: Source of the seed. An image's noise depends on seed and image, not on its place in a batch.
+            seed: The seed itself, instead of a `generator`. Default: from the operating system's entropy.
+
+        Returns:
+            One `Prediction` for a single image, else a list of them.
+
+        Raises:
+            TypeError, ValueError: An argument is not as described, or beyond what the model was trained for.
+            FloatingPointError: A loss is not finite, for example after an overflow in half precision.
+
+        Example:
+            >>> pipe.predict(image, sigma=0.25, seed=0).label  # doctest: +SKIP
+            7
+        """
+        classifier = self.classifier(sigma, method, levels, batch_size)
+        smoothed = SmoothedClassifier(classifier, sigma)
+        seed = resolve_seed(generator, seed)
+        batch, single = self._preprocess(images, classifier)
+        smoothed.check_images(batch)
+        check_predicting(n, alpha)
+        with self.progress_bar(total=len(batch) * n) as bar:
+            predictions = smoothed.predict(batch, n, alpha, seed, bar.update)
+        self.maybe_free_model_hooks()
+        return predictions[0] if single else predictions
+
+    def certify(
+        self,
+        images: Images,
+        sigma: float = 0.25,
+        n0: int | None = None,
+        n: int = 10_000,
+        alpha: float = 0.001,
+        method: str | None = None,
+        levels: NoiseLevels | None = None,
+        batch_size: int = 64,
+        generator: torch.Generator | None = None,
+        seed: int | None = None,
+        radii: Sequence[float] | None = None,
+        resolution: float | None = None,
+        bound: str | None = None,
+        grid: int | None = None,
+    ) -> Certificate | list[Certificate]:
+        """Class and proved l2 radius of the smoothed classifier at clean images (CERTIFY of Cohen et al. 2019).
+
+        With probability at least `1 - alpha` for each image, no perturbation of an l2 norm below the radius changes
+        the smoothed classifier's class (arXiv:1902.02918, Theorem 1). The radius is in pixel units. If a PIL image was
+        resized to the network's size, it is about the resized image; with a latent model, about the image that
+        `pixel_unet` sees.
+
+        Args:
+            images: Clean images: PIL images, numpy arrays `(H, W[, C])` or `(N, H, W, C)`, tensors `(C, H, W)` or
+                `(N, C, H, W)`, or a list of them; uint8, or floats in [0, 1]. PIL images are resized to the network's
+                size.
+            sigma: Standard deviation of the smoothing noise, pixel units, above 0. Without smoothing:
+                `certify_unsmoothed`.
+            n0: Number of noisy copies that choose the candidate class, or fewer if they settle the choice. 0: the
+                leading class is certified, at an `alpha` split over the classes. Default: 100, or 10 with `radii` or
+                `resolution`.
+            n: Number of further noisy copies that bound the candidate's probability; with `radii` or `resolution`, the
+                largest number.
+            alpha: Probability with which a certificate may be wrong.
+            method: `apndc`, `epndc` or `apndc-clean` (a latent model: `dds`). Default: `apndc` (`dds`).
+            levels: Noise levels and weights. Default: the levels that were calibrated for this sigma and method, else
+                `default_levels`.
+            batch_size: (image, class, level) triples per network evaluation; peak memory depends on it alone.
+            generator: Source of the seed. An image's noise depends on seed and image, not on its place in a batch.
+            seed: The seed itself, instead of a `generator`. Default: from the operating system's entropy.
+            radii: If given, an image is finished as soon as each of these radii (pixel units, ascending; 0 for the
+                label alone) is proved or given up, by a bound that allows for this early stop.
+            resolution: If given, an image is finished when further copies would hardly raise its radius by more than
+                this (pixel units).
+            bound: Name of the bound, one of `diffusers_ndc.certification.bounds.BOUNDS`. Default: `clopper-pearson`,
+                or `mixture` with `radii` or `resolution`.
+            grid: For 8-bit images: draw the noise on a grid with this many steps between two of their values, so that
+                rounding in floating point cannot break the proof; see `SmoothedClassifier`. 16 is a good choice.
+
+        Returns:
+            One `Certificate` for a single image, else a list of them.
+
+        Raises:
+            TypeError, ValueError: An argument is not as described, or beyond what the model was trained for.
+            FloatingPointError: A loss is not finite, for example after an overflow in half precision.
+
+        Example:
+            >>> certificate = pipe.certify(image, sigma=0.25, n=1000, seed=0)  # doctest: +SKIP
+            >>> print(certificate.label, certificate.radius, certificate.verify())  # doctest: +SKIP
+        """
+        check_sigma(sigma)
+        if sigma == 0:
+            raise ValueError(
+                f"`sigma` must be above 0, got {sigma}. For the diffusion classifier without smoothing call "
+                "`certify_unsmoothed`."
+            )
+        classifier = self.classifier(sigma, method, levels, batch_size)
+        smoothed = SmoothedClassifier(classifier, sigma, grid)
+        seed = resolve_seed(generator, seed)
+        batch, single = self._preprocess(images, classifier)
+        smoothed.check_images(batch)
+        sampling = Sampling.with_defaults(n0, n, alpha, bound, radii, resolution)
+        sampling.check(sigma, classifier.num_classes)
+        with self.progress_bar(total=len(batch) * (sampling.n0 + sampling.n)) as bar:
+            certificates = smoothed.certify(batch, n0, n, alpha, seed, radii, resolution, bound, bar.update)
+        self.maybe_free_model_hooks()
+        return certificates[0] if single else certificates
+
+    def certify_unsmoothed(
+        self,
+        images: Images,
+        n0: int = 20,
+        n: int = 10_000,
+        alpha: float = 0.001,
+        levels: NoiseLevels | None = None,
+        batch_size: int = 64,
+        generator: torch.Generator | None = None,
+        seed: int | None = None,
+    ) -> LipschitzCertificate | list[LipschitzCertificate]:
+        """Class and proved l2 radius of the diffusion classifier itself, without smoothing (Chen et al. 2024).
+
+        The losses of `dc` are clipped and capped, so that the margin of two classes is a Lipschitz function of the
+        image, whatever the network (arXiv:2402.02316; `certification.lipschitz`). With probability at least
+        `1 - alpha` for each image, no perturbation of an l2 norm below the radius changes the class of the smallest
+        expected loss. This is another theorem about another classifier than `certify`: its radius is smaller, and the
+        prediction is made without noise on the image. The radius is in pixel units and, if a PIL image was resized to
+        the network's size, about the resized image. Latent models have no such constant.
+
+        Args:
+            images: Clean images: PIL images, numpy arrays `(H, W[, C])` or `(N, H, W, C)`, tensors `(C, H, W)` or
+                `(N, C, H, W)`, or a list of them; uint8, or floats in [0, 1]. PIL images are resized to the network's
+                size.
+            n0: Number of draws that choose the candidate class, at least 1. A draw scores all classes at all levels
+                with fresh noise.
+            n: Number of further draws that bound the margins, at least 1.
+            alpha: Probability with which a certificate may be wrong.
+            levels: Noise levels and weights. All classes are scored at every level, whatever their sifting rule, and
+                levels without a `cap` get the cap 4 (clipped losses). Default: `margins.UNSMOOTHED_LEVELS`.
+            batch_size: (image, class, level) triples per network evaluation; peak memory depends on it alone.
+            generator: Source of the seed. An image's noise depends on seed and image, not on its place in a batch.
+            seed: The seed itself, instead of a `generator`. Default: from the operating system's entropy.
+
+        Returns:
+            One `LipschitzCertificate` for a single image, else a list of them.
+
+        Raises:
+            TypeError, ValueError: An argument is not as described, or beyond what the model was trained for; or the
+                model is a latent one.
+            FloatingPointError: A loss is not finite, for example after an overflow in half precision.
+
+        Example:
+            >>> certificate = pipe.certify_unsmoothed(image, n=1000, seed=0)  # doctest: +SKIP
+            >>> print(certificate.label, certificate.radius, certificate.verify())  # doctest: +SKIP
+        """
+        seed = resolve_seed(generator, seed)
+        levels = with_bounded_losses(UNSMOOTHED_LEVELS if levels is None else levels)
+        classifier = self._diffusion_classifier(0.0, "dc", levels, batch_size)
+        check_unsmoothed(classifier, n0, n, alpha, seed)
+        batch, single = self._preprocess(images, classifier)
+        check_pixel_range(batch)
+        with self.progress_bar(total=len(batch) * (n0 + n)) as bar:
+            certificates = [certify_image(classifier, image, n0, n, alpha, seed, bar.update) for image in batch]
+        self.maybe_free_model_hooks()
+        return certificates[0] if single else certificates
+
+    def certify_iter(
+        self,
+        image: Image,
+        sigma: float = 0.25,
+        n0: int = 20,
+        n: int = 10_000,
+        alpha: float = 0.001,
+        method: str | None = None,
+        levels: NoiseLevels | None = None,
+        batch_size: int = 64,
+        generator: torch.Generator | None = None,
+        seed: int | None = None,
+        grid: int | None = None,
+    ) -> Iterator[Certificate]:
+        """A growing certificate of one clean image: one after every few noisy copies, on all votes so far.
+
+        With probability at least `1 - alpha` *all* of them are true at once (`bounds.mixture_lower`): one may watch
+        them, stop at any time, and keep the best one.
+
+        Args:
+            image: One clean image: a PIL image, numpy array `(H, W[, C])` or tensor `(C, H, W)`; uint8, or floats in
+                [0, 1]. A PIL image is resized to the network's size.
+            sigma: Standard deviation of the smoothing noise, pixel units, above 0.
+            n0: Number of noisy copies that choose the candidate class, or fewer if they settle the choice. 0: each
+                certificate is for the class that leads then, at an `alpha` split over the classes.
+            n: Largest number of further noisy copies.
+            alpha: Probability with which one of the certificates may be wrong.
+            method: `apndc`, `epndc` or `apndc-clean` (a latent model: `dds`). Default: `apndc` (`dds`).
+            levels: Noise levels and weights. Default: the levels that were calibrated for this sigma and method, else
+                `default_levels`.
+            batch_size: (image, class, level) triples per network evaluation; peak memory depends on it alone.
+            generator: Source of the seed.
+            seed: The seed itself, instead of a `generator`. Default: from the operating system's entropy.
+            grid: For 8-bit images: draw the noise on a grid with this many steps between two of their values, so that
+                rounding in floating point cannot break the proof; see `SmoothedClassifier`. 16 is a good choice.
+
+        Returns:
+            An iterator over the certificates. The arguments are checked at once.
+
+        Raises:
+            TypeError, ValueError: An argument is not as described, or beyond what the model was trained for.
+            FloatingPointError: A loss is not finite, for example after an overflow in half precision.
+
+        Example:
+            >>> for certificate in pipe.certify_iter(image, sigma=0.25):  # doctest: +SKIP
+            ...     if certificate.radius > 0.5:
+            ...         break
+        """
+        classifier = self.classifier(sigma, method, levels, batch_size)
+        tensor = self._preprocess_one(image, classifier)
+        seed = resolve_seed(generator, seed)
+        growing = SmoothedClassifier(classifier, sigma, grid).certify_iter(tensor, n0, n, alpha, seed)
+
+        def certificates():
+            try:
+                yield from growing
+            finally:  # also if the caller stops early
+                self.maybe_free_model_hooks()
+
+        return certificates()
+
+    def replay(
+        self, image: Image, certificate: Certificate | LipschitzCertificate, batch_size: int = 64
+    ) -> Certificate | LipschitzCertificate:
+        """Make the draws of a certificate again, to compare the result with the certificate by `agrees`.
+
+        The base classifier is made as the certificate describes it. On other hardware of the same kind, or in other
+        batches, a vote may move if two logits tie to within round-off.
+
+        Args:
+            image: The certified image: a PIL image, numpy array `(H, W[, C])` or tensor `(C, H, W)`; uint8, or floats
+                in [0, 1]. A PIL image is resized to the network's size.
+            certificate: The result of `certify`, `certify_unsmoothed` or `certify_iter`.
+            batch_size: (image, class, level) triples per network evaluation; peak memory depends on it alone.
+
+        Returns:
+            The certificate that the draws give now, of the same kind.
+
+        Raises:
+            TypeError, ValueError: `image` is not as described; or `certificate` does not follow from its own votes or
+                scores, has no seed, or is about another image or model, or about draws on another kind of device.
+            FloatingPointError: A loss is not finite.
+
+        Example:
+            >>> certificate.agrees(pipe.replay(image, certificate))  # doctest: +SKIP
+            True
+        """
+        check_kind("certificate", certificate, Certificate, LipschitzCertificate)
+        again: Certificate | LipschitzCertificate
+        if isinstance(certificate, LipschitzCertificate):
+            again = self._replay_unsmoothed(image, certificate, batch_size)
+        else:
+            again = self._replay_smoothed(image, certificate, batch_size)
+        self.maybe_free_model_hooks()
+        return again
+
+    def _replay_smoothed(self, image: Image, certificate: Certificate, batch_size: int) -> Certificate:
+        settings = certificate.base_classifier
+        try:
+            method = settings["method"]
+            scoring = settings["classifier"] if method == "dds" else settings  # the part that scores the classes
+            levels = NoiseLevels.from_dict(scoring["levels"])
+            classifier = self.classifier(certificate.sigma, method, levels, batch_size, scoring["seed"])
+        except (KeyError, TypeError) as error:
+            raise ValueError(NOT_OURS.format(settings=settings)) from error
+        smoothed = SmoothedClassifier(classifier, certificate.sigma, certificate.grid)
+        tensor = self._preprocess_one(image, classifier)
+        with self.progress_bar(total=certificate.votes) as bar:
+            return smoothed.replay(tensor, certificate, bar.update)
+
+    def _replay_unsmoothed(
+        self, image: Image, certificate: LipschitzCertificate, batch_size: int
+    ) -> LipschitzCertificate:
+        settings = certificate.base_classifier
+        try:
+            levels = NoiseLevels.from_dict(settings["levels"])
+            classifier = self._diffusion_classifier(0.0, settings["method"], levels, batch_size, settings["seed"])
+        except (KeyError, TypeError) as error:
+            raise ValueError(NOT_OURS.format(settings=settings)) from error
+        tensor = self._preprocess_one(image, classifier)
+        with self.progress_bar(total=certificate.n0 + certificate.n) as bar:
+            return replay_image(classifier, tensor, certificate, bar.update)
