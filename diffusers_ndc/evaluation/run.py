@@ -247,10 +247,10 @@ class _Run:
         settings = self.settings
         certificates = self.smoothed.certify_each(
             self._images(),
-            settings.n0,
-            settings.n,
-            settings.alpha,
-            settings.seed,
+            n0=settings.n0,
+            n=settings.n,
+            alpha=settings.alpha,
+            seed=settings.seed,
             radii=self.radii,
             on_copies=lambda _: self._beat(),
         )
