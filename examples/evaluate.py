@@ -13,6 +13,7 @@ card (README.md); the report can be made again from the records alone, several r
 
 import sys
 
+from diffusers_ndc.evaluation.report import to_markdown
 from diffusers_ndc.evaluation.run import evaluate
 from diffusers_ndc.evaluation.settings import parse
 
@@ -25,7 +26,7 @@ def main():
     except KeyboardInterrupt:
         sys.exit("stopped: what is finished is kept, the same command goes on")
     if report is not None:
-        print(report.to_markdown())
+        print(to_markdown(report))
 
 
 if __name__ == "__main__":

@@ -10,12 +10,13 @@ from accelerate.utils import broadcast_object_list
 
 
 class Claims:
-    """Counters in the store of torch.distributed, on one machine or several; in memory for a single process.
+    """Counters that all processes of a run share.
 
-    There is no barrier and no message between processes: whoever is done goes, and nobody waits for a slow one but
-    the main process, for the report.
+    They are in the store of torch.distributed, on one machine or several, or in memory for a single process. There is
+    no barrier and no message between processes: a process that is done ends, and only the main process waits for slow
+    ones, for the report.
 
-    Every process of the run makes one, at the same time.
+    Every process of the run creates its `Claims` at the same time.
 
     Args:
         total: Number of images to share, numbered from 0.
@@ -36,19 +37,22 @@ class Claims:
             self._store = dist.HashStore()
 
     def __iter__(self) -> Iterator[int]:
-        """The images that this process is to do, each claimed when it is asked for."""
-        while (number := self._store.add("claimed", 1) - 1) < self.total:
+        """The images for this process, each claimed when it is asked for."""
+        while True:
+            number = self._store.add("claimed", 1) - 1
+            if number >= self.total:
+                return
             yield number
 
     def beat(self) -> None:
-        """Give a sign of life. It also fails where the other processes are gone, which ends an orphan."""
+        """Give a sign of life. This fails if the other processes are gone, which ends an orphan."""
         self._store.add("beats", 1)
 
     def finish(self, counts: Mapping[str, int]) -> None:
-        """One more image is finished.
+        """Count one more finished image.
 
         Args:
-            counts: What it adds to the counters of these names.
+            counts: What the image adds to the counters, by name.
         """
         for name, count in counts.items():
             self._store.add(f"count/{name}", count)
@@ -57,32 +61,37 @@ class Claims:
 
     @property
     def finished(self) -> int:
-        """Images that all processes together have finished."""
+        """Number of images that all processes together have finished."""
         return self._store.add("finished", 0)
 
     def count(self, name: str) -> int:
-        """A counter of `finish`, over all processes."""
+        """The value of a counter of `finish`, over all processes."""
         return self._store.add(f"count/{name}", 0)
 
     def wait(self, look: Callable[[], object], pause: float = 0.5) -> None:
-        """Wait until all images are finished, by whichever process.
+        """Wait until all images are finished, by any process.
 
         Args:
-            look: Called now and then.
+            look: Called now and then, to show progress.
             pause: Seconds between two looks.
 
         Raises:
-            TimeoutError: Nobody has given a sign of life for `patience` seconds.
+            TimeoutError: No process has given a sign of life for `patience` seconds.
         """
-        beats, since = None, time.monotonic()
-        while (finished := self.finished) < self.total:
+        beats = self._store.add("beats", 0)
+        last_beat = time.monotonic()
+        unfinished = self.total - self.finished
+        while unfinished > 0:
             look()
-            if (now := self._store.add("beats", 0)) != beats:
-                beats, since = now, time.monotonic()
-            elif time.monotonic() - since > self.patience:
+            latest = self._store.add("beats", 0)
+            if latest != beats:
+                beats = latest
+                last_beat = time.monotonic()
+            elif time.monotonic() - last_beat > self.patience:
                 raise TimeoutError(
-                    f"{self.total - finished} images are not finished, and no process has given a sign of life for "
+                    f"{unfinished} images are not finished, and no process has given a sign of life for "
                     f"{self.patience:g} seconds. What is finished is kept: run the same command again."
                 )
             time.sleep(pause)
+            unfinished = self.total - self.finished
         look()

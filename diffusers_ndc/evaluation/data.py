@@ -1,8 +1,9 @@
-"""The labelled images of a run: any image data set that `datasets` loads, its classes those of the model."""
+"""The labelled images of a run: any image data set that `datasets` loads, with the classes of the model."""
 
 import hashlib
-from collections.abc import Callable, Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
 
 import PIL.Image
@@ -12,17 +13,17 @@ from .settings import Settings
 
 
 FAULTS = (OSError, ValueError, TypeError, SyntaxError, PIL.Image.DecompressionBombError)
-"""What reading an image raises when its own data are at fault: PIL has no common class for that."""
+"""What reading a damaged image raises: PIL has no common class for that."""
 
 
 @dataclass(frozen=True)
 class LabelledImages:
-    """The chosen rows of a data set, the images still encoded.
+    """The chosen rows of a data set, with the images still encoded.
 
     Args:
         indices: Index of each row in the split.
-        rows: The rows, as many, with the columns `image` (encoded) and `label`.
-        label_names: Names of the data set's classes, or `None` where its labels are plain numbers.
+        rows: The rows, in the order of `indices`, with the columns `image` (encoded) and `label`.
+        label_names: Names of the data set's classes, or `None` if its labels are plain numbers.
     """
 
     indices: list[int]
@@ -33,11 +34,11 @@ class LabelledImages:
         return len(self.indices)
 
     def image(self, number: int) -> PIL.Image.Image:
-        """An image, decoded; raises one of `FAULTS` where that cannot be done."""
+        """Decode an image. Raises one of `FAULTS` if the image is damaged."""
         return Image().decode_example(self.rows[number]["image"])
 
     def content_hash(self) -> str:
-        """Hash of the chosen rows: indices, labels, and the bytes of the images; the same wherever they lie."""
+        """Hash of the chosen rows: indices, labels, and the bytes of the images, independent of their place."""
         digest = hashlib.sha256(repr((self.indices, self.label_names)).encode())
         for row in self.rows:
             digest.update(repr(row["label"]).encode())
@@ -45,146 +46,181 @@ class LabelledImages:
         return digest.hexdigest()[:32]
 
     def labels(self, num_classes: int, id2label: Mapping[int, str] | None) -> list[int | None]:
-        """The class of each row as the model numbers it, `None` where it has none.
+        """The class of each row in the model's numbering, `None` for a row without a label.
 
-        Classes are matched by name where both sides have names, else by number.
+        Classes are matched by name if both sides have names, else by number.
 
         Args:
             num_classes: Number of classes of the model.
-            id2label: Their names, if it has any.
+            id2label: Names of the model's classes, or `None`.
 
         Raises:
-            ValueError: The data set has classes that the model has not, or no row has a label.
+            ValueError: The data set has classes that the model does not have, or no row has a label.
         """
-        given = [None if label in (None, -1) else label for label in self.rows["label"]]
-        if given and not any(label is not None for label in given):
-            raise ValueError("no row of the split has a label; accepted is a split with labels.")
+        labels = [None if label in (None, -1) else label for label in self.rows["label"]]
+        if labels and all(label is None for label in labels):
+            raise ValueError("`--split` must be a split with labels, got one in which no row has a label.")
         if self.label_names is not None and id2label is not None:
             numbers = {name: number for number, name in id2label.items()}
             if not set(self.label_names) <= set(numbers):
                 raise ValueError(
-                    f"the data set's classes are {self.label_names}, the model's {list(numbers)}; accepted are data "
-                    "whose classes the model has, by name."
+                    f"the data set's classes must be among the model's, {list(numbers)}, got {self.label_names}."
                 )
-            return [None if label is None else numbers[self.label_names[label]] for label in given]
-        beyond = sorted({label for label in given if label is not None and not 0 <= label < num_classes})
-        if beyond or (self.label_names is not None and len(self.label_names) > num_classes):
-            classes = beyond if self.label_names is None else self.label_names
-            model = f"numbers 0 to {num_classes - 1}" if id2label is None else f"{list(id2label.values())}"
-            raise ValueError(f"the data set has the classes {classes}, the model {model}; accepted are its classes.")
-        return given
+            return [None if label is None else numbers[self.label_names[label]] for label in labels]
+        self._check_numbers(labels, num_classes, id2label)
+        return labels
+
+    def _check_numbers(self, labels: list[int | None], num_classes: int, id2label: Mapping[int, str] | None) -> None:
+        """Raise a `ValueError` unless all labels are numbers of the model's classes."""
+        model_classes = f"0 to {num_classes - 1}" if id2label is None else f"{list(id2label.values())}"
+        message = f"the data set's classes must be among the model's, {model_classes}, got"
+        if self.label_names is not None and len(self.label_names) > num_classes:
+            raise ValueError(f"{message} {self.label_names}.")
+        unknown = sorted({label for label in labels if label is not None and not 0 <= label < num_classes})
+        if unknown:
+            raise ValueError(f"{message} {unknown if self.label_names is None else self.label_names}.")
 
 
 def load_labelled_images(settings: Settings) -> LabelledImages:
-    """The rows that the settings choose.
+    """Load the rows that the settings choose.
 
     Raises:
-        ValueError: There is no such data set, split or column, or there are fewer images than asked for.
+        ValueError: There is no such data set, split or column, or there are fewer images than requested.
         OSError: The indices file cannot be read.
     """
-    wanted = None if settings.indices_file is None else _indices(settings.indices_file)
+    wanted = None if settings.indices_file is None else _read_indices(settings.indices_file)
     loaded = _load(settings)
     if loaded.features is None:
-        raise ValueError(f"--streaming: the columns of {settings.dataset} are not known in a stream; leave it out.")
+        raise ValueError(
+            f"`--streaming` must be left out for {settings.dataset}: the columns of its stream are not known."
+        )
     image_column, label_column = find_columns(loaded.features, settings.image_column, settings.label_column)
-    feature = loaded.features[label_column]
+    label_feature = loaded.features[label_column]
     # two columns under fixed names, so that no other one is ever read
     loaded = loaded.select_columns([image_column, label_column])
     loaded = loaded.rename_columns({image_column: "image", label_column: "label"})
     loaded = loaded.cast_column("image", Image(decode=False))
-    indices, rows = (_streamed if settings.streaming else _selected)(loaded, wanted, settings.skip, settings.limit)
-    if settings.limit is not None and len(indices) < settings.limit:
-        raise ValueError(f"--limit is {settings.limit}, but there are {len(indices)} images to take.")
+    if settings.streaming:
+        indices, rows = _select_from_stream(loaded, wanted, settings.skip, settings.limit)
+    else:
+        indices, rows = _select(loaded, wanted, settings.skip, settings.limit)
     if not indices:
-        raise ValueError(f"--split {settings.split} of {settings.dataset} has no images to take.")
-    return LabelledImages(indices, rows, feature.names if isinstance(feature, ClassLabel) else None)
+        raise ValueError(f"`--split` must be a split with images, got {settings.split} of {settings.dataset}.")
+    if settings.limit is not None and len(indices) < settings.limit:
+        raise ValueError(f"`--limit` must be at most {len(indices)}, the number of images, got {settings.limit}.")
+    label_names = label_feature.names if isinstance(label_feature, ClassLabel) else None
+    return LabelledImages(indices, rows, label_names)
 
 
 def _load(settings: Settings) -> Dataset | IterableDataset:
     name = settings.dataset
-    # a mistyped folder would be looked for on the Hub, again and again
-    if not Path(name).is_dir() and (name.startswith((".", "/", "~")) or name.count("/") > 1):
-        raise ValueError(f"--dataset is {name}, which is no folder; accepted is a folder or a Hub id.")
+    # `datasets` would look for a mistyped folder on the Hub, again and again.
+    cannot_be_hub_id = name.startswith((".", "/", "~")) or name.count("/") > 1
+    if cannot_be_hub_id and not Path(name).is_dir():
+        raise ValueError(f"`--dataset` must be an existing folder or a Hub id, got {name}, which is no folder.")
     try:
         return load_dataset(name, settings.dataset_config_name, split=settings.split, streaming=settings.streaming)
     except (OSError, ValueError) as error:
-        raise ValueError(f"--dataset {name} with --split {settings.split} cannot be loaded: {error}") from error
+        raise ValueError(
+            f"`--dataset` must be a data set that can be loaded, got {name} with --split {settings.split}: {error}"
+        ) from error
 
 
 def find_columns(
     features: Features, image_column: str | None = None, label_column: str | None = None
 ) -> tuple[str, str]:
-    """Names of the image and the label column of a data set.
+    """Find the image column and the label column of a data set.
 
     Args:
-        features: Its columns.
-        image_column: The one with the images. Default: the first that holds images.
-        label_column: The one with the classes. Default: the first that holds class labels, else whole numbers.
+        features: Columns of the data set.
+        image_column: Name of the column with the images. Default: the first that holds images.
+        label_column: Name of the column with the classes. Default: the first that holds class labels, else integers.
+
+    Returns:
+        Their names.
 
     Raises:
         ValueError: There is no such column.
     """
+    images = [name for name, feature in features.items() if isinstance(feature, Image)]
+    classes = [name for name, feature in features.items() if isinstance(feature, ClassLabel)]
+    integers = [name for name, feature in features.items() if isinstance(feature, Value) and "int" in feature.dtype]
     return (
-        _column(features, image_column, "--image-column", lambda feature: isinstance(feature, Image)),
-        _column(features, label_column, "--label-column", _holds_classes),
+        _choose_column(features, image_column, "--image-column", images),
+        _choose_column(features, label_column, "--label-column", classes + integers),
     )
 
 
-def _column(features: Features, wanted: str | None, option: str, accepted: Callable[[object], bool]) -> str:
-    if wanted is not None and wanted not in features:
-        raise ValueError(f"{option} is {wanted!r}; the data set has the columns {list(features)}.")
-    found = [name for name, feature in features.items() if accepted(feature)]
-    if wanted is None and not found:
-        raise ValueError(f"{option} is not given, and none of the columns {dict(features)} is one by its type.")
-    if wanted is not None and wanted not in found:
-        raise ValueError(f"{option} is {wanted!r}, which is {features[wanted]}; accepted are the columns {found}.")
-    return wanted or min(found, key=lambda name: not isinstance(features[name], ClassLabel))
+def _choose_column(features: Features, wanted: str | None, option: str, candidates: list[str]) -> str:
+    """The column that is wanted, or the first candidate."""
+    if wanted is None:
+        if not candidates:
+            raise ValueError(
+                f"`{option}` must be given if no column is one by its type, got the columns {dict(features)}."
+            )
+        return candidates[0]
+    if wanted not in features:
+        raise ValueError(f"`{option}` must be one of the columns {list(features)}, got {wanted!r}.")
+    if wanted not in candidates:
+        raise ValueError(
+            f"`{option}` must be one of the columns {candidates}, got {wanted!r}, which is {features[wanted]}."
+        )
+    return wanted
 
 
-def _holds_classes(feature: object) -> bool:
-    return isinstance(feature, ClassLabel) or (isinstance(feature, Value) and "int" in feature.dtype)
-
-
-def _indices(path: str) -> list[int]:
-    lines = Path(path).read_text(encoding="utf-8").split()
-    if not lines or not all(line.isdecimal() for line in lines):
-        raise ValueError(f"--indices-file {path} holds {lines[:5]}...; accepted is one whole number a line.")
-    indices = [int(line) for line in lines]
+def _read_indices(path: str) -> list[int]:
+    words = Path(path).read_text(encoding="utf-8").split()
+    if not words or not all(word.isdecimal() for word in words):
+        raise ValueError(f"`--indices-file` must have one whole number per line, got {path} with {words[:5]}...")
+    indices = [int(word) for word in words]
     if len(set(indices)) < len(indices):
-        raise ValueError(f"--indices-file {path} names some images more than once; accepted are different indices.")
+        raise ValueError(f"`--indices-file` must name different images, got {path}, which names some more than once.")
     return indices
 
 
-def _selected(loaded: Dataset, wanted: list[int] | None, skip: int, limit: int | None) -> tuple[list[int], Dataset]:
-    indices = list(range(len(loaded)) if wanted is None else wanted)[::skip][:limit]
-    beyond = [index for index in indices if index >= len(loaded)]
-    if beyond:
-        raise ValueError(f"--indices-file names {beyond[:5]}; accepted are indices below {len(loaded)}.")
-    return indices, loaded.select(indices)
+def _select(dataset: Dataset, wanted: list[int] | None, skip: int, limit: int | None) -> tuple[list[int], Dataset]:
+    """Indices and rows: the wanted ones (default: all), then every `skip`-th of them, then the first `limit`."""
+    indices = list(range(len(dataset))) if wanted is None else wanted
+    indices = indices[::skip][:limit]
+    unknown = [index for index in indices if index >= len(dataset)]
+    if unknown:
+        raise ValueError(f"`--indices-file` must have indices below {len(dataset)}, got {unknown[:5]}.")
+    return indices, dataset.select(indices)
 
 
-def _streamed(
-    loaded: IterableDataset, wanted: list[int] | None, skip: int, limit: int | None
+def _select_from_stream(
+    stream: IterableDataset, wanted: list[int] | None, skip: int, limit: int | None
 ) -> tuple[list[int], Dataset]:
-    """The same, in one pass over the stream that ends with the last row that is wanted."""
-    chosen = None if wanted is None else wanted[::skip][:limit]
-    rows, last = {}, None if chosen is None else max(chosen)
-    for index, row in enumerate(loaded):
-        if index in chosen if chosen is not None else index % skip == 0:
-            rows[index] = row
-        if index == last or (chosen is None and len(rows) == limit):
-            break
-    indices = list(rows) if chosen is None else chosen
-    missing = [index for index in indices if index not in rows]
-    if missing:
-        raise ValueError(f"--indices-file names {missing[:5]}, beyond the end of the split.")
-    return indices, Dataset.from_list([rows[index] for index in indices], features=loaded.features)
+    """The same as `_select`, in one pass over the stream that ends with the last row needed."""
+    if wanted is None:
+        rows = dict(islice(islice(enumerate(stream), 0, None, skip), limit))
+        indices = list(rows)
+    else:
+        indices = wanted[::skip][:limit]
+        rows = dict(_rows_at(stream, indices))
+        missing = [index for index in indices if index not in rows]
+        if missing:
+            raise ValueError(f"`--indices-file` must have indices within the split, got {missing[:5]}.")
+    return indices, Dataset.from_list([rows[index] for index in indices], features=stream.features)
+
+
+def _rows_at(stream: IterableDataset, indices: list[int]) -> Iterator[tuple[int, dict]]:
+    """Indices and rows of a stream, which is read no further than the largest index."""
+    wanted = set(indices)
+    for index, row in islice(enumerate(stream), max(indices) + 1):
+        if index in wanted:
+            yield index, row
 
 
 def _encoded(image: dict | None) -> bytes:
-    """The bytes of an image; none where its file is missing, which is found out again, and recorded, on its turn."""
-    if image is None or image["bytes"] is not None:
-        return b"" if image is None else image["bytes"]
+    """The bytes of an image file, or none if the file is missing.
+
+    Reading the image later finds a missing file again, and records it.
+    """
+    if image is None:
+        return b""
+    if image["bytes"] is not None:
+        return image["bytes"]
     try:
         return Path(image["path"]).read_bytes()
     except OSError:

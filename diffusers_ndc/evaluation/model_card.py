@@ -1,10 +1,11 @@
-"""A model card that says what runs have certified, and the push of card and records to a Hub repository.
+"""Write the results of runs into a model card, and push card and records to a Hub repository.
 
     python -m diffusers_ndc.evaluation.model_card runs/sigma-0.25 runs/sigma-0.5 --card MODEL/README.md
     python -m diffusers_ndc.evaluation.model_card runs/sigma-0.25 --push-to-hub NAMESPACE/NAME
 
-A card that exists is filled, not overwritten: its own metadata and text stay, and what stands between two comments is
-made anew. The push uploads the records too, under `evaluation/`; the card there tells of all runs in the repository.
+An existing card is filled, not overwritten: its own metadata and text stay, and only the sections between two comments
+are written anew. The push also uploads the records, under `evaluation/`; the card there covers all runs in the
+repository.
 """
 
 import argparse
@@ -17,39 +18,38 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 
 from huggingface_hub import EvalResult, HfApi, ModelCardData
-from huggingface_hub.errors import HTTPError  # the HTTP library's own, whichever that is: a lost connection is one too
+from huggingface_hub.errors import HTTPError  # the HTTP library's own, whichever that is: also a lost connection
 
+from ..common.markdown import fill, table
 from ..diffusion.noise_levels import NoiseLevels
 from ..pipelines.model_card import (
-    GUARANTEE,
     LIBRARY,
     add_metadata,
     certifying,
+    guarantee,
     markers,
     model_section,
     read_card,
-    table,
     with_section,
     write_card,
 )
+from .figures import Report
+from .plot import PICTURE, plot
 from .records import RUN_FILE
-from .report import Report, plot, share_cells, write_report
-
-
-PICTURE = "certified_accuracy.png"
+from .report import share_cells, write_report
 
 
 def fill_card(reports: Sequence[Report], path: str | Path, model: str | None = None) -> None:
-    """Make a model card from runs, or fill one that exists; filling it twice changes nothing.
+    """Write the results of runs into a model card, new or existing. Doing it twice changes nothing.
 
-    Of an existing card, metadata and text stay as they are, but for what an earlier call wrote: the section of the
-    results, and the results in `model-index`. How to use the model is told where the card does not do so yet. Beside
-    the card the picture of the certified runs, `certified_accuracy.png`, is written.
+    Metadata and text of an existing card stay as they are, except for what an earlier call wrote: the section of the
+    results, and the results in `model-index`. A section on how to use the model is added unless the card has it. The
+    picture of the certified runs, `certified_accuracy.png`, is written beside the card.
 
     Args:
         reports: The runs, of different names, all of one model.
         path: The card, a Markdown file.
-        model: Folder or Hub id for the usage lines. Default: the model as the first run has it.
+        model: Folder or Hub id for the usage lines. Default: the model of the first run.
 
     Raises:
         ValueError: A run has no result or lacks a setting, two have one name, or the card is damaged.
@@ -58,142 +58,208 @@ def fill_card(reports: Sequence[Report], path: str | Path, model: str | None = N
     path = Path(path)
     model = model or str(reports[0].run["model"])
     title = Path(model).resolve().name
-    certified = [report for report in reports if report.certified]
-    # dds of an outside classifier has no noise levels: that classifier is not part of this model
-    of_model = [(report, levels) for report in reports if (levels := _levels(report.run))]
     metadata, text = read_card(path, title)
-    if markers("model")[0] not in text and (usable := [report for report, _ in of_model if report.certified]):
-        run = usable[0].run
-        # a radius that takes seconds, and that any sigma can prove
-        radius = min((radius for radius in run["radii"] if 0 < radius <= run["sigma"]), default=run["sigma"])
-        rows = [(report.run["sigma"], report.run["method"], levels) for report, levels in of_model]
-        call = certifying(run["sigma"], radius, run["method"])
-        text = with_section(text, "model", model_section(model, call, rows, run["method"] == "dds"))
+    if not _has_model_section(text):
+        text = _add_model_section(text, reports, model)
     _add_results(metadata, reports, title)
-    section = _section(reports)
-    if certified and markers("model")[0] not in text:
-        section += GUARANTEE
-    write_card(path, metadata, with_section(text, "results", section))
+    results = _results_section(reports, explain=not _has_model_section(text))
+    write_card(path, metadata, with_section(text, "results", results))
+    certified = [report for report in reports if report.certified]
     if certified:
         plot(certified, path.parent / PICTURE)
 
 
+def _check(reports: Sequence[Report]) -> None:
+    """Raise a `ValueError` unless a card can be made of these runs."""
+    names = [report.name for report in reports]
+    if not names or len(set(names)) < len(names):
+        raise ValueError(f"`reports` must be one or more runs of different names, got the names {names}.")
+    for report in reports:
+        missing = {"model", "dataset", "method", "n0", "base_classifier"} - set(report.run)
+        if missing:
+            raise ValueError(f"`run.json` of {report.name} must have the settings {sorted(missing)}, got none.")
+        if not report.outcomes:
+            raise ValueError(f"`reports` must be runs with results, got {report.name}, which has no result.")
+
+
+def _has_model_section(text: str) -> bool:
+    begin, _ = markers("model")
+    return begin in text
+
+
+def _add_model_section(text: str, reports: Sequence[Report], model: str) -> str:
+    """Add how to use the model to a card's text, if a run has certified it."""
+    rows = []
+    runs = []
+    for report in reports:
+        levels = _levels(report.run)
+        if levels is None:  # dds of an outside classifier, which is not part of this model
+            continue
+        rows.append((report.run["sigma"], report.run["method"], levels))
+        if report.certified:
+            runs.append(report.run)
+    if not runs:
+        return text
+    run = runs[0]
+    # a radius that takes seconds, and that any sigma can prove
+    radius = min((radius for radius in run["radii"] if 0 < radius <= run["sigma"]), default=run["sigma"])
+    call = certifying(run["sigma"], radius, run["method"])
+    return with_section(text, "model", model_section(model, call, rows, latent=run["method"] == "dds"))
+
+
 def _levels(run: dict) -> NoiseLevels | None:
-    """The noise levels of a run's diffusion classifier, which may stand behind a denoiser; `None` for another one."""
+    """The noise levels of a run's diffusion classifier, or `None` if its classifier is another one.
+
+    The diffusion classifier may be behind a denoiser.
+    """
     base = run["base_classifier"]
     if isinstance(base.get("classifier"), dict):
         base = base["classifier"]
-    return NoiseLevels.from_dict(base["levels"]) if "levels" in base else None
-
-
-def _check(reports: Sequence[Report]) -> None:
-    names = [report.name for report in reports]
-    if not names or len(set(names)) < len(names):
-        raise ValueError(f"The runs have the names {names}; accepted are one or more, all different.")
-    for report in reports:
-        if lacking := {"model", "dataset", "method", "n0", "base_classifier"} - set(report.run):
-            raise ValueError(f"The run {report.name} lacks the settings {sorted(lacking)}.")
-        if not report.outcomes:
-            raise ValueError(f"The run {report.name} has no result; accepted are runs with images that count.")
+    if "levels" not in base:
+        return None
+    return NoiseLevels.from_dict(base["levels"])
 
 
 def _add_results(metadata: dict, reports: Sequence[Report], title: str) -> None:
-    """Put a result for each radius and average of each run into a card's metadata, in place of earlier ones of ours.
+    """Replace our results in a card's metadata: one for each radius of each run, and one for its average radius.
 
-    Those of others stay; this is done on plain values since `ModelCardData` keeps only one model and one source.
+    The results of others stay. This works on plain values because `ModelCardData` keeps only one model and one source.
     """
-    results = []
-    for report in reports:
-        settings = {name: report.run.get(name) for name in ("method", "sigma", "n0", "n", "alpha", "seed")}
-        told = ", ".join(f"{name} {value}" for name, value in settings.items() if value is not None)
-        metrics: list[tuple[str, str, float, dict]] = []
-        if report.certified:
-            metrics = [("average_certified_radius", "average certified l2 radius", report.average_radius, {})]
-        for radius in report.radii:
-            kind, name = "certified_accuracy", f"certified accuracy at l2 radius {radius:g}"
-            if not report.certified:
-                kind, name = "accuracy", "accuracy, no certificate"
-            share = report.at(radius)
-            args = {"radius": radius, "count": share.count, "total": share.total}
-            metrics.append((kind, name, share.value, args))
-        for kind, name, value, args in metrics:
-            results.append(
-                EvalResult(
-                    task_type="image-classification",
-                    dataset_type=_dataset(report.run),
-                    dataset_name=_dataset(report.run),
-                    dataset_split=report.run.get("split"),
-                    metric_type=kind,
-                    metric_value=value,
-                    metric_name=f"{name} ({report.name}: {told})",
-                    metric_args={"library": LIBRARY, "run": report.name, **settings, **args},
-                )
-            )
+    results = [result for report in reports for result in _eval_results(report)]
     ours = ModelCardData(model_name=title, eval_results=results).to_dict()["model-index"]
     index = metadata.pop("model-index", None) or [{"name": title, "results": []}]
     for entry in index:
         for result in entry["results"]:
-            result["metrics"] = [m for m in result["metrics"] if (m.get("args") or {}).get("library") != LIBRARY]
+            result["metrics"] = [metric for metric in result["metrics"] if not _is_ours(metric)]
         entry["results"] = [result for result in entry["results"] if result["metrics"]]
     index[0]["results"] += ours[0]["results"]
-    datasets = sorted({_dataset(report.run) for report in reports if "/" in _dataset(report.run)})
-    add_metadata(metadata, **({"datasets": datasets} if datasets else {}), **{"model-index": index})
+    more = {"model-index": index}
+    names = {_dataset(report.run) for report in reports}
+    on_hub = sorted(name for name in names if "/" in name)
+    if on_hub:
+        more = {"datasets": on_hub, **more}
+    add_metadata(metadata, **more)
+
+
+def _is_ours(metric: dict) -> bool:
+    return (metric.get("args") or {}).get("library") == LIBRARY
+
+
+def _eval_results(report: Report) -> list[EvalResult]:
+    """The results of a run: accuracy at each radius, and the average certified radius."""
+    run = report.run
+    settings = {name: run.get(name) for name in ("method", "sigma", "n0", "n", "alpha", "seed")}
+    described = ", ".join(f"{name} {value}" for name, value in settings.items() if value is not None)
+
+    def result(kind: str, name: str, value: float, **args: float) -> EvalResult:
+        return EvalResult(
+            task_type="image-classification",
+            dataset_type=_dataset(run),
+            dataset_name=_dataset(run),
+            dataset_split=run.get("split"),
+            metric_type=kind,
+            metric_value=value,
+            metric_name=f"{name} ({report.name}: {described})",
+            metric_args={"library": LIBRARY, "run": report.name, **settings, **args},
+        )
+
+    results = []
+    if report.certified:
+        results.append(result("average_certified_radius", "average certified l2 radius", report.average_radius))
+    for radius in report.radii:
+        if report.certified:
+            kind, name = "certified_accuracy", f"certified accuracy at l2 radius {radius:g}"
+        else:
+            kind, name = "accuracy", "accuracy, no certificate"
+        share = report.at(radius)
+        results.append(result(kind, name, share.value, radius=radius, count=share.count, total=share.total))
+    return results
 
 
 def _dataset(run: dict) -> str:
-    """The data set's Hub id, which has a slash; of a folder, or a name that could be one, the last part."""
+    """The data set's Hub id, which has a slash, or the last part of the name of a folder.
+
+    A name that exists as a folder, or that cannot be a Hub id, is taken for a folder.
+    """
     dataset = str(run["dataset"])
     on_hub = re.fullmatch(r"\w[\w.-]*/[\w.-]+", dataset) and not Path(dataset).exists()
     return dataset if on_hub else Path(dataset).name
 
 
-def _section(reports: Sequence[Report]) -> str:
-    lines = ["## Results", ""]
+def _results_section(reports: Sequence[Report], explain: bool) -> str:
+    """The section with the results of runs, and what a certificate says unless the card explains that elsewhere."""
+    certified = explained = ""
     if any(report.certified for report in reports):
-        lines += [f"![Certified accuracy against l2 radius]({PICTURE})", ""]
-        lines += ["Of certified images one counts only where the label is right; an abstention counts as wrong. The"]
-        lines += [
-            "average certified radius is one of proved radii, wrong or abstained counting as 0: more copies, or a"
-        ]
-        lines += ["run without early stopping, may prove more.", ""]
-    return "\n".join([*lines, *_results(reports), ""])
+        certified = fill(__package__, "certified", picture=PICTURE)
+        if explain:
+            explained = guarantee()
+    return fill(
+        __package__,
+        "results",
+        certified=certified,
+        runs=_runs_table(reports),
+        shares=_shares_table(reports),
+        notes="\n\n".join(note for report in reports for note in _notes(report)),
+        guarantee=explained,
+    )
 
 
-def _results(reports: Sequence[Report]) -> list[str]:
+def _runs_table(reports: Sequence[Report]) -> str:
     heads = ["run", "data set", "method", "sigma", "n0", "n", "alpha", "average certified radius", "weights"]
-    rows, shares = [], []
+    rows = []
     for report in reports:
-        run, drawn = report.run, ["-"] * 5
+        run = report.run
         if report.certified:
-            drawn = [f"{run['sigma']:g}", f"{run['n0']:,}", f"{run['n']:,}", f"{run['alpha']:g}"]
-            drawn += [f"{report.average_radius:.3f}"]
-        dataset = ", ".join(filter(None, [_dataset(run), run.get("split")]))
-        rows.append([report.name, dataset, run["method"], *drawn, str(run.get("weight_hash") or "-")[:12]])
-        for radius in report.radii:
-            what = f"right, and certified at l2 radius {radius:g}" if report.certified else "right, no certificate"
-            shares.append([report.name, what, share_cells(report.at(radius))])
-    lines = ["Sigma and radii are in pixel units (images in [0, 1]).", "", *table(heads, rows), ""]
-    lines += table(["run", "of its images", "share", "", "95% interval"], shares)
+            certification = [f"{run['sigma']:g}", f"{run['n0']:,}", f"{run['n']:,}", f"{run['alpha']:g}"]
+            certification.append(f"{report.average_radius:.3f}")
+        else:
+            certification = ["-"] * 5
+        dataset = _dataset(run)
+        if run.get("split"):
+            dataset += f", {run['split']}"
+        weights = str(run.get("weight_hash") or "-")[:12]
+        rows.append([report.name, dataset, run["method"], *certification, weights])
+    return table(heads, rows)
+
+
+def _shares_table(reports: Sequence[Report]) -> str:
+    rows = []
     for report in reports:
-        if report.failed or report.rejected:
-            lines += ["", f"In no figure of {report.name}: {len(report.failed)} images that failed, and"]
-            lines += [f"{len(report.rejected)} records that do not verify."]
-        if report.missing:
-            lines += ["", f"{report.name} is not finished: {report.missing:,} of its images have no record yet."]
-            lines += ["Easy images are done first: its figures may be too high."]
-    return [*lines, "", "Intervals are Clopper-Pearson's, for the share among all images that could have been drawn."]
+        for radius in report.radii:
+            if report.certified:
+                images = f"correct, and certified at l2 radius {radius:g}"
+            else:
+                images = "correct, no certificate"
+            rows.append([report.name, images, *share_cells(report.at(radius))])
+    return table(["run", "images that are", "share", "", "95% interval"], rows)
+
+
+def _notes(report: Report) -> list[str]:
+    """What the figures of a run leave out."""
+    notes = []
+    if report.failed or report.rejected:
+        notes.append(
+            f"The figures of {report.name} leave out images that failed ({len(report.failed)}) and records that do "
+            f"not verify ({len(report.rejected)})."
+        )
+    if report.missing:
+        notes.append(
+            f"{report.name} is not finished: {report.missing:,} of its images have no record yet. "
+            "Easy images finish first, so its figures may be too high."
+        )
+    return notes
 
 
 def push_to_hub(folders: Iterable[str | Path], repo_id: str, card: str | Path | None = None) -> str:
-    """Upload runs with their reports to a model repository, and fill its card with all the runs that it then holds.
+    """Upload runs with their reports to a model repository, and fill its card with all runs it then holds.
 
-    A run goes to `evaluation/<name of its folder>/` and replaces one of that name. The repository is made where it is
-    missing; its other files stay. All is one commit. The local folders are read only.
+    A run goes to `evaluation/<name of its folder>/` and replaces a run of that name. The repository is created if
+    necessary; its other files stay. Everything is one commit. The local folders are only read.
 
     Args:
         folders: Folders of the runs.
         repo_id: The repository, `namespace/name`.
-        card: Card that a repository without one starts from. Default: an empty one.
+        card: Card to start from if the repository has none. Default: an empty one.
 
     Returns:
         Address of the commit.
@@ -201,45 +267,52 @@ def push_to_hub(folders: Iterable[str | Path], repo_id: str, card: str | Path | 
     Raises:
         FileNotFoundError: A folder, or `run.json` in it, does not exist.
         ValueError: A run has no result or lacks a setting, or two have one name.
-        OSError: The push failed; nothing was changed but perhaps an empty repository made.
+        OSError: The push failed. Nothing was changed, except that an empty repository may have been created.
     """
     paths = [Path(folder) for folder in folders]
     _check([Report.from_folder(path) for path in paths])
+    try:
+        with TemporaryDirectory() as staging:
+            # not there yet: a download would take an existing folder for an earlier one
+            return _push(paths, repo_id, card, Path(staging, "repository"))
+    except (OSError, HTTPError, ValueError) as error:
+        options = ["--card", str(card or paths[0] / "README.md"), "--push-to-hub", repo_id]
+        again = shlex.join(["python", "-m", "diffusers_ndc.evaluation.model_card", *map(str, paths), *options])
+        raise OSError(
+            f"The push to {repo_id} failed: {error}\nEverything is still in {', '.join(map(str, paths))}. To push it "
+            f"again (a token comes from `hf auth login` or the variable HF_TOKEN):\n    {again}"
+        ) from error
+
+
+def _push(paths: Sequence[Path], repo_id: str, card: str | Path | None, staged: Path) -> str:
+    """Download the repository's runs to `staged`, add ours, and upload the result as one commit."""
     api = HfApi()
-    with TemporaryDirectory() as staging:
-        staged = Path(staging, "repository")  # not there yet: an old folder would be taken for a download
-        try:
-            api.create_repo(repo_id, exist_ok=True)
-            before = api.model_info(repo_id).sha
-            wanted = ["README.md", f"evaluation/*/{RUN_FILE}", "evaluation/*/*.jsonl"]
-            api.snapshot_download(repo_id, revision=before, local_dir=staged, allow_patterns=wanted)
-            targets = [staged / "evaluation" / path.resolve().name for path in paths]
-            for path, target in zip(paths, targets, strict=True):
-                shutil.rmtree(target, ignore_errors=True)
-                target.mkdir(parents=True)
-                for file in [path / RUN_FILE, *path.glob("*.jsonl")]:
-                    shutil.copy(file, target)
-                write_report([target], target)
-            if card and not (staged / "README.md").exists():
-                shutil.copy(card, staged / "README.md")
-            reports = [Report.from_folder(path.parent) for path in sorted(staged.glob(f"evaluation/*/{RUN_FILE}"))]
-            fill_card(reports, staged / "README.md", repo_id)
-            renewed = [f"evaluation/{target.name}/*" for target in targets]
-            return api.upload_folder(
-                repo_id=repo_id,
-                folder_path=staged,
-                commit_message=f"Evaluation by {LIBRARY}: {', '.join(target.name for target in targets)}",
-                allow_patterns=["README.md", PICTURE, *renewed],
-                delete_patterns=renewed,
-                parent_commit=before,  # else two pushes at once would lose one's part of the card
-            ).commit_url
-        except (OSError, HTTPError, ValueError) as error:
-            options = ["--card", str(card or paths[0] / "README.md"), "--push-to-hub", repo_id]
-            again = shlex.join(["python", "-m", "diffusers_ndc.evaluation.model_card", *map(str, paths), *options])
-            raise OSError(
-                f"The push to {repo_id} failed: {error}\nEverything is still in {', '.join(map(str, paths))}. To "
-                f"push it again (a token comes from `hf auth login` or the variable HF_TOKEN):\n    {again}"
-            ) from error
+    api.create_repo(repo_id, exist_ok=True)
+    before = api.model_info(repo_id).sha
+    known = ["README.md", f"evaluation/*/{RUN_FILE}", "evaluation/*/*.jsonl"]
+    api.snapshot_download(repo_id, revision=before, local_dir=staged, allow_patterns=known)
+    names = [path.resolve().name for path in paths]
+    for path, name in zip(paths, names, strict=True):
+        target = staged / "evaluation" / name
+        shutil.rmtree(target, ignore_errors=True)
+        target.mkdir(parents=True)
+        for file in [path / RUN_FILE, *path.glob("*.jsonl")]:
+            shutil.copy(file, target)
+        write_report([target], target)
+    if card and not (staged / "README.md").exists():
+        shutil.copy(card, staged / "README.md")
+    reports = [Report.from_folder(path.parent) for path in sorted(staged.glob(f"evaluation/*/{RUN_FILE}"))]
+    fill_card(reports, staged / "README.md", repo_id)
+    replaced = [f"evaluation/{name}/*" for name in names]
+    commit = api.upload_folder(
+        repo_id=repo_id,
+        folder_path=staged,
+        commit_message=f"Evaluation by {LIBRARY}: {', '.join(names)}",
+        allow_patterns=["README.md", PICTURE, *replaced],
+        delete_patterns=replaced,
+        parent_commit=before,  # two pushes at once would else lose one's part of the card
+    )
+    return commit.commit_url
 
 
 def main():
@@ -249,11 +322,11 @@ def main():
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("folders", type=Path, nargs="+", metavar="DIR", help="folder of a run")
-    parser.add_argument("--card", type=Path, metavar="FILE", help="card to fill (default, of one run: DIR/README.md)")
+    parser.add_argument("--card", type=Path, metavar="FILE", help="card to fill (default for one run: DIR/README.md)")
     parser.add_argument("--push-to-hub", metavar="ID", help="also upload runs and card to this model repository")
     args = parser.parse_args()
     if args.card is None and len(args.folders) > 1:
-        parser.error("several runs need --card FILE.")
+        parser.error("several runs need --card FILE")
     card = args.card or args.folders[0] / "README.md"
     try:
         fill_card([Report.from_folder(folder) for folder in args.folders], card)

@@ -1,4 +1,4 @@
-"""What stands in a run's folder: `run.json` with its settings, and files of JSON lines with a record of each image."""
+"""The files in a run's folder: `run.json` with its settings, and JSON lines with a record for each image."""
 
 import json
 import os
@@ -14,17 +14,17 @@ RUN_FILE = "run.json"
 
 
 class RecordWriter:
-    """Writes the records of one process to a new file, `<timestamp>-<process index>-<pid>.jsonl` (UTC), line by line.
+    """Write the records of one process to a new file, `<timestamp>-<process index>-<pid>.jsonl` (UTC), line by line.
 
-    A record is on the disk when `write` returns. No file is ever appended to: a line that a killed process left half
-    written would swallow the next one.
+    A record is on the disk when `write` returns. An existing file is never appended to: a line that a killed process
+    left half-written would swallow the next one.
 
     Args:
-        folder: The run's folder; it is made where it is missing.
+        folder: The run's folder; it is created if necessary.
         process_index: Rank of this process among those of the run.
 
     Raises:
-        OSError: On entering, the folder or the file cannot be made; on writing, the disk is full.
+        OSError: On entering, the folder or the file cannot be created; on writing, the disk is full.
     """
 
     def __init__(self, folder: str | Path, process_index: int = 0):
@@ -40,12 +40,11 @@ class RecordWriter:
         self._file.close()
 
     def write(self, record: dict) -> None:
-        """Add one record: plain values with the image's `index` in the data set.
+        """Write one record: plain values with the image's `index` in the data set.
 
-        That of a certified image has also `image_hash`, `label` (the true one), `seconds`, and `certificate`
-        (`Certificate.to_dict()`); that of a clean image that was classified, in a run whose `alpha` is null, has
-        `predicted` and `evaluations` instead of the last; that of an image whose data are at fault has the reason as
-        `failed`.
+        A certified image also has `image_hash`, `label` (the true class), `seconds`, and `certificate`
+        (`Certificate.to_dict()`). A classified clean image, in a run whose `alpha` is null, has `predicted` and
+        `evaluations` instead of `certificate`. An image that could not be read has the reason as `failed`.
         """
         self._file.write(json.dumps(record) + "\n")
         self._file.flush()
@@ -53,24 +52,28 @@ class RecordWriter:
 
 
 def read_records(folder: str | Path) -> dict[int, dict]:
-    """The records of all processes and starts of a run, by image index, in ascending order.
+    """Read the records that all processes and starts of a run have written.
 
-    The first record of an image counts, but one of a failure gives way to a later one of success. A last line that is
-    no record was cut short when its process died, and is passed over; other such lines are too, with a warning.
+    The first record of an image counts, but a failure gives way to a later success. A damaged last line was cut short
+    when its process died, and is skipped; other damaged lines are skipped with a warning.
 
     Args:
-        folder: The run's folder. One that does not exist has no records.
+        folder: The run's folder. A folder that does not exist has no records.
+
+    Returns:
+        Records by image index, in ascending order.
     """
     records: dict[int, dict] = {}
     for path in sorted(Path(folder).glob("*.jsonl")):
-        for record in _records_of(path):
-            known = records.setdefault(record["index"], record)
-            if "failed" in known and "failed" not in record:
-                records[record["index"]] = record
+        for record in _read_lines(path):
+            index = record["index"]
+            is_first = index not in records
+            if is_first or ("failed" in records[index] and "failed" not in record):
+                records[index] = record
     return dict(sorted(records.items()))
 
 
-def _records_of(path: Path) -> Iterator[dict]:
+def _read_lines(path: Path) -> Iterator[dict]:
     lines = path.read_text(encoding="utf-8", errors="replace").removesuffix("\n").split("\n")
     damaged = []
     for number, line in enumerate(lines, start=1):
@@ -90,12 +93,12 @@ def write_run(folder: str | Path, settings: dict) -> None:
     """Write the settings of a run to its `run.json`, all or nothing.
 
     Args:
-        folder: The run's folder; it is made where it is missing.
-        settings: Plain values by name, nested dictionaries among them.
+        folder: The run's folder; it is created if necessary.
+        settings: Plain values by name; dictionaries may be nested.
 
     Raises:
-        OSError: The file cannot be written; one that was there is still whole.
-        TypeError: A value is none that JSON has; likewise.
+        OSError: The file cannot be written. An existing file is still whole.
+        TypeError: JSON has no such value. An existing file is still whole.
     """
     folder = Path(folder)
     text = json.dumps(settings, indent=2) + "\n"
@@ -112,22 +115,30 @@ def write_run(folder: str | Path, settings: dict) -> None:
 
 
 def read_run(folder: str | Path) -> dict:
-    """The settings that `write_run` wrote; labels that were keys are strings, as JSON has them.
+    """Read the settings that `write_run` wrote. Labels that were keys are strings now, as in JSON.
+
+    Args:
+        folder: The run's folder.
 
     Raises:
         FileNotFoundError: The folder, or `run.json` in it, does not exist.
-        ValueError: `run.json` is no JSON object.
+        ValueError: `run.json` is not a JSON object.
     """
     folder = Path(folder)
     if not folder.is_dir():
-        raise FileNotFoundError(f"{folder} is no folder; accepted is the folder of a run.")
+        raise FileNotFoundError(f"`folder` must be the folder of a run, got {folder}, which is not a folder.")
     path = folder / RUN_FILE
     if not path.is_file():
-        raise FileNotFoundError(f"{folder} has no {RUN_FILE}; accepted is the folder of a run.")
+        raise FileNotFoundError(f"`folder` must be the folder of a run, got {folder}, which has no {RUN_FILE}.")
     try:
         settings = strict_json.loads(path.read_text(encoding="utf-8"))
     except ValueError as error:
-        raise ValueError(f"{path} is not JSON: {error}") from None
+        raise ValueError(f"{path} must be JSON, got a text that is not: {error}") from None
     if not isinstance(settings, dict):
-        raise ValueError(f"{path} holds a {type(settings).__name__}; accepted is an object of settings.")
+        raise ValueError(f"{path} must be a JSON object of settings, got a {type(settings).__name__}.")
     return settings
+
+
+def list_differences(differing: dict[str, tuple[object, object]]) -> str:
+    """The settings that differ between a recorded run and this one, one per line, for error messages."""
+    return "".join(f"\n  {name}: {old!r} there, {new!r} now" for name, (old, new) in differing.items())

@@ -1,7 +1,7 @@
-"""The draws of a run's certificates made again, by its model and on its images."""
+"""Cast the votes of a run's certificates again, with its model and on its images."""
 
 import random
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, fields
 from pathlib import Path
 
@@ -12,24 +12,24 @@ from ..certification.certificate import Certificate
 from ..certification.smoothing import SmoothedClassifier
 from ..common.json import differences
 from .data import FAULTS
-from .records import read_records, read_run
+from .records import list_differences, read_records, read_run
 from .settings import Settings
-from .subject import OUTSIDE, load_subject
+from .subject import NOT_DESCRIBED, Subject, load_subject
 
 
-FREE = ("id", "model", "dataset", "versions")
-"""What may be otherwise in a replay: where model and images lie, and the versions of libraries."""
+MAY_DIFFER = ("id", "model", "dataset", "versions")
+"""What may differ in a replay: the places of model and images, and the versions of libraries."""
 
 
 @dataclass(frozen=True)
 class Replay:
-    """A certificate, and what its draws give now.
+    """A recorded certificate, and the certificate that the same noisy copies give now.
 
     Args:
         index: Index of the image in the data set.
-        certificate: The certificate of the record.
-        again: That of the same draws, made again; `None` where they cannot be made.
-        problem: Why they cannot.
+        certificate: The recorded certificate.
+        again: The certificate of the same noisy copies, classified again; `None` if that is impossible.
+        problem: Why it is impossible.
     """
 
     index: int
@@ -41,68 +41,118 @@ class Replay:
 def replay(
     folder: str | Path, count: int | None = None, model: str | None = None, dataset: str | None = None
 ) -> Iterator[Replay]:
-    """Make the draws of a run's certificates again.
+    """Cast the votes of a run's certificates again.
 
     Args:
         folder: The run's folder.
-        count: How many certificates, chosen at random by the operating system's entropy. Default: all.
-        model: Folder or Hub id of the model, if it is not where the run had it.
-        dataset: The same of the data set.
+        count: Number of certificates, chosen at random by the operating system's entropy. Default: all.
+        model: Folder or Hub id of the model, if it has moved since the run.
+        dataset: Folder or Hub id of the data set, if it has moved since the run.
+
+    Yields:
+        A replay for each certificate.
 
     Raises:
         FileNotFoundError: The folder has no `run.json`.
-        OSError, TypeError, ValueError: Model or images cannot be loaded or are not those of the run, the draws were
-            made on another kind of device than is here, or `count` is more than there are certificates.
+        OSError, TypeError, ValueError: Model or images cannot be loaded or are not those of the run, the noisy copies
+            were made on another kind of device, or `count` is larger than the number of certificates.
     """
     run = read_run(folder)
-    known = {f.name: run[f.name] for f in fields(Settings) if f.name in run and f.name not in OUTSIDE}
-    moved = {name: value for name, value in (("model", model), ("dataset", dataset)) if value is not None}
-    try:
-        settings = Settings(**{**known, **moved, "output": str(folder)})
-    except TypeError as error:
-        raise ValueError(f"{folder} has a run.json without what a run needs: {error}") from None
-    settings.check()
-    records = [record for record in read_records(folder).values() if "certificate" in record]
-    count = len(records) if count is None else count
-    if not 1 <= count <= len(records):
-        raise ValueError(f"`count` is {count}; accepted for {folder} is 1 to {len(records)}, its certificates.")
+    settings = _settings(run, folder, model, dataset)
+    records = _choose_records(folder, count)
+    certificates = [Certificate.from_dict(record["certificate"]) for record in records]
     accelerator = Accelerator(cpu=not torch.accelerator.is_available(), mixed_precision=settings.mixed_precision)
-    chosen = random.SystemRandom().sample(records, count)
-    certificates = [Certificate.from_dict(record["certificate"]) for record in chosen]
-    kinds = {certificate.device or accelerator.device.type for certificate in certificates}
-    if kinds != {accelerator.device.type}:
-        raise ValueError(
-            f"{folder} has certificates of draws on the kinds of devices {sorted(kinds)}; accepted here are those of "
-            f"draws on {accelerator.device.type}: the same seed gives other noise elsewhere."
-        )
+    _check_devices(certificates, accelerator.device.type, folder)
     subject = load_subject(settings, accelerator)
-    differing = differences(run, subject.described)
-    differing = {name: pair for name, pair in differing.items() if name.partition(".")[0] not in FREE}
-    if differing:
-        listed = "".join(f"\n  {name}: {old!r} there, {new!r} now" for name, (old, new) in differing.items())
-        raise ValueError(f"{folder} is a run of another model, or on other images:{listed}")
+    _check_subject(run, subject, folder)
     smoothed = SmoothedClassifier(subject.base, settings.sigma, settings.grid)
-    for record, certificate in zip(chosen, certificates, strict=True):
+    for record, certificate in zip(records, certificates, strict=True):
         try:
             _check_procedure(certificate, settings)
-            number = subject.data.indices.index(record["index"])
-            if (label := record.get("label")) != subject.labels[number]:
-                raise ValueError(f"the record has the label {label}, the data set {subject.labels[number]}")
-            image = subject.image(number)
+            image = _image(record, subject)
             with accelerator.autocast():
-                yield Replay(record["index"], certificate, smoothed.replay(image, certificate))
+                again = smoothed.replay(image, certificate)
         except FAULTS as error:
             yield Replay(record["index"], certificate, problem=str(error))
+        else:
+            yield Replay(record["index"], certificate, again)
+
+
+def _settings(run: dict, folder: str | Path, model: str | None, dataset: str | None) -> Settings:
+    """The settings of a recorded run, with model and data set where they are now."""
+    names = [f.name for f in fields(Settings) if f.name not in NOT_DESCRIBED]
+    values = {name: run[name] for name in names if name in run}
+    values["output"] = str(folder)
+    if model is not None:
+        values["model"] = model
+    if dataset is not None:
+        values["dataset"] = dataset
+    try:
+        settings = Settings(**values)
+    except TypeError as error:
+        raise ValueError(f"run.json in {folder} must have the settings of a run, got {sorted(run)}: {error}") from None
+    settings.check()
+    return settings
+
+
+def _choose_records(folder: str | Path, count: int | None) -> list[dict]:
+    """Records with certificates, in random order."""
+    records = [record for record in read_records(folder).values() if "certificate" in record]
+    if not records:
+        raise ValueError(f"`folder` must hold certificates, got {folder}, which holds none.")
+    if count is None:
+        count = len(records)
+    if not 1 <= count <= len(records):
+        raise ValueError(f"`count` must be from 1 to {len(records)}, the certificates in {folder}, got {count}.")
+    return random.SystemRandom().sample(records, count)
+
+
+def _check_devices(certificates: Sequence[Certificate], device: str, folder: str | Path) -> None:
+    """Raise a `ValueError` if noisy copies were made on another kind of device; `None` in a certificate is any."""
+    kinds = {certificate.device for certificate in certificates if certificate.device is not None}
+    if kinds - {device}:
+        raise ValueError(
+            f"`device` of the certificates in {folder} must be {device!r}, the kind of device here, got "
+            f"{sorted(kinds)}. The same seed gives other noise on another kind of device."
+        )
+
+
+def _check_subject(run: dict, subject: Subject, folder: str | Path) -> None:
+    """Raise a `ValueError` unless model and images are those of the run."""
+    differing = {}
+    for name, values in differences(run, subject.description).items():
+        if name.partition(".")[0] not in MAY_DIFFER:
+            differing[name] = values
+    if differing:
+        raise ValueError(
+            f"`folder` must hold a run of this model on these images, got {folder}, whose run differs:"
+            f"{list_differences(differing)}"
+        )
 
 
 def _check_procedure(certificate: Certificate, settings: Settings) -> None:
-    """Refuse one that was not made as the run says: among votes that were cast, a luckier number could be picked."""
-    asked: dict[str, object] = {"n0": settings.n0, "alpha": settings.alpha, "seed": settings.seed}
-    asked["bound"] = "mixture" if settings.stop_early else "clopper-pearson"
-    if not settings.stop_early:
-        asked["n"] = settings.n
-    for name, value in asked.items():
-        if getattr(certificate, name) != value:
-            raise ValueError(f"the certificate has the {name} {getattr(certificate, name)}, the run {value}")
+    """Raise a `ValueError` unless a certificate was made as its run says.
+
+    Otherwise one could choose the luckiest number among votes that were really cast.
+    """
+    expected: dict[str, object] = {"n0": settings.n0, "alpha": settings.alpha, "seed": settings.seed}
+    if settings.stop_early:
+        expected["bound"] = "mixture"
+    else:
+        expected["bound"] = "clopper-pearson"
+        expected["n"] = settings.n
+    for name, value in expected.items():
+        recorded = getattr(certificate, name)
+        if recorded != value:
+            raise ValueError(f"`{name}` of the certificate must be that of the run, {value}, got {recorded}.")
     if certificate.n > settings.n:
-        raise ValueError(f"the certificate has the n {certificate.n}, the run at most {settings.n}")
+        raise ValueError(f"`n` of the certificate must be at most that of the run, {settings.n}, got {certificate.n}.")
+
+
+def _image(record: dict, subject: Subject) -> torch.Tensor:
+    """The image of a record, whose label must be that of the data set."""
+    number = subject.data.indices.index(record["index"])
+    label = record.get("label")
+    if label != subject.labels[number]:
+        raise ValueError(f"`label` of the record must be that of the data set, {subject.labels[number]}, got {label}.")
+    return subject.image(number)

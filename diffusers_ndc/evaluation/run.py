@@ -1,10 +1,10 @@
-"""A run of the evaluation: the images of a data set, shared by all processes, each certified once and recorded."""
+"""A run of the evaluation: all processes share the images of a data set, certify each one once, and record it."""
 
 import sys
 import time
 import warnings
-from collections.abc import Callable, Iterator
-from contextlib import ExitStack
+from collections.abc import Iterator
+from contextlib import contextmanager
 from datetime import timedelta
 from pathlib import Path
 
@@ -22,9 +22,10 @@ from ..certification.stopping import largest_provable
 from ..common.json import differences
 from .claims import Claims
 from .data import FAULTS
+from .figures import Report
 from .model_card import fill_card, push_to_hub
-from .records import RUN_FILE, RecordWriter, read_records, read_run, write_run
-from .report import Report, write_report
+from .records import RUN_FILE, RecordWriter, list_differences, read_records, read_run, write_run
+from .report import write_report
 from .settings import Settings
 from .subject import load_subject
 
@@ -35,21 +36,21 @@ LOCK_FILE = "run.lock"
 def evaluate(settings: Settings) -> Report | None:
     """Do what is left of a run, with as many processes as there are, and write its report.
 
-    Each process claims images one by one and writes its own records; the main process waits for all of them. A run
-    that ended early, in whatever way, is continued by the same call with any number of processes.
+    Each process claims images one by one and writes its own records; the main process waits for all of them. If a run
+    ended early, for whatever reason, the same call continues it, with any number of processes.
 
     Args:
-        settings: What to do.
+        settings: Settings of the run.
 
     Returns:
-        The report, on the main process; `None` on the others.
+        The report on the main process, `None` on the others.
 
     Raises:
-        TypeError, ValueError: A setting is not as described; the model, the data set and the settings do not go
-            together; or the folder holds another run.
-        OSError: The folder cannot be written, or another run is at work in it; or the disk is full.
+        TypeError, ValueError: A setting is invalid; the model, the data set and the settings do not go together; or
+            the folder holds another run.
+        OSError: The folder cannot be written, another run is at work in it, or the disk is full.
         RuntimeError: Another process of the run is gone.
-        FloatingPointError: A loss is not finite, as by an overflow in half precision.
+        FloatingPointError: A loss is not finite, for example after an overflow in half precision.
     """
     settings.check()
     patience = InitProcessGroupKwargs(timeout=timedelta(seconds=settings.patience))
@@ -64,8 +65,7 @@ def evaluate(settings: Settings) -> Report | None:
         datasets.disable_progress_bars()
         diffusers.utils.logging.disable_progress_bar()
     try:
-        with ExitStack() as stack:
-            return _Run(settings, accelerator, stack).finish()
+        return _Run(settings, accelerator).evaluate()
     except dist.DistError as error:
         raise RuntimeError(
             f"another process of the run is gone ({str(error).splitlines()[0]}). What is finished is kept: run the "
@@ -74,126 +74,161 @@ def evaluate(settings: Settings) -> Report | None:
 
 
 class _Run:
-    """One process's part of a run; made on all processes at the same time, all or none of which go on."""
+    """One process's part of a run. Every process of the run makes one, at the same time."""
 
-    def __init__(self, settings: Settings, accelerator: Accelerator, stack: ExitStack):
-        self.settings, self.accelerator, self.folder = settings, accelerator, Path(settings.output)
-        self._together(lambda: self._lock(stack))
-        runs = self._together(self._load)
-        self._together(lambda: self._open_folder(runs))
-        known = {index: counts for part in self._together(self._done) for index, counts in part.items()}
-        self.known = list(known.values())
-        self.todo = [number for number, index in enumerate(self.subject.data.indices) if index not in known]
-        self.claims = Claims(len(self.todo), settings.patience)
+    def __init__(self, settings: Settings, accelerator: Accelerator):
+        self.settings = settings
+        self.accelerator = accelerator
+        self.folder = Path(settings.output)
+        self.lock = FileLock(self.folder / LOCK_FILE, timeout=0)
+        self.watched = sorted({0.0, *settings.radii})  # radii of the progress bar
+        self.given: list[tuple[int, int]] = []  # index and label of each image given to the classifier, in order
 
-    def _together(self, step: Callable[[], object]) -> list:
-        """What the step returns on all processes; an error on one of them ends all, and the main one says it."""
-        result = problem = None
+    def evaluate(self) -> Report | None:
+        """Prepare, process the images that are left, and report."""
         try:
-            result = step()
+            self._prepare()
+            self._process_images()
+            self.accelerator.end_training()
+            if self.accelerator.is_main_process:
+                return self._report()
+            return None
+        finally:
+            self.lock.release()
+
+    def _prepare(self) -> None:
+        """Load everything and share out what is left. All processes take every step, and all go on or all end."""
+        with self._all_or_none():
+            self._lock_folder()
+        with self._all_or_none():
+            self._load()
+        ids = gather_object([self.subject.id])
+        with self._all_or_none():
+            self._open_folder(ids)
+        counts: dict[int, dict[str, int]] = {}
+        with self._all_or_none():
+            counts = self._read_finished()
+        finished: dict[int, dict[str, int]] = {}
+        for machine in gather_object([counts]):
+            finished.update(machine)
+        self.finished = list(finished.values())
+        self.todo = [number for number, index in enumerate(self.subject.data.indices) if index not in finished]
+        self.claims = Claims(len(self.todo), self.settings.patience)
+
+    @contextmanager
+    def _all_or_none(self) -> Iterator[None]:
+        """Wait for a step of all processes. An error in one of them ends all, and the main process raises it."""
+        problem = None
+        try:
+            yield
         except (OSError, TypeError, ValueError) as error:
             problem = error
-        results, problems = zip(*gather_object([(result, problem and str(problem))]), strict=True)
-        if any(problems):
-            if not self.accelerator.is_main_process:
-                sys.exit(1)
-            raise problem or ValueError(next(filter(None, problems)))
-        return list(results)
+        messages = gather_object([None if problem is None else str(problem)])
+        messages = [message for message in messages if message is not None]
+        if not messages:
+            return
+        if not self.accelerator.is_main_process:
+            sys.exit(1)
+        if problem is not None:
+            raise problem
+        raise ValueError(messages[0])
 
-    def _lock(self, stack: ExitStack) -> None:
-        """Refuse a folder in which another run is at work; the lock goes with this process, however it ends."""
+    def _lock_folder(self) -> None:
+        """Raise an `OSError` if another run is at work in the folder. The lock ends with this process."""
         if not self.accelerator.is_main_process:
             return
         self.folder.mkdir(parents=True, exist_ok=True)
         try:
-            stack.enter_context(FileLock(self.folder / LOCK_FILE, timeout=0))
+            self.lock.acquire()
         except Timeout:
-            raise OSError(f"--output {self.folder}: another run is at work in this folder.") from None
+            raise OSError(
+                f"`--output` must be a folder without a run at work, got {self.folder}: another run is at work in it."
+            ) from None
 
-    def _load(self) -> str:
-        """The model and the images; returns the run's id."""
+    def _load(self) -> None:
+        """Load the model and the images."""
         settings = self.settings
         self.subject = load_subject(settings, self.accelerator)
         if settings.certifies:
             self.smoothed = SmoothedClassifier(self.subject.base, settings.sigma, settings.grid)
-        self.radii = None
-        if settings.stop_early:  # larger radii than can be proved are reported, not pursued
-            share = settings.alpha if settings.n0 else settings.alpha / self.subject.base.num_classes
-            provable = largest_provable(settings.sigma, share, "mixture", settings.n)
-            self.radii = [radius for radius in settings.radii if radius <= provable]
-            if not self.radii:
-                raise ValueError(
-                    f"--radii are {settings.radii}; accepted with --n {settings.n} are some <= {provable:.4g}."
-                )
-        return self.subject.id
+        self.radii = self._provable_radii() if settings.stop_early else None
 
-    def _open_folder(self, runs: list[str]) -> None:
-        """The folder of each machine, or the one that they share, says which run it holds; all have the same one."""
-        if len(set(runs)) > 1:
-            raise ValueError("the weights, the images or the library versions are not the same on all machines.")
+    def _provable_radii(self) -> list[float]:
+        """The radii that can be proved. Larger ones are reported, but not tried."""
+        settings = self.settings
+        alpha = settings.alpha
+        if not settings.n0:  # the classes share the error probability
+            alpha = settings.alpha / self.subject.base.num_classes
+        largest = largest_provable(settings.sigma, alpha, "mixture", settings.n)
+        radii = [radius for radius in settings.radii if radius <= largest]
+        if not radii:
+            raise ValueError(
+                f"`--radii` must have one of at most {largest:.4g} with --n {settings.n}, got {settings.radii}."
+            )
+        return radii
+
+    def _open_folder(self, ids: list[str]) -> None:
+        """Write which run the folder holds, or check that it holds this run.
+
+        Each machine has a folder, or all share one; the run is the same on all machines.
+        """
+        if len(set(ids)) > 1:
+            raise ValueError("weights, images and library versions must be the same on all machines, got others.")
         if not self.accelerator.is_local_main_process:
             return
         self.folder.mkdir(parents=True, exist_ok=True)
         if self.settings.overwrite:
-            for path in (*self.folder.glob("*.jsonl"), self.folder / RUN_FILE):
+            for path in self.folder.glob("*.jsonl"):
                 path.unlink(missing_ok=True)
+            (self.folder / RUN_FILE).unlink(missing_ok=True)
+        run = {"id": self.subject.id, **self.subject.description}
         if not (self.folder / RUN_FILE).exists():
-            write_run(self.folder, {"id": self.subject.id, **self.subject.described})
-        elif differing := differences(read_run(self.folder), {"id": self.subject.id, **self.subject.described}):
+            write_run(self.folder, run)
+            return
+        differing = differences(read_run(self.folder), run)
+        if differing:
             differing.pop("id", None)
-            listed = "".join(f"\n  {name}: {old!r} there, {new!r} now" for name, (old, new) in differing.items())
             raise ValueError(
-                f"--output {self.folder} holds a run with other settings; accepted are the same ones, another folder, "
-                f"or --overwrite, which deletes that run.{listed}"
+                f"`--output` must be a new folder or the folder of this run, got {self.folder}, whose run has other "
+                f"settings. --overwrite deletes that run.{list_differences(differing)}"
             )
 
-    def _done(self) -> dict[int, dict]:
-        """What the images that are finished add to the counters; those that failed are tried again."""
+    def _read_finished(self) -> dict[int, dict[str, int]]:
+        """What each finished image adds to the counters, by index. Images that failed are tried again."""
         if not self.accelerator.is_local_main_process:
             return {}
         records = read_records(self.folder)
-        strange = [index for index, record in records.items() if record.get("run") != self.subject.id]
-        if strange:
+        foreign = [index for index, record in records.items() if record.get("run") != self.subject.id]
+        if foreign:
             raise ValueError(
-                f"--output {self.folder} holds records of another run, of the images {strange[:5]}; accepted are "
-                "those of the run that its run.json describes."
+                f"`--output` must hold only records of this run, got {self.folder} with records of another run, of "
+                f"the images {foreign[:5]}."
             )
         return {index: self._counts(record) for index, record in records.items() if "failed" not in record}
 
-    def _counts(self, record: dict) -> dict[str, int]:
-        """What a record adds to the counters that all processes see."""
-        if "failed" in record:
-            return {"failed": 1}
-        result = record.get("certificate", record)
-        right = result.get("label" if "certificate" in record else "predicted") == record["label"]
-        return {f"{radius:g}": int(right and result.get("radius", 0.0) >= radius) for radius in self._watched}
-
-    @property
-    def _watched(self) -> list[float]:
-        return sorted({0.0, *self.settings.radii})
-
-    def finish(self) -> Report | None:
-        """The images that are left, and the report where this is the main process."""
+    def _process_images(self) -> None:
+        """Claim images one by one, classify or certify them, and record each one as soon as it is done."""
         accelerator, settings = self.accelerator, self.settings
         if settings.report_to:
             shown = {name: str(value) for name, value in settings.to_dict().items()}
             accelerator.init_trackers("diffusers-ndc", config=shown)
-        total, main = len(self.subject.data), accelerator.is_main_process
+        is_main = accelerator.is_main_process
         with (
-            tqdm(total=total, initial=len(self.known), unit="image", disable=not main) as self.bar,
+            tqdm(
+                total=len(self.subject.data), initial=len(self.finished), unit="image", disable=not is_main
+            ) as self.bar,
             RecordWriter(self.folder, accelerator.process_index) as self.writer,
             accelerator.autocast(),
         ):
             self.started = time.perf_counter()
-            for record in self._certified() if settings.certifies else self._classified():
-                self._keep(record)
-            if main:
-                self.claims.wait(self._look)
-        accelerator.end_training()
-        return self._report() if main else None
+            records = self._certified() if settings.certifies else self._classified()
+            for record in records:
+                self._record(record)
+            if is_main:
+                self.claims.wait(self._show_progress)
 
-    def _images(self, opened: list[tuple[int, int]]) -> Iterator[torch.Tensor]:
-        """Images as they are claimed, and of each one its index and label, added to `opened`."""
+    def _images(self) -> Iterator[torch.Tensor]:
+        """Claim and read images. Those that cannot be read are recorded as failed."""
         for claimed in self.claims:
             number = self.todo[claimed]
             index, label = self.subject.data.indices[number], self.subject.labels[number]
@@ -202,25 +237,25 @@ class _Run:
                     raise ValueError("it has no label.")
                 image = self.subject.image(number)
             except FAULTS as error:
-                self._keep({"index": index, "failed": f"{type(error).__name__}: {error}"})
+                self._record({"index": index, "failed": f"{type(error).__name__}: {error}"})
                 continue
-            opened.append((index, label))
+            self.given.append((index, label))
             yield image
 
     def _certified(self) -> Iterator[dict]:
+        """Certify images, and yield their records as they are done."""
         settings = self.settings
-        opened: list[tuple[int, int]] = []
         certificates = self.smoothed.certify_each(
-            self._images(opened),
-            settings.n0,
-            settings.n,
-            settings.alpha,
-            settings.seed,
+            self._images(),
+            n0=settings.n0,
+            n=settings.n,
+            alpha=settings.alpha,
+            seed=settings.seed,
             radii=self.radii,
             on_copies=lambda _: self._beat(),
         )
         for place, certificate in certificates:
-            index, label = opened[place]
+            index, label = self.given[place]
             yield {
                 "index": index,
                 "image_hash": certificate.image_hash,
@@ -230,9 +265,9 @@ class _Run:
             }
 
     def _classified(self) -> Iterator[dict]:
-        opened: list[tuple[int, int]] = []
-        for place, result in self.subject.base.classify_each(self._images(opened), self.settings.seed):
-            index, label = opened[place]
+        """Classify clean images, and yield their records as they are done."""
+        for place, result in self.subject.base.classify_each(self._images(), self.settings.seed):
+            index, label = self.given[place]
             self._beat()
             yield {
                 "index": index,
@@ -244,30 +279,45 @@ class _Run:
             }
 
     def _seconds(self, evaluations: int) -> float:
-        """An image's share of this process's time, by network evaluations: batches are shared."""
+        """An image's share of this process's time, by network evaluations, because images share batches."""
         return (time.perf_counter() - self.started) * evaluations / self.subject.base.evaluations
 
-    def _keep(self, record: dict) -> None:
+    def _record(self, record: dict) -> None:
+        """Write a record, and count its image."""
         self.writer.write({**record, "run": self.subject.id})
         self.claims.finish(self._counts(record))
-        self._look()
+        self._show_progress()
+
+    def _counts(self, record: dict) -> dict[str, int]:
+        """What a record adds to the counters that all processes share: one counter per radius, and `failed`."""
+        if "failed" in record:
+            return {"failed": 1}
+        if "certificate" in record:
+            label, radius = record["certificate"].get("label"), record["certificate"].get("radius", 0.0)
+        else:
+            label, radius = record.get("predicted"), 0.0
+        counts = {}
+        for watched in self.watched:
+            proved = label == record["label"] and radius >= watched
+            counts[f"{watched:g}"] = 1 if proved else 0
+        return counts
 
     def _beat(self) -> None:
+        """Give a sign of life, while an image takes long."""
         self.claims.beat()
-        self._look()
+        self._show_progress()
 
-    def _look(self) -> None:
-        """The one progress bar, and the trackers, from the counters of all processes."""
+    def _show_progress(self) -> None:
+        """Update the progress bar and the trackers from the counters of all processes."""
         if not self.accelerator.is_main_process:
             return
-        finished = len(self.known) + self.claims.finished
+        finished = len(self.finished) + self.claims.finished
         if finished > self.bar.n:
-            counts = {
-                f"{radius:g}": sum(known[f"{radius:g}"] for known in self.known) + self.claims.count(f"{radius:g}")
-                for radius in self._watched
-            }
             failed = self.claims.count("failed")
-            shares = {radius: count / max(1, finished - failed) for radius, count in counts.items()}
+            shares = {}
+            for radius in (f"{watched:g}" for watched in self.watched):
+                count = self.claims.count(radius) + sum(counts[radius] for counts in self.finished)
+                shares[radius] = count / max(1, finished - failed)
             self.bar.set_postfix({f"at {radius}": f"{share:.1%}" for radius, share in shares.items()}, refresh=False)
             if self.settings.report_to:
                 values = {f"certified_accuracy/{radius}": share for radius, share in shares.items()}
@@ -275,10 +325,12 @@ class _Run:
         self.bar.update(finished - self.bar.n)
 
     def _report(self) -> Report:
-        if missing := len(self.subject.data) - len(read_records(self.folder)):
+        """Write report and model card, and push them if the settings say so."""
+        missing = len(self.subject.data) - len(read_records(self.folder))
+        if missing:
             warnings.warn(
                 f"the records of {missing} images are on other machines: copy their *.jsonl files to {self.folder} "
-                f"and make the report again: python -m diffusers_ndc.evaluation.report {self.folder}",
+                f"and write the report again: python -m diffusers_ndc.evaluation.report {self.folder}",
                 stacklevel=2,
             )
         _, (report,) = write_report([self.folder], self.folder)

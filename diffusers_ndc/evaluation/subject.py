@@ -1,4 +1,4 @@
-"""What a run is about: its images, its base classifier, and a description of all that its records depend on."""
+"""The subject of a run: its images, its base classifier, and a description of everything its records depend on."""
 
 import hashlib
 import json
@@ -24,10 +24,13 @@ from .data import LabelledImages, load_labelled_images
 from .settings import Settings
 
 
-OUTSIDE = ("output", "overwrite", "patience", "report_to", "push_to_hub")
+NOT_DESCRIBED = ("output", "overwrite", "patience", "report_to", "push_to_hub")
 """Settings that no record depends on."""
 
-BaseClassifier = NoisedDiffusionClassifier | DenoisedClassifier | DenoisedDiffusionClassifier
+LIBRARIES = ("accelerate", "datasets", "diffusers", "numpy", "pillow", "scipy", "torch", "transformers")
+"""Libraries whose versions a run records."""
+
+Classifier = NoisedDiffusionClassifier | DenoisedClassifier | DenoisedDiffusionClassifier
 
 
 @dataclass(frozen=True)
@@ -35,24 +38,24 @@ class Subject:
     """The model and the images of a run.
 
     Args:
-        data: The images that were chosen, still encoded.
-        labels: The class of each one as the model numbers it, `None` where it has none.
+        data: The chosen images, still encoded.
+        labels: Class of each image in the model's numbering, `None` for an image without a label.
         base: The base classifier, on the run's device.
-        described: Settings, weights, images and library versions, as plain values.
+        description: Settings, weights, images and library versions, as plain values.
     """
 
     data: LabelledImages
     labels: list[int | None]
-    base: BaseClassifier
-    described: dict
+    base: Classifier
+    description: dict
 
     @property
     def id(self) -> str:
-        """Hash of the description; records with another one belong to another run."""
-        return hashlib.sha256(json.dumps(self.described, sort_keys=True).encode()).hexdigest()[:16]
+        """Hash of the description. A record with another one belongs to another run."""
+        return hashlib.sha256(json.dumps(self.description, sort_keys=True).encode()).hexdigest()[:16]
 
     def image(self, number: int) -> torch.Tensor:
-        """An image as the network takes it, shape `(C, H, W)`; raises one of `data.FAULTS` where it cannot."""
+        """An image for the network, pixel units, shape `(C, H, W)`. Raises one of `data.FAULTS` if it is damaged."""
         denoiser = self.base.denoiser
         batch, _ = to_pixel_batch(self.data.image(number), denoiser.image_channels, denoiser.image_size)
         denoiser.check_images(batch)
@@ -61,57 +64,67 @@ class Subject:
 
 
 def load_subject(settings: Settings, accelerator: Accelerator) -> Subject:
-    """Load the images and the model that the settings name.
+    """Load the images and the model of a run.
 
     Args:
-        settings: Those of a run.
-        accelerator: The device for the model, and its precision.
+        settings: Settings of the run.
+        accelerator: Device and precision of the model.
 
     Raises:
-        OSError, TypeError, ValueError: One of them cannot be loaded, or they do not go together.
+        OSError, TypeError, ValueError: Images or model cannot be loaded, or they do not go together.
     """
     data = load_labelled_images(settings)
     try:
         pipe = load_pipeline(settings.model).to(accelerator.device)
     except (OSError, ValueError) as error:
-        raise ValueError(f"--model {settings.model} cannot be loaded: {error}") from error
-    latent = isinstance(pipe, LatentDiffusionClassifierPipeline)
-    if settings.method == "dds" and latent == (settings.classifier is not None):
-        accepted = "without --classifier (it classifies itself)" if latent else "with a --classifier"
-        raise ValueError(
-            f"--method dds with --model {settings.model}, a {type(pipe).__name__}, is accepted {accepted}."
-        )
-    base: BaseClassifier
-    if settings.classifier is not None:
+        raise ValueError(f"`--model` must be a model that can be loaded, got {settings.model}: {error}") from error
+    _check_external_classifier(settings, pipe)
+    base: Classifier
+    if settings.classifier is None:
+        base = pipe.classifier(settings.sigma, settings.method, batch_size=settings.batch_size)
+        id2label = pipe.config.id2label
+    else:
         base = DenoisedClassifier.from_pretrained(
             pipe.denoiser, settings.classifier, settings.sigma, batch_size=settings.batch_size
         ).to(accelerator.device)
         id2label = base.id2label
-    else:
-        base = pipe.classifier(settings.sigma, settings.method, batch_size=settings.batch_size)
-        id2label = pipe.config.id2label
     labels = data.labels(base.num_classes, id2label)
     with accelerator.autocast():
         base_settings = base.settings
-    described = {
-        **{name: value for name, value in settings.to_dict().items() if name not in OUTSIDE},
-        "dataset": _told_from_hub_ids(settings.dataset),
+    description = {name: value for name, value in settings.to_dict().items() if name not in NOT_DESCRIBED}
+    description |= {
+        "dataset": _unambiguous(settings.dataset),
         "mixed_precision": accelerator.mixed_precision,
-        "id2label": id2label and dict(id2label),
+        "id2label": None if id2label is None else dict(id2label),
         "base_classifier": base_settings,
         "images": len(data),
         "weight_hash": weight_hash(base),
         "data_hash": data.content_hash(),
         "versions": _versions(),
     }
-    return Subject(data, labels, base, described)
+    return Subject(data, labels, base, description)
 
 
-def load_pipeline(model: str) -> NoisedDiffusionClassifierPipeline | LatentDiffusionClassifierPipeline:
-    """The pipeline of a folder or Hub id, by what is in it: of a latent model where there is a `vae`.
+def _check_external_classifier(settings: Settings, pipe: Pipeline) -> None:
+    """Raise a `ValueError` unless dds has a `--classifier`, or a latent model, which classifies by itself."""
+    if settings.method != "dds":
+        return
+    model = f"--model {settings.model}, a {type(pipe).__name__}"
+    latent = isinstance(pipe, LatentDiffusionClassifierPipeline)
+    if latent and settings.classifier is not None:
+        raise ValueError(
+            f"`--classifier` must be left out for --method dds with {model}, which classifies by itself, got "
+            f"{settings.classifier}."
+        )
+    if not latent and settings.classifier is None:
+        raise ValueError(f"`--classifier` must be given for --method dds with {model}, got none.")
+
+
+def load_pipeline(model: str) -> Pipeline:
+    """Load the pipeline of a folder or Hub id: a latent one if the model has a `vae`.
 
     Raises:
-        OSError, ValueError: There is none, or it cannot be loaded.
+        OSError, ValueError: There is no such model, or it cannot be loaded.
     """
     index = LatentDiffusionClassifierPipeline.load_config(model)
     kind = LatentDiffusionClassifierPipeline if "vae" in index else NoisedDiffusionClassifierPipeline
@@ -119,7 +132,7 @@ def load_pipeline(model: str) -> NoisedDiffusionClassifierPipeline | LatentDiffu
 
 
 def weight_hash(module: nn.Module) -> str:
-    """Hash of a module's weights and buffers: their names, types and values."""
+    """Hash of a module's weights and buffers: names, types, shapes and values."""
     digest = hashlib.sha256()
     for name, tensor in module.state_dict().items():
         digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
@@ -127,12 +140,11 @@ def weight_hash(module: nn.Module) -> str:
     return digest.hexdigest()[:32]
 
 
-def _told_from_hub_ids(dataset: str) -> str:
-    """A data set, with `./` before the name of a local folder."""
+def _unambiguous(dataset: str) -> str:
+    """The name of a data set, with `./` before a local folder, so that it is never taken for a Hub id."""
     return os.path.join(".", os.path.normpath(dataset)) if Path(dataset).is_dir() else dataset
 
 
 def _versions() -> dict[str, str]:
-    libraries = ("accelerate", "datasets", "diffusers", "numpy", "pillow", "scipy", "torch", "transformers")
-    versions = {library: version(library) for library in libraries}
+    versions = {library: version(library) for library in LIBRARIES}
     return {"python": platform.python_version(), "diffusers-ndc": __version__, **versions}

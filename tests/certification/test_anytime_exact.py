@@ -92,7 +92,7 @@ def test_the_looks_of_a_resolution(alpha):
 @pytest.mark.slow
 @pytest.mark.parametrize("alpha", ALPHAS)
 def test_the_looks_of_a_run_that_watches_a_radius(alpha):
-    """Every path of the rule as it is implemented; the next look depends on the votes. Paths below 1e-12 are summed."""
+    """Every path of the rule as implemented: the next look depends on the votes. Paths below 1e-12 count as proofs."""
     rule = StoppingRule(SIGMA, alpha, "mixture", N, radii=(RADIUS,))
     at = {STEP: dict(enumerate(stats.binom.pmf(np.arange(STEP + 1), STEP, JUST_BELOW)))}
     proved = neglected = ended = 0.0

@@ -13,9 +13,9 @@ from huggingface_hub.repocard_data import model_index_to_eval_results
 
 from diffusers_ndc import NoiseLevels
 from diffusers_ndc.evaluation import model_card
+from diffusers_ndc.evaluation.figures import Outcome, Report
 from diffusers_ndc.evaluation.model_card import fill_card, main, push_to_hub
 from diffusers_ndc.evaluation.records import read_run, write_run
-from diffusers_ndc.evaluation.report import Outcome, Report
 from diffusers_ndc.pipelines.model_card import markers
 
 
@@ -51,7 +51,7 @@ def report(folder, **settings):
 
 
 def plain_report(name="plain"):
-    """A run of the diffusion classifier without a certificate: right for two of three images."""
+    """A run of the diffusion classifier without a certificate: correct for two of three images."""
     settings = {**CARD_SETTINGS, "method": "dc", "dataset": "digits", "sigma": 0.0, "radii": [0.0]}
     settings |= {"n0": None, "n": None, "alpha": None}
     outcomes = [Outcome(label, predicted, 0.0, 100, 1.0) for label, predicted in ((0, 0), (1, 1), (1, 2))]
@@ -107,13 +107,13 @@ def test_text_has_the_figures_the_levels_and_the_picture(tmp_path):
     fill_card(reports, card)
     text = card.read_text()
     low, high = reports[0].at(0.25).interval
-    assert f"| a | right, and certified at l2 radius 0.25 | 50.0% | 3 of 6 | {low:.1%} to {high:.1%} |" in text
+    assert f"| a | correct, and certified at l2 radius 0.25 | 50.0% | 3 of 6 | {low:.1%} to {high:.1%} |" in text
     assert (
         f"| a | digits, test | apndc | 0.5 | 10 | 100 | 0.001 | {reports[0].average_radius:.3f} | 0123456789ab" in text
     )
-    assert "| 0.5 | apndc | 2.5 (0.75), 1.25 (0.25); hopeless classes are dropped after each one |" in text
+    assert "| 0.5 | apndc | 2.5 (0.75), 1.25 (0.25); classes are sifted after each level |" in text
     assert f"| 0.5 | apndc | {len(many)} from {min(many.sigmas):.3g} to 2.98 |" in text
-    assert "In no figure of a: 1 images" in text and "In no figure of b" not in text
+    assert "figures of a leave out images that failed (1)" in text and "figures of b" not in text
     (picture,) = re.findall(r"!\[.*\]\((.*)\)", text)
     assert (card.parent / picture).stat().st_size > 0
 
@@ -193,7 +193,7 @@ def test_runs_without_certificates_and_with_another_classifier(tmp_path):
     fill_card([plain_report()], plain)
     assert results(plain) == {("plain", "accuracy", 0.0): 2 / 3}
     text = plain.read_text()
-    assert "| plain | right, no certificate | 66.7% | 2 of 3 |" in text
+    assert "| plain | correct, no certificate | 66.7% | 2 of 3 |" in text
     assert "ertif" not in re.sub("certified-robustness|no certificate|average certified radius", "", text)
     assert [path.name for path in plain.parent.iterdir()] == ["README.md"]
 

@@ -22,7 +22,7 @@ def record_of(index, seconds=1.5):
 
 @contextmanager
 def full_disk(size):
-    """No file can grow beyond so many bytes."""
+    """No file can grow beyond `size` bytes."""
     resource = pytest.importorskip("resource", reason="needs Unix")
     soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (size, hard))
@@ -57,7 +57,7 @@ def test_a_file_that_is_there_is_never_opened_again(tmp_path):
     assert writer.path.read_text() == before
 
 
-def test_a_torn_last_line_is_passed_over_silently(tmp_path, recwarn):
+def test_a_torn_last_line_is_skipped_silently(tmp_path, recwarn):
     whole, torn = json.dumps(record_of(0)), json.dumps(record_of(1))
     path = tmp_path / "20260101T000000-000-1.jsonl"
     for length in range(len(torn)):
@@ -131,17 +131,17 @@ def test_a_full_disk_stops_with_an_error_and_harms_nothing_written(tmp_path):
 @pytest.mark.parametrize(
     ("text", "error", "match"),
     [
-        (None, FileNotFoundError, "no run.json"),
-        ('{"sigma": 0.2', ValueError, "not JSON"),
-        ("[1]", ValueError, "accepted is an object"),
+        (None, FileNotFoundError, "which has no run.json"),
+        ('{"sigma": 0.2', ValueError, "must be JSON"),
+        ("[1]", ValueError, "must be a JSON object .*got a list"),
     ],
 )
-def test_refuses_settings_that_are_none(tmp_path, text, error, match):
+def test_run_json_must_exist_and_be_an_object(tmp_path, text, error, match):
     if text is not None:
         (tmp_path / "run.json").write_text(text)
     with pytest.raises(error, match=match):
         read_run(tmp_path)
-    with pytest.raises(FileNotFoundError, match="is no folder"):
+    with pytest.raises(FileNotFoundError, match="is not a folder"):
         read_run(tmp_path / "none")
 
 

@@ -11,8 +11,9 @@ from helpers.runs import IMAGES, RADII, RUN, make_run, record_of
 from scipy import stats
 
 from diffusers_ndc import Certificate
+from diffusers_ndc.evaluation.figures import Report, Share
 from diffusers_ndc.evaluation.records import write_run
-from diffusers_ndc.evaluation.report import Report, Share, write_report
+from diffusers_ndc.evaluation.report import to_markdown, write_report
 
 
 @pytest.fixture
@@ -84,7 +85,7 @@ def test_the_interval_covers_at_its_rate():
         ({"label": 1}, "do not follow"),
         ({"counts": {"0": 101}}, "do not follow"),
         ({"sigma": 0.25}, "do not follow"),
-        ({"image_hash": "f" * 32}, "another image"),
+        ({"image_hash": "f" * 32}, "of another image"),
         ({"guess": 1}, "guess"),
         (Certificate.from_counts({0: 10}, {0: 100}, 0.25, 0.001).to_dict(), "sigma 0.25"),
         (Certificate.from_counts({0: 10}, {0: 100}, 0.5, 0.01).to_dict(), "alpha 0.01"),
@@ -151,7 +152,7 @@ def test_a_run_without_certificates_has_accuracy_and_cost_and_claims_nothing_mor
     }
     assert report.cost == {"network evaluations": (150.0, 100.0), "seconds": (2.0, 2.0)}
     low, high = stats.binomtest(3, 4).proportion_ci(0.95, "exact")
-    assert f"| right (clean accuracy) | 75.0% | 3 of 4 | {low:.1%} to {high:.1%} |" in text
+    assert f"| correct (clean accuracy) | 75.0% | 3 of 4 | {low:.1%} to {high:.1%} |" in text
     assert "| zero | 2 | 50.0% |" in text and "- image 4: OSError: truncated" in text
     (run,) = json.loads((tmp_path / "report.json").read_text())["runs"]
     assert run["certified"] is False and run["clean_accuracy"]["share"] == 0.75
@@ -184,14 +185,14 @@ def test_a_folder_without_records_and_records_of_another_run(tmp_path):
     with pytest.raises(ValueError, match="holds no records"):
         Report.from_folder(tmp_path / "empty")
     report = Report.from_folder(make_run(tmp_path / "other", id="ours", extra=[{"index": 6, "failed": "OSError"}]))
-    assert not report.outcomes and set(report.rejected.values()) == {"it is of the run None; this one is ours."}
+    assert not report.outcomes and set(report.rejected.values()) == {"`run` must be ours, got None."}
 
 
 @pytest.mark.parametrize("missing", ["sigma", "alpha", "n", "radii"])
 def test_a_setting_that_is_not_there_is_named(tmp_path, missing):
     """That nothing is certified must be said, by an alpha of null: an absent one is a fault."""
     write_run(tmp_path, {name: value for name, value in RUN.items() if name != missing})
-    with pytest.raises(ValueError, match=f"lacks .'{missing}'"):
+    with pytest.raises(ValueError, match=f"run.json in .* got none for .'{missing}'"):
         Report.from_folder(tmp_path)
 
 
@@ -208,7 +209,7 @@ def test_json_and_markdown_say_the_same(folder, tmp_path):
     assert run["failed"] == {"6": "OSError: truncated"} and run["meaning_of_alpha"] in text
     assert [only["name"] for only in run["by_class"]] == ["zero", "one", "7"]
     low, high = stats.binomtest(3, 6).proportion_ci(0.95, "exact")
-    assert f"| right, and certified at radius 0.25 | 50.0% | 3 of 6 | {low:.1%} to {high:.1%} |" in text
+    assert f"| correct, and certified at radius 0.25 | 50.0% | 3 of 6 | {low:.1%} to {high:.1%} |" in text
     assert "| one | 3 | 33.3% | 0.0% | 0.0% |" in text
     assert "| network evaluations | 350.00 | 250.00 |" in text
     assert "- image 6: OSError: truncated" in text
@@ -287,9 +288,9 @@ def test_command_names_what_is_missing(folder, tmp_path):
     bare = tmp_path / "bare"
     bare.mkdir()
     for folders, message in (
-        ([folder, tmp_path / "none"], "none is no folder"),
-        ([bare], "bare has no run.json"),
-        ([empty], "empty holds no records"),
+        ([folder, tmp_path / "none"], "none, which is not a folder"),
+        ([bare], "bare, which has no run.json"),
+        ([empty], "empty, which holds no records"),
     ):
         done = command(*folders, cwd=tmp_path)
         assert done.returncode == 1 and message in done.stderr and "Traceback" not in done.stderr
@@ -315,5 +316,5 @@ def test_a_run_that_is_not_finished_says_so(tmp_path):
     whole, part = (finished_of(tmp_path / str(images), images) for images in (6, 10))
     reports = [Report.from_folder(folder) for folder in (whole, part)]
     assert [report.missing for report in reports] == [0, 4]
-    assert ["Not all of it: 4 of 10" in report.to_markdown() for report in reports] == [False, True]
+    assert ["Not finished: 4 of 10" in to_markdown(report) for report in reports] == [False, True]
     assert reports[1].to_dict()["missing"] == 4

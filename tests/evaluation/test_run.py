@@ -1,4 +1,4 @@
-"""Runs of the evaluation: what they record, how they go on, and what they refuse."""
+"""Runs of the evaluation: what they record, how they are continued, and which errors they raise."""
 
 import json
 import os
@@ -38,7 +38,7 @@ from diffusers_ndc.evaluation.settings import Settings
 
 
 SCRIPT = EXAMPLES / "evaluate.py"
-DRAWS = {"n0": 3, "n": 20}
+COPIES = {"n0": 3, "n": 20}
 
 
 @pytest.fixture
@@ -49,12 +49,12 @@ def folders(small_model, tmp_path):
 
 @pytest.fixture
 def run(folders, tmp_path):
-    """A run with a few draws in `tmp_path / "run"`."""
+    """A run with a few noisy copies in `tmp_path / "run"`."""
     model, data = folders
 
     def go(output="run", **settings):
-        draws = {} if settings.get("method") == "dc" else DRAWS
-        return evaluate(Settings(str(model), str(data), str(tmp_path / output), **{**draws, **settings}))
+        copies = {} if settings.get("method") == "dc" else COPIES
+        return evaluate(Settings(str(model), str(data), str(tmp_path / output), **{**copies, **settings}))
 
     return go
 
@@ -87,7 +87,7 @@ def test_the_records_are_what_the_pipeline_says(run, folders, tmp_path):
 
 
 def test_stopping_early_decides_as_the_pipeline_does(run, folders, tmp_path):
-    run(stop_early=True, n=60, radii=[0.1, 5.0], seed=1)  # 5 is beyond what 60 draws can prove
+    run(stop_early=True, n=60, radii=[0.1, 5.0], seed=1)  # 5 is beyond what 60 copies can prove
     found = [Certificate.from_dict(record["certificate"]) for record in read_records(tmp_path / "run").values()]
     assert found == pipeline(folders).certify(list(pictures(folders)), seed=1, n0=3, n=60, radii=[0.1])
 
@@ -103,8 +103,8 @@ def test_clean_classification_is_the_pipeline_s(run, folders, tmp_path):
     report = run(method="dc", seed=2)
     records = read_records(tmp_path / "run").values()
     assert [record["predicted"] for record in records] == pipeline(folders)(list(pictures(folders)), seed=2).labels
-    right = sum(record["predicted"] == record["label"] for record in records)
-    assert report.at(0).count == right and not report.certified
+    correct = sum(record["predicted"] == record["label"] for record in records)
+    assert report.at(0).count == correct and not report.certified
 
 
 def test_denoised_smoothing_is_a_method_as_the_others(run, tmp_path):
@@ -134,9 +134,9 @@ def latent_folders(folders, tmp_path):
 def test_latent_models_are_certified_behind_their_denoiser(latent_folders, tmp_path):
     model, data = map(str, latent_folders)
     settings = {"limit": 3, "radii": [0.1], "seed": 3}
-    report = evaluate(Settings(model, data, str(tmp_path / "run"), method="dds", **DRAWS, **settings))
+    report = evaluate(Settings(model, data, str(tmp_path / "run"), method="dds", **COPIES, **settings))
     pipe = LatentDiffusionClassifierPipeline.from_pretrained(model)
-    expected = pipe.certify(list(pictures(latent_folders))[:3], seed=3, **DRAWS)
+    expected = pipe.certify(list(pictures(latent_folders))[:3], seed=3, **COPIES)
     records = read_records(tmp_path / "run").values()
     assert [Certificate.from_dict(record["certificate"]) for record in records] == expected
     assert all(found.certificate.agrees(found.again) for found in replay(tmp_path / "run", count=1))
@@ -150,9 +150,12 @@ def test_latent_models_are_certified_behind_their_denoiser(latent_folders, tmp_p
 
 @pytest.mark.parametrize(
     "settings, named",
-    [({"method": "apndc"}, "accepted is 'dds'"), ({"method": "dds", "classifier": "c"}, "without --classifier")],
+    [
+        ({"method": "apndc"}, "`method` .*'dds'"),
+        ({"method": "dds", "classifier": "c"}, "`--classifier` must be left out .*got c"),
+    ],
 )
-def test_methods_that_are_none_of_latent_models_are_refused(latent_folders, tmp_path, settings, named):
+def test_settings_that_do_not_go_with_a_latent_model_raise(latent_folders, tmp_path, settings, named):
     with pytest.raises(ValueError, match=named):
         evaluate(Settings(*map(str, latent_folders), str(tmp_path / "run"), **settings))
 
@@ -170,7 +173,7 @@ def test_images_of_several_sizes(run, folders, tmp_path):
     assert {image.size for image in images} == {(8, 8), (12, 8), (8, 16)}
     records, clean = read_records(tmp_path / "run"), read_records(tmp_path / "clean")
     for index, image in enumerate(images):
-        assert Certificate.from_dict(records[index]["certificate"]) == pipe.certify(image, seed=5, **DRAWS)
+        assert Certificate.from_dict(records[index]["certificate"]) == pipe.certify(image, seed=5, **COPIES)
         assert clean[index]["predicted"] == pipe(image, seed=2).labels[0]
 
 
@@ -290,13 +293,13 @@ def test_a_full_disk_ends_the_run_and_harms_nothing(run, tmp_path, monkeypatch):
 @pytest.mark.parametrize(
     "changes, error, match",
     [
-        ({"limit": 13}, ValueError, "--limit is 13"),
+        ({"limit": 13}, ValueError, "`--limit` must be at most 12, .*got 13"),
         ({"split": "train"}, ValueError, "train"),
         ({"image_column": "img"}, ValueError, r"\['image', 'label'\]"),
-        ({"sigma": 500.0}, ValueError, "`sigma` is 500.0"),
-        ({"grid": 0}, ValueError, "`grid` is 0"),
-        ({"method": "dds"}, ValueError, "--method dds .*Noised.* is accepted with a --classifier"),
-        ({"stop_early": True, "radii": [3.0]}, ValueError, "accepted with --n 20"),
+        ({"sigma": 500.0}, ValueError, "`sigma` .*500.0"),
+        ({"grid": 0}, ValueError, "`grid` .*\\b0\\b"),
+        ({"method": "dds"}, ValueError, "`--classifier` must be given for --method dds .*Noised.*got none"),
+        ({"stop_early": True, "radii": [3.0]}, ValueError, r"with --n 20, got \[3.0\]"),
         ({"report_to": "nothing"}, ValueError, "nothing"),
     ],
 )
@@ -307,7 +310,7 @@ def test_what_does_not_go_together_is_refused_before_any_work(run, tmp_path, cha
 
 
 def test_a_model_that_is_not_there_is_refused(folders, tmp_path):
-    with pytest.raises(ValueError, match="--model .*nowhere cannot be loaded"):
+    with pytest.raises(ValueError, match="`--model` must be a model that can be loaded, got .*nowhere"):
         evaluate(Settings(str(tmp_path / "nowhere"), str(folders[1]), str(tmp_path / "run")))
 
 
@@ -395,4 +398,4 @@ def test_a_machine_that_dies_ends_the_wait_of_the_other(folders, tmp_path):
 def test_an_error_on_all_processes_is_said_once(folders, tmp_path):
     process = start(folders, tmp_path / "run", launcher(2), "--limit", "13")
     _, error = process.communicate(timeout=180)
-    assert process.returncode != 0 and error.count("error: --limit is 13") == 1
+    assert process.returncode != 0 and error.count("error: `--limit` must be at most 12") == 1

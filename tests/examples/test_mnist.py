@@ -10,8 +10,8 @@ from helpers.paths import MODEL
 
 from diffusers_ndc import Certificate, NoisedDiffusionClassifierPipeline
 from diffusers_ndc.common.json import differences
+from diffusers_ndc.evaluation.figures import Report
 from diffusers_ndc.evaluation.records import read_records
-from diffusers_ndc.evaluation.report import Report
 from diffusers_ndc.evaluation.subject import weight_hash
 
 
@@ -69,7 +69,7 @@ def test_the_runs_beside_the_model_are_its_own_and_verify(pipe, name):
     classifier = pipe.classifier(report.run["sigma"], report.run["method"])
     assert report.run["weight_hash"] == weight_hash(classifier)
     assert differences(report.run["base_classifier"], classifier.settings) == {}
-    assert f"| {name} | right" in (MODEL / "README.md").read_text()
+    assert f"| {name} | correct" in (MODEL / "README.md").read_text()
 
 
 def test_a_certificate_beside_the_model_is_cast_again(pipe, digits):
