@@ -86,7 +86,7 @@ def test_benchmark_compares_and_reports(small_model, tmp_path):
     assert report.strip() == output.strip() and (tmp_path / "out" / "frontier.png").stat().st_size > 0
     for part in (
         "Cost of a decision",
-        "same draws budget",
+        "same number of copies",
         "One noisy copy",
         "same decisions",
         "full radius",
