@@ -2,7 +2,7 @@
 
     python examples/calibrate.py --model model --dataset digits --split train --limit 1000 --sigma 0 0.25 0.5
 
-Not on the images that the model is tested on afterwards.
+Do not calibrate on the images that you test the model on.
 """
 
 import argparse
@@ -16,13 +16,13 @@ from diffusers_ndc import NoisedDiffusionClassifierPipeline, NoiseLevels
 def parse_args():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     add = parser.add_argument
-    add("--model", type=Path, required=True, help="pipeline folder; its model_index.json is written anew")
+    add("--model", type=Path, required=True, help="pipeline folder; its model_index.json is overwritten")
     add("--dataset", required=True, help="Hub id or local folder with one image and one label column")
     add("--split", default="train")
-    add("--limit", type=int, default=1000, help="only the first so many images (default: 1000)")
+    add("--limit", type=int, default=1000, help="number of images, from the first (default: 1000)")
     add("--sigma", type=float, nargs="+", default=[0.25], help="smoothing noise, pixel units; 0 for clean images")
     add("--method", choices=("dc", "epndc", "apndc", "apndc-clean"), help="default: dc for sigma 0, else apndc")
-    add("--num-levels", type=int, default=12, help="levels to keep at most (default: 12)")
+    add("--num-levels", type=int, default=12, help="number of levels to keep at most (default: 12)")
     add("--candidates", type=float, nargs=3, metavar=("LOW", "HIGH", "COUNT"), help="log-spaced, model units")
     add("--quantile", type=float, default=0.998, help="share of copies whose true class survives each level's sifting")
     add("--no-sifting", action="store_true", help="score all classes at all levels")
@@ -30,7 +30,7 @@ def parse_args():
     add("--device", default="cpu")
     args = parser.parse_args()
     if not args.model.is_dir():
-        parser.error(f"--model is {args.model}, which is no folder; accepted is the folder of a saved pipeline.")
+        parser.error(f"`--model` must be the folder of a saved pipeline, got {args.model}.")
     return args
 
 
@@ -44,8 +44,8 @@ def main():
     if args.candidates:
         low, high, count = args.candidates
         candidates = NoiseLevels.log_grid(low, high, int(count))
+    quantile = None if args.no_sifting else args.quantile
     for sigma in args.sigma:
-        quantile = None if args.no_sifting else args.quantile
         levels = pipe.calibrate(
             images, labels, sigma, args.num_levels, args.method, candidates, quantile, args.batch_size
         )

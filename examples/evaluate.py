@@ -1,12 +1,12 @@
-"""Certify a labelled image data set, on one process or many, and report it.
+"""Certify a labelled image data set with one process or many, and report the results.
 
     accelerate launch --multi_gpu --num_processes 8 examples/evaluate.py --model examples/mnist \\
         --dataset examples/mnist/data --limit 100 --radii 0.25 0.5 --stop-early --output runs/mnist
 
-or plain `python examples/evaluate.py ...` for one process. Every finished image is one line in --output. A run that
-was killed goes on where it ended when the same command is given again, with any number of processes. --config names
-a YAML file with the same keys. At the end --output holds report.md, report.json, certified_accuracy.png and a model
-card (README.md); the report can be made again from the records alone, several runs in one picture:
+or plain `python examples/evaluate.py ...` for one process. Each finished image is one line in --output. To resume a
+run that was killed, give the same command again, with any number of processes. --config names a YAML file with the
+same keys. At the end --output holds report.md, report.json, certified_accuracy.png and a model card (README.md). The
+report can be made again from the records alone, with several runs in one picture:
 
     python -m diffusers_ndc.evaluation.report runs/mnist runs/others --output compared
 """
@@ -24,7 +24,7 @@ def main():
     except (FloatingPointError, OSError, RuntimeError, TypeError, ValueError) as error:
         sys.exit(f"error: {error}")
     except KeyboardInterrupt:
-        sys.exit("stopped: what is finished is kept, the same command goes on")
+        sys.exit("stopped: finished images are kept; give the same command again to continue")
     if report is not None:
         print(to_markdown(report))
 

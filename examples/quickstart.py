@@ -1,8 +1,8 @@
-"""Certify eight real handwritten digits with the embedded model: table on the screen, picture in `digits.png`.
+"""Certify eight real handwritten digits with the embedded model: print a table, save a picture to `digits.png`.
 
     pip install . && python examples/quickstart.py
 
-Under three minutes on two cores. `--n 10000` asks for larger radii and takes about twenty times as long.
+It takes under three minutes on two cores. `--n 10000` proves larger radii and takes about twenty times as long.
 """
 
 import argparse
@@ -30,7 +30,7 @@ def save_picture(images, digits, certificates, path):
         axis.imshow(image, cmap="gray")
         axis.set_title(verdict, fontsize=10, color="black" if certificate.label == digit else "darkorange")
         axis.set_axis_off()
-    figure.suptitle("Predicted digit and the l2 radius (pixel units) within which it is proved", fontsize=10)
+    figure.suptitle("Predicted digit, and the l2 radius (pixel units) within which it is proved", fontsize=10)
     figure.savefig(path, dpi=150)
 
 

@@ -2,8 +2,8 @@
 
     accelerate launch examples/train_class_conditional.py --dataset digits --output-dir model
 
-One machine or many, mixed precision, checkpoints: as `accelerate` is configured. The folder that comes out loads with
-`NoisedDiffusionClassifierPipeline.from_pretrained`, and its network and scheduler with any diffusers class.
+Devices, machines and mixed precision are those that `accelerate` is configured for. The folder that the program writes
+loads with `NoisedDiffusionClassifierPipeline.from_pretrained`, and its network and scheduler with any diffusers class.
 """
 
 import argparse
@@ -48,11 +48,11 @@ def parse_args(args=None):
     add("--p-std", type=float, default=1.2, help="edm: standard deviation of log sigma in training")
     add("--sigma-data", type=float, default=0.5, help="edm: root mean square of the images (model units)")
     add("--prediction-type", choices=("epsilon", "v_prediction", "sample"), default="epsilon", help="ddpm only")
-    add("--label-dropout", type=float, default=0.1, help="share of images trained as 'no class'; 0: no null class")
+    add("--label-dropout", type=float, default=0.1, help="share of images trained without a class; 0: no null class")
     add("--flip", action="store_true", help="augment by mirroring")
-    add("--rotate", type=float, default=0.0, help="augment by rotations of up to so many degrees")
+    add("--rotate", type=float, default=0.0, help="augment by rotations of up to this angle, degrees")
     add("--zoom", type=float, default=0.0, help="augment by zooms of up to this factor, 0.1 for 10%%")
-    add("--shift", type=float, default=0.0, help="augment by shifts of up to so many pixels")
+    add("--shift", type=float, default=0.0, help="augment by shifts of up to this number of pixels")
     add("--batch-size", type=int, default=128, help="images per step and process")
     add("--max-train-steps", type=int, default=10_000)
     add("--learning-rate", type=float, default=1e-3)
@@ -61,7 +61,7 @@ def parse_args(args=None):
     add("--ema-decay", type=float, default=0.999)
     add("--mixed-precision", choices=("no", "fp16", "bf16"), help="default: as accelerate is configured")
     add("--checkpointing-steps", type=int, default=1000)
-    add("--resume", action="store_true", help="go on from the newest checkpoint in --output-dir")
+    add("--resume", action="store_true", help="continue from the newest checkpoint in --output-dir")
     add("--output-dir", type=Path, required=True)
     add("--seed", type=int, default=0)
     add("--num-workers", type=int, default=0, help="processes that decode images")
@@ -69,15 +69,18 @@ def parse_args(args=None):
 
 
 def load_images(args):
-    """The data set as rows of `images` (C, H, W) in [0, 1] and `labels`, and the names of its classes."""
+    """The data set as rows of `images` (C, H, W) in [0, 1] and `labels`, its class names, image size and channels."""
     dataset, image_column, label_column = load_labelled_images(
         args.dataset, args.split, args.image_column, args.label_column
     )
     labels = dataset.features[label_column]
-    numbers = range(labels.num_classes) if isinstance(labels, ClassLabel) else sorted(dataset.unique(label_column))
-    if list(numbers) != list(range(len(numbers))):
-        raise ValueError(f"--label-column {label_column} has the classes {numbers}; accepted are 0, 1, 2 and so on.")
-    names = labels.names if isinstance(labels, ClassLabel) else [str(number) for number in numbers]
+    if isinstance(labels, ClassLabel):
+        names = labels.names
+    else:
+        numbers = sorted(dataset.unique(label_column))
+        if numbers != list(range(len(numbers))):
+            raise ValueError(f"The classes of `--label-column` {label_column} must be 0, 1, 2, ..., got {numbers}.")
+        names = [str(number) for number in numbers]
     first = dataset[0][image_column]
     mode = "L" if first.mode in ("1", "L") else "RGB"
     size = args.resolution or min(first.size)
@@ -91,25 +94,25 @@ def load_images(args):
 
 
 def check_args(args):
-    """Refuse, before any work, what would fail after hours of it."""
+    """Raise before any work if an option would make the run fail later."""
     checkpoints = args.output_dir / "checkpoints"
-    found = checkpoints.is_dir() and any(checkpoints.iterdir())
-    if args.resume and not found:
-        raise ValueError(f"--resume is given, but {checkpoints} holds no checkpoint.")
-    if found and not args.resume:
+    has_checkpoint = checkpoints.is_dir() and any(checkpoints.iterdir())
+    if args.resume and not has_checkpoint:
+        raise ValueError(f"`--resume` must be given with a folder that has a checkpoint, got none in {checkpoints}.")
+    if has_checkpoint and not args.resume:
         raise ValueError(
-            f"{checkpoints} holds checkpoints; give --resume to go on with them, or another --output-dir."
+            f"`--output-dir` must hold no checkpoints for a new run, got {args.output_dir}. Give `--resume` to "
+            "continue from them, or another folder."
         )
     if not 0 <= args.label_dropout < 1:
-        raise ValueError(f"--label-dropout is {args.label_dropout}; accepted is a share from 0 to below 1.")
-
+        raise ValueError(f"`--label-dropout` must be at least 0 and below 1, got {args.label_dropout}.")
     for name in ("batch_size", "max_train_steps", "checkpointing_steps"):
         if getattr(args, name) < 1:
-            raise ValueError(f"--{name.replace('_', '-')} is {getattr(args, name)}; accepted is 1 or more.")
+            raise ValueError(f"`--{name.replace('_', '-')}` must be at least 1, got {getattr(args, name)}.")
 
 
 def augment(images, args):
-    """Random rotation, zoom, shift and mirroring; pixels that come from outside repeat the border."""
+    """Random rotation, zoom, shift and mirroring; pixels from outside the image repeat its border."""
     n, _, height, width = images.shape
     uniform = torch.rand(5, n, device=images.device) * 2 - 1
     angle, zoom = math.radians(args.rotate) * uniform[0], (1 + args.zoom) ** uniform[1]
@@ -122,7 +125,7 @@ def augment(images, args):
 
 
 def draw_noise_levels(n: int, scheduler, device, args):
-    """Noise levels for n images, and the weight of the denoised image's error that makes up the objective.
+    """Noise levels for n images, and the weights that turn the squared errors of the denoised images into the loss.
 
     edm: log-normal sigma and `lambda(sigma)` (Karras et al. 2022, Table 1). ddpm: a uniform timestep, and the weight
     that gives the mean squared error of the network's own prediction (Ho et al. 2020, eq. 14).
@@ -138,7 +141,7 @@ def draw_noise_levels(n: int, scheduler, device, args):
 
 
 def batches(accelerator, loader, start: int):
-    """Endless batches, from the one that follows the first `start`."""
+    """Endless batches, without the first `start`."""
     epoch, skip = divmod(start, len(loader))
     while True:
         loader.set_epoch(epoch)
@@ -147,7 +150,7 @@ def batches(accelerator, loader, start: int):
 
 
 def build(args, num_classes: int, size: int, channels: int):
-    """The network, its scheduler and both as a denoiser."""
+    """The network with its scheduler, as a denoiser."""
     settings = DEFAULT_UNET
     if args.unet_config:
         text = args.unet_config
@@ -168,8 +171,7 @@ def build(args, num_classes: int, size: int, channels: int):
 
 
 def run_steps(accelerator, denoiser, ema, optimizer, schedule, loader, num_classes: int, args):
-    """The steps that are left of `args.max_train_steps`, with checkpoints; `num_classes` is the label for "no
-    class"."""
+    """Train up to step `args.max_train_steps`, with checkpoints; `num_classes` is the label for "no class"."""
     scheduler, parameters = accelerator.unwrap_model(denoiser).scheduler, list(denoiser.parameters())
     start = ema.optimization_step
     set_seed(args.seed + 1 + start, device_specific=True)  # noise differs between processes and after a resume
@@ -204,9 +206,12 @@ def train(args):
     )
     set_seed(args.seed)
     dataset, names, size, channels = load_images(args)
-    if len(dataset) < args.batch_size * accelerator.num_processes:
-        most = len(dataset) // accelerator.num_processes
-        raise ValueError(f"--batch-size is {args.batch_size}; accepted for {len(dataset)} images is at most {most}.")
+    largest = len(dataset) // accelerator.num_processes
+    if args.batch_size > largest:
+        raise ValueError(
+            f"`--batch-size` must be at most {largest} for {len(dataset)} images on {accelerator.num_processes} "
+            f"processes, got {args.batch_size}."
+        )
     denoiser = build(args, len(names), size, channels)
     unet, scheduler, null_class = denoiser.unet, denoiser.scheduler, denoiser.null_class
     ema = EMAModel(unet.parameters(), decay=args.ema_decay, use_ema_warmup=True, power=3 / 4)

@@ -1,10 +1,10 @@
-"""Certified before your eyes: a page that certifies a digit copy by copy, verifies certificates, and compares them.
+"""Certified before your eyes: a page that certifies a digit copy by copy, and verifies and compares certificates.
 
     pip install ".[space]" && python examples/space/app.py
 
-NDC_MODEL names another model, a folder or Hub id; the default is the digits model of this repository. `certifying.py`
-has the work, `pictures.py` and `files.py` what visitors bring, `drawing.py` the figures; here is the page. Every
-handler can be called by anyone, also without the page, so each checks what it is given.
+NDC_MODEL names another model, a folder or Hub id; the default is the digits model of this repository. This file builds
+the page; `certifying.py` does the work, `pictures.py` and `files.py` read what visitors upload, and `drawing.py` makes
+the figures. Anyone can call the handlers through the API, without the page, so each handler checks its arguments.
 """
 
 import json
@@ -20,7 +20,7 @@ import gradio as gr
 import PIL.Image
 import torch
 from drawing import comparison_figure, copies_figure, download_link, picture_figure, progress_figure
-from files import placed, read_certificate, read_runs, verdict
+from files import compare_with_run, read_certificate, read_runs, verdict
 from pictures import model_picture, read_picture
 
 from diffusers_ndc import Certificate, NoisedDiffusionClassifierPipeline
@@ -36,15 +36,17 @@ SHOWN_COPIES = 4
 VISITORS = 2  # certifications at a time, taking turns step by step
 
 TITLE = """# Certified before your eyes
-Draw a digit: a diffusion model classifies noisy copies of it, and their votes prove how far its answer holds
-([the method](https://arxiv.org/abs/2402.02316))."""
+Draw a digit. A diffusion model classifies noisy copies of it, and their votes prove how much the digit may change
+before the answer does ([the method](https://arxiv.org/abs/2402.02316))."""
 
-MEANING = f"""**The radius means:** no change of this image with an l2 norm below it (pixels from 0 to 1) changes the
-smoothed classifier's class; this is proved, and wrong with a probability of at most {certifying.ALPHA:.1%}.
+MEANING = f"""**What the radius means:** no change of this image with an l2 norm below the radius (pixels from 0 to 1)
+changes the class that the smoothed classifier predicts. This is proved, and wrong with a probability of at most
+{certifying.ALPHA:.1%}.
 
-**It does not mean** that the class is right, or that a shift, a rotation or another handwriting keeps it."""
+**What it does not mean:** that the class is correct, or that it stays the same after a shift or a rotation, or in
+another handwriting."""
 
-# The editor starts without a tool; this takes the brush, as soon as it is there, so that one can draw at once.
+# The editor starts without a tool. This selects the brush as soon as it is there, so that visitors can draw at once.
 TAKE_BRUSH = """() => {
     const take = () => {
         const brush = document.querySelector("#sketch button[aria-label='Brush']");
@@ -53,7 +55,7 @@ TAKE_BRUSH = """() => {
     setTimeout(take, 300);
 }"""
 
-# The editor's left tool bar covers part of the canvas on a phone (undo and bin stay); the rest is about empty space.
+# On a phone the editor's left tool bar covers part of the canvas (undo and bin stay). The other rules save space.
 CSS = """
 #sketch .toolbar-wrap { display: none; }
 #samples .grid-wrap { min-height: 0; }
@@ -63,7 +65,7 @@ CSS = """
 
 LAUNCH = {
     "max_file_size": "5mb",
-    "show_error": False,  # messages of unforeseen exceptions hold paths
+    "show_error": False,  # messages of unexpected exceptions contain paths
     "footer_links": [],
     "run_history": False,
     "enable_monitoring": False,
@@ -72,10 +74,10 @@ LAUNCH = {
 
 
 def load(model: str | Path) -> tuple[NoisedDiffusionClassifierPipeline | None, str]:
-    """The model, and an empty string; or `None`, and a message for the page where it cannot be loaded."""
+    """The model and an empty string, or `None` and a message for the page if the model cannot be loaded."""
     try:
         pipe = NoisedDiffusionClassifierPipeline.from_pretrained(model)
-    except Exception:  # whatever a wrong id, a broken file or a missing network raises, the page says it
+    except Exception:  # a wrong id, a damaged file, no connection: the page starts and says so
         logging.exception("The model %s cannot be loaded", model)
         return None, f"The model `{model}` cannot be loaded. Files can still be verified and compared."
     pipe.set_progress_bar_config(disable=True)
@@ -83,39 +85,41 @@ def load(model: str | Path) -> tuple[NoisedDiffusionClassifierPipeline | None, s
 
 
 def prepare(pipe: NoisedDiffusionClassifierPipeline | None, image: PIL.Image.Image | None) -> PIL.Image.Image:
-    """A visitor's picture as it is certified, or a message."""
+    """The picture to certify, made from a visitor's image; raises a message for the visitor if that is impossible."""
     if pipe is None:
-        raise refusal("The model of this page could not be loaded; nothing can be certified.")
+        raise visitor_error("The model of this page could not be loaded, so nothing can be certified.")
     if image is None:
-        raise refusal("The picture is empty: draw or choose a digit first.")
+        raise visitor_error("The picture is empty: draw or choose a digit first.")
     try:
         size = pipe.denoiser.image_size or image.size[::-1]
         return model_picture(image, pipe.unet.config.in_channels, size)
     except ValueError as error:
-        raise refusal(str(error)) from None
+        raise visitor_error(str(error)) from None
 
 
-def refusal(message: str) -> gr.Error:
-    """A message for the visitor, without a traceback in the log."""
-    return gr.Error(message, print_exception=False, title="That does not work")
+def visitor_error(message: str) -> gr.Error:
+    """An error that shows the visitor a message and leaves no traceback in the log."""
+    return gr.Error(message, print_exception=False, title="This does not work")
 
 
 def checked(name: str, value, low: float, high: float) -> float:
-    """A slider's value, which gradio lets through as NaN or true when it is sent without the page."""
+    """A slider's value, checked: through the API gradio also accepts NaN and true."""
     if isinstance(value, bool) or not isinstance(value, (int, float)) or not low <= value <= high:
-        raise refusal(f"{name} is {str(value)[:20]}; accepted is a number from {low:g} to {high:g}.")
+        raise visitor_error(f"{name} must be a number from {low:g} to {high:g}, got {str(value)[:20]}.")
     return value
 
 
 def certify(pipe: NoisedDiffusionClassifierPipeline | None, image: PIL.Image.Image | None, sigma, wanted, copies):
-    """Certify a picture; after each step yield status, figure, copies, download and the certificate as it stands."""
+    """Certify a picture; after each step yield status, figure, copies, download link and the certificate so far."""
     picture = prepare(pipe, image)
     sigma = float(checked("Sigma", sigma, *SIGMAS))
-    wanted = float(checked("The wanted radius", wanted, *RADII))
+    wanted = float(checked("The radius to prove", wanted, *RADII))
     copies = int(checked("The number of copies", copies, *COPIES))
-    most = largest_provable(sigma, certifying.ALPHA, "mixture", copies)
-    if wanted > most:
-        gr.Warning(f"{copies:,} copies at sigma {sigma:g} prove at most {most:.2f}, less than the wanted radius.")
+    largest = largest_provable(sigma, certifying.ALPHA, "mixture", copies)
+    if wanted > largest:
+        gr.Warning(
+            f"{copies:,} copies at sigma {sigma:g} prove a radius of at most {largest:.2f}, less than you want."
+        )
     names = pipe.config.id2label or {label: str(label) for label in range(pipe.denoiser.num_classes)}
     shown = None
     try:
@@ -126,28 +130,28 @@ def certify(pipe: NoisedDiffusionClassifierPipeline | None, image: PIL.Image.Ima
             done = progress.radii[-1][0]
             end = ""
             if proved >= wanted:
-                end = "The wanted radius is proved."
+                end = "The radius you want is proved."
             elif done == copies:
-                end = "All copies are spent; the wanted radius is not proved."
+                end = "All copies have voted; the radius you want is not proved."
             elif progress.out_of_time:
-                end = f"{certifying.SECONDS:g} seconds are over; this is what is proved."
-            verb = "no class is proved yet" if certificate.abstained else f"proved within radius {proved:.3f}"
+                end = f"The time limit of {certifying.SECONDS:g} seconds is reached; this is what is proved."
+            result = "not proved yet" if certificate.abstained else f"proved within radius {proved:.3f}"
             status = (
-                f"## {names[certificate.candidate]}: {verb}\n"
+                f"## {names[certificate.candidate]}: {result}\n"
                 f"{done:,} noisy copies, {certificate.evaluations:,} network evaluations. {end}"
             )
             figure = progress_figure(progress.radii, wanted, progress.votes, certificate.candidate, names)
             record = certificate.to_dict()
             yield status, figure, shown, download_link(json.dumps(record, indent=2)), record
     except ValueError as error:
-        raise refusal(str(error)) from None
+        raise visitor_error(str(error)) from None
     except Exception:
         logging.exception("A certification failed")
-        raise refusal("The certification failed; the page goes on.") from None
+        raise visitor_error("The certification failed. You can try again.") from None
 
 
 def verify(path: str | None, record: dict | None) -> tuple[str, dict | None]:
-    """The verdict on an uploaded certificate, and the certificate at hand from now on: this one where it is valid."""
+    """The verdict on an uploaded certificate, and the certificate to compare: the uploaded one if it is valid."""
     if path is None:
         return "", record
     try:
@@ -158,16 +162,17 @@ def verify(path: str | None, record: dict | None) -> tuple[str, dict | None]:
 
 
 def compare(path: str | None, record: dict | None) -> tuple[str, str]:
-    """Tables and a figure of a run's report, the bundled one by default, with the certificate at hand placed in it."""
-    certificate = record and Certificate.from_dict(record)
+    """Tables and a figure of a run's report, by default the bundled one, with the visitor's certificate among them."""
+    certificate = Certificate.from_dict(record) if record else None
     try:
         runs = read_runs(path or HERE / "report.json")[:5]
     except ValueError as error:
         return str(error), ""
-    text = "\n\n".join(placed(run, certificate) for run in runs)
-    if not certificate:
-        text += "\n\nNo certificate is at hand: make one in the first tab, or verify one in the second."
-    return text, comparison_figure(runs, certificate.radius if certificate else None)
+    text = "\n\n".join(compare_with_run(run, certificate) for run in runs)
+    if certificate is None:
+        text += "\n\nYou have no certificate yet: make one in the first tab, or verify one in the second."
+        return text, comparison_figure(runs, None)
+    return text, comparison_figure(runs, certificate.radius)
 
 
 def build(model: str | Path) -> gr.Blocks:
@@ -181,12 +186,13 @@ def build(model: str | Path) -> gr.Blocks:
     samples = [PIL.Image.open(path).copy() for path in sorted(HERE.glob("digits/*.png"))] if sketches else []
 
     def run(source, sketch, chosen, sigma, wanted, copies):
+        image = chosen
         if source == "draw":
-            chosen = sketch and sketch["composite"]
-        yield from certify(pipe, chosen, sigma, wanted, copies)
+            image = sketch["composite"] if sketch else None
+        yield from certify(pipe, image, sigma, wanted, copies)
 
     def begin():
-        status = "Starting, or waiting for a free place ..."
+        status = "Starting, or waiting for other visitors ..."
         return status, "", "", "", None, gr.Button(interactive=False), gr.Button(interactive=True)
 
     def rest():
@@ -198,7 +204,7 @@ def build(model: str | Path) -> gr.Blocks:
         try:
             image = read_picture(path)
         except ValueError as error:
-            raise refusal(str(error)) from None
+            raise visitor_error(str(error)) from None
         return image, picture_figure(prepare(pipe, image))
 
     def choose_sample(event: gr.SelectData):
@@ -225,7 +231,7 @@ def build(model: str | Path) -> gr.Blocks:
                         brush=gr.Brush(default_size=20, colors=["#000000"], color_mode="fixed"),
                     )
                 with gr.Tab("Upload or sample") as choose_tab:
-                    upload = gr.File(label="A picture, at most 5 MB", elem_id="picture", height=140)
+                    upload = gr.File(label="Picture (at most 5 MB)", elem_id="picture", height=140)
                     gallery = gr.Gallery(
                         samples,
                         show_label=False,
@@ -241,39 +247,41 @@ def build(model: str | Path) -> gr.Blocks:
                 with gr.Row():
                     go = gr.Button("Certify", variant="primary", min_width=100, elem_id="certify")
                     stop = gr.Button("Stop", variant="stop", min_width=100, interactive=False, elem_id="stop")
-                with gr.Accordion("Noise, wanted radius, copies", open=False, elem_id="settings"):
+                with gr.Accordion("Noise, radius, copies", open=False, elem_id="settings"):
                     wanted = gr.Slider(
-                        *RADII, 0.5, step=0.05, label="Wanted radius (l2, pixels from 0 to 1)", elem_id="wanted"
+                        *RADII, 0.5, step=0.05, label="Radius to prove (l2, pixels from 0 to 1)", elem_id="wanted"
                     )
                     sigma = gr.Slider(
                         *SIGMAS,
                         0.25,
                         step=0.05,
-                        label="Noise of the copies, sigma",
-                        info="More noise can prove larger radii of fewer pictures. The digits model is quickest at "
-                        "0.25, 0.5 and 1.",
+                        label="Noise of the copies (sigma)",
+                        info="More noise can prove larger radii, but for fewer pictures. The digits model is fastest "
+                        "at 0.25, 0.5 and 1.",
                         elem_id="sigma",
                     )
-                    copies = gr.Slider(*COPIES, 1000, step=100, label="Most noisy copies", elem_id="copies")
+                    copies = gr.Slider(*COPIES, 1000, step=100, label="Noisy copies, at most", elem_id="copies")
             with gr.Column(min_width=320):
-                status = gr.Markdown("## Draw, and press Certify", elem_id="status")
+                status = gr.Markdown("## Draw a digit and press Certify", elem_id="status")
                 download = gr.HTML(elem_id="download")
                 figure = gr.HTML(elem_id="figure")
                 shown = gr.HTML(elem_id="shown")
                 gr.Markdown(MEANING)
         with gr.Tab("Verify"):
             gr.Markdown(
-                "Label and radius of a certificate are recomputed from its votes. That finds edited files; whether "
-                "the votes were cast at all, only a repetition with the same model, image and seed can tell."
+                "The label and the radius of a certificate are recomputed from its votes. This detects edited files. "
+                "To check the votes themselves, repeat the certification with the same model, image and seed."
             )
-            file = gr.File(label="A certificate (JSON)", file_types=[".json"], elem_id="file")
+            file = gr.File(label="Certificate (JSON)", file_types=[".json"], elem_id="file")
             judgement = gr.Markdown(elem_id="verdict")
         with gr.Tab("Compare") as compare_tab:
             gr.Markdown(
-                "How often is a radius reached? The share of a run's images that are classified rightly and "
-                "certified there. The bundled run: the digits model on 100 test digits, 500 copies each."
+                "Certified accuracy: the share of a run's images that are classified correctly and certified at a "
+                "radius. The run shown first is the digits model on 100 test digits, with 500 copies each."
             )
-            report = gr.File(label="Another report.json of diffusers_ndc.evaluation", file_types=[".json"], height=140)
+            report = gr.File(
+                label="report.json of another run, by diffusers_ndc.evaluation", file_types=[".json"], height=140
+            )
             curves = gr.HTML(elem_id="curves")
             table = gr.Markdown(elem_id="table")
 
@@ -284,7 +292,7 @@ def build(model: str | Path) -> gr.Blocks:
         running = began.then(
             run, settings, outputs, concurrency_limit=VISITORS, show_progress="hidden", api_name="certify"
         )
-        # after Stop, an error or the end, whichever comes; twice does no harm
+        # after Stop, an error or the end; running it twice does no harm
         running.then(rest, None, [go, stop], queue=False, **hidden)
         running.failure(rest, None, [go, stop], queue=False, **hidden)
         stop.click(rest, None, [go, stop], cancels=[running], queue=False, **hidden)

@@ -1,9 +1,9 @@
-"""Make a Space on the Hugging Face Hub out of the app: its files, the digits model, and the package itself.
+"""Deploy the app as a Space on the Hugging Face Hub: its files, the digits model, and the package itself.
 
     python examples/space/deploy.py NAMESPACE/NAME      # after `hf auth login`
-    python examples/space/deploy.py --dry-run FOLDER    # the files alone
+    python examples/space/deploy.py --dry-run FOLDER    # only write the files to a folder
 
-Given again, it brings the Space up to date.
+Run it again to update the Space.
 """
 
 import argparse
@@ -21,20 +21,20 @@ REPOSITORY = SPACE.parents[1]
 
 
 def assemble(folder: str | Path) -> Path:
-    """Put all that the Space needs into a folder: no release of the package, no other repository.
+    """Put everything that the Space needs into a folder, the package and the model included.
 
     Args:
-        folder: New or empty.
+        folder: A new or empty folder.
 
     Returns:
         The folder.
 
     Raises:
-        OSError: It is not empty, or cannot be written.
+        OSError: The folder is not empty or cannot be written.
     """
     folder = Path(folder)
     if folder.exists() and any(folder.iterdir()):
-        raise FileExistsError(f"{folder} is not empty; accepted is a new or empty folder.")
+        raise FileExistsError(f"`folder` must be new or empty, got {folder}.")
     ignored = shutil.ignore_patterns("__pycache__", "deploy.py", "screenshot.png")
     shutil.copytree(SPACE, folder, ignore=ignored, dirs_exist_ok=True)
     shutil.copytree(SPACE.parent / "mnist", folder / "mnist", ignore=shutil.ignore_patterns("data"))
@@ -44,17 +44,17 @@ def assemble(folder: str | Path) -> Path:
 
 
 def deploy(repo_id: str, private: bool = False) -> str:
-    """Create the Space where it does not exist, and replace its files.
+    """Create the Space if it does not exist, and replace its files.
 
     Args:
         repo_id: `NAMESPACE/NAME` on the Hub.
-        private: Whether a new Space is to be seen by its owner alone.
+        private: Whether a new Space is private.
 
     Returns:
-        Its address.
+        The address of the Space.
 
     Raises:
-        HTTPError, OSError, ValueError: The Hub does not answer, or does not accept it.
+        HTTPError, OSError, ValueError: The Hub does not answer or rejects the upload.
     """
     api = HfApi()
     with tempfile.TemporaryDirectory() as folder:
@@ -73,11 +73,11 @@ def deploy(repo_id: str, private: bool = False) -> str:
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("repo_id", nargs="?", metavar="NAMESPACE/NAME", help="the Space on the Hub")
-    parser.add_argument("--private", action="store_true", help="a new Space is to be seen by its owner alone")
-    parser.add_argument("--dry-run", type=Path, metavar="FOLDER", help="only put the files there; it must be empty")
+    parser.add_argument("--private", action="store_true", help="make a new Space private")
+    parser.add_argument("--dry-run", type=Path, metavar="FOLDER", help="only write the files to this empty folder")
     args = parser.parse_args()
     if (args.repo_id is None) == (args.dry_run is None):
-        parser.error("give NAMESPACE/NAME, or --dry-run FOLDER")
+        parser.error("give either NAMESPACE/NAME or --dry-run FOLDER")
     try:
         print(assemble(args.dry_run) if args.dry_run else deploy(args.repo_id, args.private))
     except (HTTPError, OSError, ValueError) as error:

@@ -1,4 +1,4 @@
-"""The app's figures, drawn by matplotlib, as HTML: a picture inside the page needs no file on the server."""
+"""The app's figures, drawn with matplotlib, as HTML: images inside the page need no files on the server."""
 
 import base64
 import io
@@ -11,26 +11,26 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator, PercentFormatter
 
 
-# Okabe and Ito's colours, told apart by colour-blind readers too
+# Okabe and Ito's palette, which colour-blind readers can tell apart
 BLUE, VERMILION, GREEN, ORANGE = "#0072B2", "#D55E00", "#009E73", "#E69F00"
 COLOURS = (BLUE, GREEN, "#CC79A7", ORANGE, "#56B4E9", "#000000")
 MARKERS = "os^Dv*"
 WIDTH = 4.6  # inches; on a phone's screen that is close to life-size
 
 CLASSES = 10
-"""Most bars."""
+"""Number of bars, at most."""
 
 
 def progress_figure(
     radii: Sequence[tuple[int, float]], wanted: float, votes: dict[int, int], candidate: int, names: dict[int, str]
 ) -> str:
-    """The radius proved so far against the number of noisy copies, and the votes of each class below it.
+    """Two plots: the radius proved so far against the number of noisy copies, and the votes of each class.
 
     Args:
-        radii: Number of copies, and radius in pixel units.
-        wanted: Radius that is drawn as a line.
-        votes: Votes of each class; of many classes, those with most votes are shown.
-        candidate: The class that is to be certified.
+        radii: For each step, the number of noisy copies so far and the radius proved by them, pixel units.
+        wanted: Radius to draw as a line, pixel units.
+        votes: Votes of each class. With more than `CLASSES` classes, those with the most votes are shown.
+        candidate: The class being certified.
         names: Names of the classes.
     """
     figure = Figure(figsize=(WIDTH, 4.9), layout="constrained")
@@ -38,15 +38,15 @@ def progress_figure(
     copies, proved = zip(*radii, strict=True)
     curve.step((0, *copies), (0, *proved), where="post", color=BLUE, linewidth=2.5, label="proved so far")
     curve.plot(copies[-1], proved[-1], "o", color=BLUE)
-    curve.axhline(wanted, color=VERMILION, linestyle="--", linewidth=2, label=f"wanted: {wanted:g}")
+    curve.axhline(wanted, color=VERMILION, linestyle="--", linewidth=2, label=f"to prove: {wanted:g}")
     curve.set(xlim=(0, 1.05 * max(copies[-1], 100)), ylim=(0, 1.3 * max(wanted, proved[-1])))
     curve.set_xlabel("noisy copies that have voted")
     curve.set_ylabel("l2 radius")
     curve.legend(loc="upper left", ncols=2, frameon=False)
     curve.grid(alpha=0.3)
 
-    shown = sorted(names, key=lambda label: (-votes.get(label, 0), label))[:CLASSES]
-    shown = sorted({*shown, candidate}) if len(names) > CLASSES else sorted(names)
+    by_votes = sorted(names, key=lambda label: (-votes.get(label, 0), label))
+    shown = sorted({*by_votes[:CLASSES], candidate})
     heights = [votes.get(label, 0) for label in shown]
     colours = [BLUE if label == candidate else ORANGE for label in shown]
     drawn = bars.bar(range(len(shown)), heights, color=colours, edgecolor="black", linewidth=0.6)
@@ -54,23 +54,21 @@ def progress_figure(
     long = max(len(names[label]) for label in shown) > 3
     labels = [names[label][:14] for label in shown]
     bars.set_xticks(range(len(shown)), labels, rotation=60 if long else 0, ha="right" if long else "center")
-    bars.set(ylim=(0, 1.18 * max(heights)), xlabel="class (blue: the one to be certified)", ylabel="votes")
+    bars.set(ylim=(0, 1.18 * max(heights)), xlabel="class (blue: the one being certified)", ylabel="votes")
     bars.yaxis.set_major_locator(MaxNLocator(4, integer=True))
     for axis in (curve, bars):
         axis.spines[["top", "right"]].set_visible(False)
-    text = f"Radius {proved[-1]:.3f} proved after {copies[-1]} noisy copies; votes by class: " + ", ".join(
-        f"{names[label]} {votes[label]}" for label in shown if votes.get(label)
-    )
-    return _html(figure, text)
+    counts = ", ".join(f"{names[label]} {votes[label]}" for label in shown if votes.get(label))
+    return _html(figure, f"Radius {proved[-1]:.3f} proved after {copies[-1]} noisy copies; votes by class: {counts}")
 
 
 def copies_figure(image: torch.Tensor, noisy: torch.Tensor, denoised: torch.Tensor) -> str:
-    """The picture that is certified, a few noisy copies, and their one-step denoised images below them.
+    """The certified picture, a few noisy copies, and below each copy its image after one denoising step.
 
     Args:
         image: Shape `(C, H, W)`, pixel units.
-        noisy: Shape `(N, C, H, W)`; for the eye, values are cut to [0, 1].
-        denoised: The same.
+        noisy: Shape `(N, C, H, W)`, pixel units; values are clipped to [0, 1] for display.
+        denoised: Shape `(N, C, H, W)`, pixel units; clipped likewise.
     """
     figure = Figure(figsize=(WIDTH, 1.75), layout="constrained")
     count = len(noisy)
@@ -84,15 +82,15 @@ def copies_figure(image: torch.Tensor, noisy: torch.Tensor, denoised: torch.Tens
     axes["image"].set_title("certified image", fontsize=10)
     axes[top[0]].set_title("noisy copies", fontsize=10, loc="left")
     axes[bottom[0]].set_title("denoised in one step", fontsize=10, loc="left")
-    return _html(figure, f"The image that is certified, {count} noisy copies of it, and these denoised in one step")
+    return _html(figure, f"The certified image, {count} noisy copies of it, and the copies denoised in one step")
 
 
 def comparison_figure(runs: Sequence[dict], radius: float | None) -> str:
     """Certified accuracy of runs at their radii, with 95% intervals, and a certificate's radius as a line.
 
     Args:
-        runs: Of a `report.json`; as many as there are colours.
-        radius: Of the certificate, pixel units, or `None`.
+        runs: Runs of a `report.json`, at most one for each of `COLOURS`.
+        radius: Radius of the certificate, pixel units, or `None` for no line.
     """
     figure = Figure(figsize=(WIDTH, 3.6), layout="constrained")
     axis = figure.add_subplot()
@@ -110,20 +108,20 @@ def comparison_figure(runs: Sequence[dict], radius: float | None) -> str:
     axis.spines[["top", "right"]].set_visible(False)
     axis.grid(alpha=0.3)
     figure.legend(loc="outside upper center", frameon=False)
-    return _html(figure, "Certified accuracy against l2 radius; the figures stand in the text beside it")
+    return _html(figure, "Certified accuracy against l2 radius; the table has the numbers")
 
 
 def picture_figure(picture: PIL.Image.Image) -> str:
-    """The picture that will be certified, its pixels enlarged."""
+    """The picture to be certified, enlarged."""
     file = io.BytesIO()
     picture.save(file, format="png")
     source = base64.b64encode(file.getvalue()).decode()
     style = "width: 140px; image-rendering: pixelated; border-radius: 6px"
-    return f'<img src="data:image/png;base64,{source}" alt="The image to be certified" style="{style}">'
+    return f'<img src="data:image/png;base64,{source}" alt="The picture to be certified" style="{style}">'
 
 
 def download_link(text: str) -> str:
-    """A button that saves a certificate; the page itself holds it, the server keeps no file."""
+    """A button that saves a certificate. The page holds its text; the server keeps no file."""
     source = base64.b64encode(text.encode()).decode()
     style = f"display: inline-block; padding: 8px 16px; border-radius: 6px; background: {BLUE}; color: white"
     link = f'href="data:application/json;base64,{source}" download="certificate.json" style="{style}"'
@@ -131,7 +129,7 @@ def download_link(text: str) -> str:
 
 
 def _html(figure: Figure, text: str) -> str:
-    """The figure as an image that fits the width it is given, with a text for those who do not see it."""
+    """The figure as an image that fits the width of its place, with a text for screen readers."""
     file = io.BytesIO()
     figure.savefig(file, format="svg")
     source = base64.b64encode(file.getvalue()).decode()

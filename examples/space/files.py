@@ -1,4 +1,4 @@
-"""Files that visitors bring: certificates to be verified, and reports of runs to be compared with."""
+"""Read the files that visitors upload: certificates to verify, and reports of runs to compare with."""
 
 import json
 import math
@@ -9,10 +9,10 @@ from diffusers_ndc import Certificate
 
 
 def read_json(path: str | Path):
-    """The values in a JSON file.
+    """The contents of a JSON file.
 
     Raises:
-        ValueError: It is none.
+        ValueError: The file is not JSON.
     """
     try:
         return json.loads(Path(path).read_text(encoding="utf-8"))
@@ -21,10 +21,10 @@ def read_json(path: str | Path):
 
 
 def read_certificate(path: str | Path) -> Certificate:
-    """The certificate in a file; one that does not follow from its votes as it is, for `verdict` to say so.
+    """The certificate in a file, also one that does not follow from its votes, which `verdict` then explains.
 
     Raises:
-        ValueError: There is none, or it was altered in a way that the votes do not show.
+        ValueError: The file holds no certificate, or one that was altered in a way that the votes do not show.
     """
     data = read_json(path)
     try:
@@ -36,53 +36,45 @@ def read_certificate(path: str | Path) -> Certificate:
     except (ValueError, AttributeError):
         raise ValueError("The file holds no certificate: fields are missing, unknown, or not counts.") from None
     if certificate.verify():
-        raise ValueError("The file was altered: its digest is that of other values.")
+        raise ValueError("The file was altered: its digest does not match its values.")
     return certificate
 
 
 def verdict(certificate: Certificate) -> str:
-    """Whether the certificate follows from its votes, in words, with the reason."""
+    """Whether the certificate follows from its votes, and why, in Markdown."""
     if certificate.verify():
         votes = f"{certificate.counts.get(certificate.candidate, 0):,} of {certificate.n:,} votes"
         settings = f"sigma = {certificate.sigma:g}, alpha = {certificate.alpha:g}, bound: {certificate.bound}"
         if certificate.abstained:
-            return f"**Valid.** It abstains, and rightly so: {votes} prove no class ({settings})."
+            return f"**Valid.** It abstains correctly: {votes} prove no class ({settings})."
         proved = f"Class {certificate.label} and radius {certificate.radius:.4f}"
         return f"**Valid.** {proved} follow from {votes} ({settings})."
-    given = {"label": certificate.label, "radius": certificate.radius}
-    votes = {name: value for name, value in certificate.to_dict().items() if name not in {*given, "digest"}}
+    claims = {"label": certificate.label, "radius": certificate.radius}
+    votes = {name: value for name, value in certificate.to_dict().items() if name not in {*claims, "digest"}}
     try:
-        right = Certificate.from_counts(**votes)
-        if not right.verify():
+        recomputed = Certificate.from_counts(**votes)
+        if not recomputed.verify():
             raise ValueError
     except (TypeError, ValueError, AttributeError, ArithmeticError, LookupError):
         return "**Not valid.** Its votes and settings do not fit together: no radius follows from them."
-    proved = "no class at all" if right.abstained else f"class {right.label} within radius {right.radius:.4f}"
-    shown = ", ".join(f"{name} {str(value)[:20]}" for name, value in given.items())
-    return f"**Not valid.** The file says `{shown.replace('`', '')}`, but its votes prove {proved}."
+    proved = f"class {recomputed.label} within radius {recomputed.radius:.4f}"
+    if recomputed.abstained:
+        proved = "no class at all"
+    shown = ", ".join(f"{name} {str(value)[:20]}" for name, value in claims.items()).replace("`", "")
+    return f"**Not valid.** The file says `{shown}`, but its votes prove {proved}."
 
 
 def read_runs(path: str | Path) -> list[dict]:
-    """The certified runs of a `report.json` that `diffusers_ndc.evaluation` wrote, each with what is used here.
+    """The runs with certificates in a `report.json` of `diffusers_ndc.evaluation`, with the values used here checked.
 
     Raises:
-        ValueError: There are none, or values are missing or no shares.
+        ValueError: The file is no report, it has no run with certificates, or values are missing or out of range.
     """
     data = read_json(path)
     try:
         runs = [run for run in data["runs"] if run["certified"]]
         for run in runs:
-            values = [run["run"]["sigma"], *(point["radius"] for point in run["certified_accuracy"])]
-            radii, shares = values[1:], run["certified_accuracy"]
-            if not (
-                isinstance(run["name"], str)
-                and radii == sorted(set(radii))
-                and all(0 <= value < math.inf for value in values)
-                and all(0 <= point["low"] <= point["share"] <= point["high"] <= 1 for point in shares)
-                and type(run["certificates"]) is int
-                and radii
-            ):
-                raise ValueError
+            check_run(run)
     except (KeyError, TypeError, ValueError, AttributeError):
         raise ValueError("The file is no report.json of a run: it has no certified accuracy by radius.") from None
     if not runs:
@@ -90,11 +82,28 @@ def read_runs(path: str | Path) -> list[dict]:
     return runs
 
 
-def placed(run: dict, certificate: Certificate | None) -> str:
-    """A run's certified accuracy in a table, and a certificate's radius among its radii."""
+def check_run(run: dict) -> None:
+    """Raise if a value of a run is missing (KeyError), of another type (TypeError), or out of range (ValueError)."""
+    points = run["certified_accuracy"]
+    radii = [point["radius"] for point in points]
+    in_range = (
+        isinstance(run["name"], str)
+        and type(run["certificates"]) is int
+        and 0 <= run["run"]["sigma"] < math.inf
+        and len(radii) > 0
+        and all(0 <= radius < math.inf for radius in radii)
+        and radii == sorted(set(radii))
+        and all(0 <= point["low"] <= point["share"] <= point["high"] <= 1 for point in points)
+    )
+    if not in_range:
+        raise ValueError
+
+
+def compare_with_run(run: dict, certificate: Certificate | None) -> str:
+    """A Markdown table of a run's certified accuracy, and where a certificate's radius lies among its radii."""
     name = "".join(letter for letter in run["name"][:40] if letter.isprintable() and letter != "`")
     lines = [f"`{name}`: {run['certificates']:,} images at sigma {run['run']['sigma']:g}", ""]
-    lines += ["| radius | right and certified | 95% interval |", "| --- | --- | --- |"]
+    lines += ["| radius | correct and certified | 95% interval |", "| --- | --- | --- |"]
     radii, shares = [], []
     for point in run["certified_accuracy"]:
         radii.append(point["radius"])
@@ -103,12 +112,12 @@ def placed(run: dict, certificate: Certificate | None) -> str:
     lines.append("")
     if certificate is None or certificate.abstained:
         return "\n".join(lines)
-    below = bisect_right(radii, certificate.radius) - 1
-    if below < 0:
+    reached = bisect_right(radii, certificate.radius)  # number of the run's radii that the certificate reaches
+    if reached == 0:
         where = "is smaller than all of these"
     else:
-        where = f"reaches {radii[below]:g}, as {shares[below]} of these images do"
-        if below + 1 < len(radii):
-            where += f", and not {radii[below + 1]:g}, as {shares[below + 1]} do"
+        where = f"reaches {radii[reached - 1]:g}, like {shares[reached - 1]} of these images"
+        if reached < len(radii):
+            where += f", but not {radii[reached]:g}, which {shares[reached]} of them reach"
     lines.append(f"Your certificate's radius, {certificate.radius:.3f} at sigma {certificate.sigma:g}, {where}.")
     return "\n".join(lines)

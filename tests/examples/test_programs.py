@@ -13,7 +13,7 @@ from datasets import load_dataset
 from helpers.paths import EXAMPLES
 
 from diffusers_ndc import Attack, NoisedDiffusionClassifierPipeline, Prediction
-from diffusers_ndc.certification.certificate import check_file
+from diffusers_ndc.evaluation.verify import check_file
 
 
 def run(script, *options):
@@ -23,6 +23,7 @@ def run(script, *options):
     return result.stdout
 
 
+@pytest.mark.slow
 def test_calibrate_saves_the_levels_with_the_model(tmp_path):
     """On the embedded model, and a few digits that only have to be read here."""
     model = shutil.copytree(EXAMPLES / "mnist", tmp_path / "model", ignore=shutil.ignore_patterns("data"))
@@ -37,13 +38,17 @@ def test_calibrate_saves_the_levels_with_the_model(tmp_path):
         assert 1 <= len(levels) <= 2 and set(levels.sigmas) <= set(np.geomspace(1, 6, 4))
 
 
+NOWHERE = ["--model", "nowhere", "--dataset", "digits"]
+
+
 @pytest.mark.parametrize(
     "program, options, message",
     [
-        ("attack_certificates", ["--draws", "3"], "accepted are even numbers"),
-        ("attack_certificates", ["--draws", "0", "--score-draws", "0"], "not both 0"),
-        ("attack_certificates", ["--multiples", "1", "0"], "numbers above 0"),
-        ("calibrate", ["--model", "nowhere", "--dataset", "digits"], "--model is nowhere, which is no folder"),
+        ("attack_certificates", ["--draws", "3"], "`--draws` must be an even number (for antithetic pairs), got 3"),
+        ("attack_certificates", ["--draws", "0", "--score-draws", "0"], "must be above 0, got 0 for both"),
+        ("attack_certificates", ["--multiples", "1", "0"], "`--multiples` must be above 0, got 0"),
+        ("attack_certificates", ["--steps", "0"], "`--steps` must be at least 1, got 0"),
+        ("calibrate", NOWHERE, "`--model` must be the folder of a saved pipeline, got nowhere"),
     ],
 )
 def test_options_are_refused_before_any_work(program, options, message, monkeypatch, capsys):
@@ -54,6 +59,7 @@ def test_options_are_refused_before_any_work(program, options, message, monkeypa
     assert message in capsys.readouterr().err
 
 
+@pytest.mark.slow
 def test_the_readme_s_python_prints_what_stands_below_it():
     """But for the last line: how many classes are sifted away may differ in the last digit between machines."""
     readme = (EXAMPLES.parent / "README.md").read_text()
@@ -77,6 +83,7 @@ def test_the_digits_beside_the_model_are_the_split_that_is_written_down(tmp_path
     assert not any(np.asarray(image).tobytes() in digits for image in committed["image"])
 
 
+@pytest.mark.slow
 def test_benchmark_compares_and_reports(small_model, tmp_path):
     model, data = small_model(tmp_path)
     output = run(
@@ -84,50 +91,27 @@ def test_benchmark_compares_and_reports(small_model, tmp_path):
     )
     report = (tmp_path / "out" / "benchmark.md").read_text()
     assert report.strip() == output.strip() and (tmp_path / "out" / "frontier.png").stat().st_size > 0
-    for part in (
-        "Cost of a decision",
-        "same draws budget",
-        "One noisy copy",
-        "same decisions",
-        "full radius",
-        "network",
-    ):
-        assert part in report
+    titles = ("Cost of a decision", "number of copies", "One noisy copy", "same decisions", "full radius", "network")
+    for title in titles:
+        assert title in report
     assert "by formula" in report and f"{400 * (3 * 124 + 1):,}" in report
 
 
+@pytest.mark.slow
 def test_certificates_are_attacked_and_stand(small_model, tmp_path):
     model, data = small_model(tmp_path)
-    options = [
-        "--limit",
-        2,
-        "--n",
-        30,
-        "--multiples",
-        1,
-        5,
-        "--steps",
-        1,
-        "--judging",
-        20,
-        "--output",
-        tmp_path / "out",
-    ]
-    output = run("attack_certificates.py", "--model", model, "--dataset", data, *options)
+    options = ["--limit", 2, "--n", 30, "--multiples", 1, 5, "--steps", 1, "--judging", 20]
+    output = run("attack_certificates.py", "--model", model, "--dataset", data, "--output", tmp_path / "out", *options)
     assert output == (tmp_path / "out" / "attacks.md").read_text() and "2 of 2 images certified" in output
-    assert "| 1, just inside | 2 | 2 | 0 | 0 | 0 | 0 |" in output and "Inside the radius 0 fell" in output
+    assert "| 1, just inside | 2 | 2 | 0 | 0 | 0 | 0 |" in output and "0 images fell inside their radius" in output
     (file,) = (tmp_path / "out").glob("*.jsonl")
     certificates = [certificate for _, certificate, flaw in check_file(file) if flaw is None]
     attacked = [record for record in map(json.loads, file.read_text().splitlines()) if "attacks" in record]
-    assert len(certificates) == 2 and [(record["index"], record["multiple"]) for record in attacked] == [
-        (0, 1),
-        (0, 5),
-        (1, 1),
-        (1, 5),
-    ]
+    assert len(certificates) == 2
+    assert [(record["index"], record["multiple"]) for record in attacked] == [(0, 1), (0, 5), (1, 1), (1, 5)]
     for record in attacked:
         radius = record["multiple"] * certificates[record["index"]].radius
-        assert record["radius"] == radius and all(0 < found["distance"] < radius for found in record["attacks"])
+        assert record["radius"] == radius and all(0 < attack["distance"] < radius for attack in record["attacks"])
 
 
 def test_a_fall_inside_the_radius_is_loud(small_model, tmp_path, monkeypatch, capsys):

@@ -238,12 +238,12 @@ def test_a_certificate_is_placed_among_the_radii_of_a_run(certificate):
             for radius, share in ((0.0, 0.9), (0.2, 0.8), (0.3, 0.5))
         ],
     }
-    text = files.placed(run, certificate)
+    text = files.compare_with_run(run, certificate)
     assert "`a run`: 50 images at sigma 0.25" in text and "| 0.3 | 50% | 40% to 50% |" in text
-    assert text.endswith("reaches 0.2, as 80% of these images do, and not 0.3, as 50% do.")
-    assert "Your certificate" not in files.placed(run, None)
+    assert text.endswith("reaches 0.2, like 80% of these images, but not 0.3, which 50% of them reach.")
+    assert "Your certificate" not in files.compare_with_run(run, None)
     run["certified_accuracy"] = run["certified_accuracy"][2:]
-    assert files.placed(run, certificate).endswith("is smaller than all of these.")
+    assert files.compare_with_run(run, certificate).endswith("is smaller than all of these.")
 
 
 def test_the_bundled_report_is_that_of_the_run_that_the_readme_names():
@@ -258,7 +258,7 @@ def test_the_page_streams_and_its_download_verifies(app, digits_pipe, one, tmp_p
     frames = list(app.certify(digits_pipe, sketch_of(one), 0.25, 0.2, 100))
     status, figure, copies, link, record = frames[-1]
     assert len(frames) >= 2 and status.startswith("## 1: proved within radius 0.2") and "is proved." in status
-    assert "The wanted" not in frames[0][0]
+    assert "The radius you want" not in frames[0][0]
     assert figure.startswith("<img") and frames[0][1] != figure and copies.startswith("<img")
     saved = tmp_path / "certificate.json"
     saved.write_bytes(base64.b64decode(re.search(r"base64,([^\"]*)", link)[1]))
@@ -273,19 +273,19 @@ def test_a_radius_that_cannot_be_proved_is_announced_and_not_claimed(app, digits
     monkeypatch.setattr(app.gr, "Warning", said.append)
     monkeypatch.setattr(certifying, "SECONDS", 0)
     ((status, *_),) = app.certify(digits_pipe, one, 0.25, 2.0, 100)
-    assert "prove at most 0.3" in said[0] and "seconds are over" in status
+    assert "prove a radius of at most 0.3" in said[0] and "The time limit of 0 seconds is reached" in status
 
 
 @pytest.mark.parametrize(
     ("settings", "words"),
     [
-        ((float("nan"), 0.5, 100), "Sigma is nan"),
-        ((5.0, 0.5, 100), "Sigma is 5"),
-        ((0.25, -1, 100), "radius is -1"),
-        ((0.25, True, 100), "radius is True"),
-        ((0.25, "0.5", 100), "radius is 0.5"),
-        ((0.25, 0.5, 10**9), "copies is 10"),
-        ((0.25, 0.5, None), "copies is None"),
+        ((float("nan"), 0.5, 100), "Sigma must be .*, got nan"),
+        ((5.0, 0.5, 100), "Sigma must be .*, got 5"),
+        ((0.25, -1, 100), "radius to prove must be .*, got -1"),
+        ((0.25, True, 100), "radius to prove must be .*, got True"),
+        ((0.25, "0.5", 100), "radius to prove must be .*, got 0.5"),
+        ((0.25, 0.5, 10**9), "copies must be .*, got 10"),
+        ((0.25, 0.5, None), "copies must be .*, got None"),
     ],
 )
 def test_settings_out_of_range_are_refused(app, digits_pipe, one, network_calls, settings, words):
@@ -379,7 +379,7 @@ def test_the_assembled_folder_is_complete_and_small(assembled):
     assert package | {"mnist/model_index.json", "mnist/unet/diffusion_pytorch_model.safetensors"} <= inside
     assert not any("__pycache__" in path or "parquet" in path for path in inside)
     assert sum((assembled / path).stat().st_size for path in inside) < 5_000_000
-    with pytest.raises(FileExistsError, match="not empty"):
+    with pytest.raises(FileExistsError, match="must be new or empty"):
         deploy.assemble(assembled)
 
 
@@ -420,7 +420,7 @@ def test_deploy_says_what_is_wrong(hub, assembled, monkeypatch, capsys):
     monkeypatch.setattr(sys, "argv", ["deploy.py", "someone/certified", "--dry-run", str(assembled)])
     with pytest.raises(SystemExit):
         deploy.main()
-    assert "give NAMESPACE/NAME, or --dry-run" in capsys.readouterr().err
+    assert "give either NAMESPACE/NAME or --dry-run" in capsys.readouterr().err
     hub.broken = True
     monkeypatch.setattr(sys, "argv", ["deploy.py", "someone/certified"])
     with pytest.raises(SystemExit, match="error: "):

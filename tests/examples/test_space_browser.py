@@ -16,7 +16,10 @@ from helpers.space import network_calls as network_calls
 
 playwright = pytest.importorskip("playwright.sync_api", reason="needs the extra 'browser'")
 CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
-pytestmark = pytest.mark.skipif(CHROMIUM is None, reason="needs Chromium (Debian: apt-get install chromium)")
+pytestmark = [
+    pytest.mark.skipif(CHROMIUM is None, reason="needs Chromium (Debian: apt-get install chromium)"),
+    pytest.mark.slow,
+]
 
 PATIENCE = 60_000  # milliseconds: two cores may have other work
 ONE = [(0.5, 0.2), (0.5, 0.8)]
@@ -151,7 +154,7 @@ def test_nothing_chosen_is_a_message_and_then_an_upload_and_a_sample_are_certifi
     playwright.expect(page.locator("#certify")).to_be_enabled(timeout=PATIENCE)
     page.locator("#samples button img").nth(1).click()
     page.click("#certify")
-    shows(page, "#status", r"1: proved within radius 0\.2[\s\S]*The wanted radius is proved")
+    shows(page, "#status", r"1: proved within radius 0\.2[\s\S]*The radius you want is proved")
 
 
 def test_two_visitors_at_once_and_one_of_them_stops(visitor):
@@ -165,8 +168,9 @@ def test_two_visitors_at_once_and_one_of_them_stops(visitor):
         shows(page, "#status", "noisy copies")
     pages[0].click("#stop")
     playwright.expect(pages[0].locator("#certify")).to_be_enabled()
-    assert "2: proved" in shows(pages[1], "#status", "The wanted radius is proved")
-    assert "1: proved" in pages[0].inner_text("#status") and "The wanted" not in pages[0].inner_text("#status")
+    assert "2: proved" in shows(pages[1], "#status", "The radius you want is proved")
+    stopped = pages[0].inner_text("#status")
+    assert "1: proved" in stopped and "The radius you want" not in stopped
 
 
 def test_the_work_of_a_visitor_who_leaves_stops(visitor, network_calls):
