@@ -30,6 +30,7 @@ NOT_DESCRIBED = ("output", "overwrite", "patience", "report_to", "push_to_hub")
 LIBRARIES = ("accelerate", "datasets", "diffusers", "numpy", "pillow", "scipy", "torch", "transformers")
 """Libraries whose versions a run records."""
 
+Pipeline = NoisedDiffusionClassifierPipeline | LatentDiffusionClassifierPipeline
 Classifier = NoisedDiffusionClassifier | DenoisedClassifier | DenoisedDiffusionClassifier
 
 
