@@ -13,6 +13,8 @@ from tqdm.auto import tqdm
 
 from diffusers_ndc import Certificate, NoiseLevels
 from diffusers_ndc.diffusion.margins import UNSMOOTHED_LEVELS
+from diffusers_ndc.diffusion.reference import apndc_clean_logits
+from diffusers_ndc.diffusion.units import model_images
 
 
 matplotlib.use("Agg")
@@ -22,20 +24,14 @@ from matplotlib import pyplot as plt
 @torch.inference_mode()
 def reference_votes(bench: Benchmark, image: torch.Tensor, copies: int, generator: torch.Generator) -> list[int]:
     """Classes of noisy copies by the reference procedure: each copy alone, its classes one by one."""
-    denoiser, levels = bench.pipe.denoiser, bench.reference_levels
-    sigmas, weights = (image.new_tensor(values) for values in (levels.sigmas, levels.weights))
+    levels = bench.reference_levels
     votes = []
     for _ in range(copies):
         noise = torch.randn(image.shape, generator=generator).to(image)
-        x_tau = 2 * (image + bench.args.sigma * noise) - 1
-        x0_hat = denoiser(x_tau[None], bench.tau)
         eps = torch.randn((len(levels), *image.shape), generator=generator).to(image)
-        x_i = x0_hat + sigmas.view(-1, 1, 1, 1) * eps
-        losses = []
-        for label in range(denoiser.num_classes):
-            x0 = denoiser(x_i, sigmas, torch.full((len(levels),), label, device=image.device))
-            losses.append((weights * (x0 - x0_hat).square().flatten(1).sum(1)).sum().item())
-        votes.append(int(np.argmin(losses)))
+        x_tau = model_images(image + bench.args.sigma * noise)
+        logits = apndc_clean_logits(bench.pipe.denoiser, x_tau, bench.tau, levels, eps)
+        votes.append(logits.argmax().item())
     return votes
 
 

@@ -9,6 +9,7 @@ from labelled_images import load_labelled_images
 from tqdm.auto import tqdm
 
 from diffusers_ndc import Certificate, NoisedDiffusionClassifierPipeline, NoiseLevels
+from diffusers_ndc.common.markdown import table
 from diffusers_ndc.evaluation.subject import weight_hash
 from diffusers_ndc.pipelines.inputs import to_pixel_batch
 
@@ -52,12 +53,8 @@ class Benchmark:
 
     def table(self, rows: list[dict]) -> None:
         """Say a Markdown table; the keys of the first row are its heads."""
-        self.say("| " + " | ".join(rows[0]) + " |")
-        self.say("|" + " --- |" * len(rows[0]))
-        for row in rows:
-            cells = [f"{value:,.4g}" if isinstance(value, float) else f"{value}" for value in row.values()]
-            self.say("| " + " | ".join(cells) + " |")
-        self.say()
+        cells = [[f"{value:,.4g}" if isinstance(value, float) else value for value in row.values()] for row in rows]
+        self.say(table(list(rows[0]), cells) + "\n")
 
     def batch(self, count: int) -> torch.Tensor:
         """The first images, pixel units, on the model's device."""

@@ -23,7 +23,7 @@ SAME_SIGMA = 1e-5
 
 LATENT_NOISE = (
     "A certificate is about Gaussian noise on the pixels. Encoded to latents that noise is neither Gaussian nor of a "
-    "known level, so that a latent model cannot be told its level. For noisy images put a denoiser of pixels in "
+    "known level, so that a latent model cannot be told its level. For noisy images put a pixel-space denoiser in "
     "front, after which the latent model classifies clean images: `DenoisedDiffusionClassifier`, or `pixel_unet` and "
     "`pixel_scheduler` of `LatentDiffusionClassifierPipeline`."
 )

@@ -10,7 +10,7 @@ import PIL.Image
 import torch
 
 from diffusers_ndc import Certificate, NoisedDiffusionClassifierPipeline, SmoothedClassifier
-from diffusers_ndc.diffusion.classifier import model_images, model_sigma, pixel_images
+from diffusers_ndc.diffusion.units import model_images, model_sigma, pixel_images
 from diffusers_ndc.pipelines.inputs import to_pixel_batch
 
 

@@ -310,7 +310,11 @@ CALIBRATED_FOR_HALF = NoiseLevels((2.0,), (1.0,), smoothing_sigma=0.5, method="a
         (lambda p, x: p.certify(x, bound="guess"), ValueError, "`bound`"),
         (lambda p, x: p.certify(x, resolution=0.0), ValueError, "`resolution`"),
         (lambda p, x: p.certify(x, radii=(0.25, 1.0), n=10_000), ValueError, "`radii`.*0.7936"),
-        (lambda p, x: p.certify(x, levels=CALIBRATED_FOR_HALF), ValueError, "sigma=0.5.*`sigma` is 0.25"),
+        (
+            lambda p, x: p.certify(x, levels=CALIBRATED_FOR_HALF),
+            ValueError,
+            "`levels` must be calibrated for sigma=0.25.*got .*sigma=0.5",
+        ),
         (lambda p, x: p.certify(x, n=-5), ValueError, "`n`"),
         (lambda p, x: p.certify(x, batch_size=0), ValueError, "`batch_size`"),
         (lambda p, x: p.certify(x, radii=(-0.5,)), ValueError, "`radii`"),
