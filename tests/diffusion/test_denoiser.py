@@ -146,11 +146,11 @@ def test_timestep_class_embedding_takes_its_number_of_classes_from_the_user(x_si
     [
         ({"num_class_embeds": None}, {}, "no class embedding"),
         ({"num_class_embeds": None, "class_embed_type": "identity"}, {}, "no class embedding"),
-        ({"out_channels": 3}, {}, "out_channels=3.*twice as many"),
-        ({}, {"null_class": 0}, "accepted is the last of the 4"),
-        ({}, {"num_classes": 3}, "4 classes"),
-        ({}, {"num_classes": 4, "null_class": 3}, "3 classes"),
-        ({}, {"unconditional_unet": tiny_unet()}, "unconditional_unet"),
+        ({"out_channels": 3}, {}, "`unet` must .*twice as many.*got .*out_channels=3"),
+        ({}, {"null_class": 0}, "`null_class` must be .*the last of the 4 .*got 0"),
+        ({}, {"num_classes": 3}, "`num_classes` .*4 classes.*got 3"),
+        ({}, {"num_classes": 4, "null_class": 3}, "`num_classes` .*3 classes.*got 4"),
+        ({}, {"unconditional_unet": tiny_unet()}, "`unconditional_unet` must be a network without classes"),
     ],
 )
 def test_refuses_networks(unet_settings, arguments, match):
@@ -164,7 +164,7 @@ def test_refuses_weights_that_are_not_finite(name, value):
     networks = {"unet": tiny_unet(), "unconditional_unet": tiny_unet(num_class_embeds=None)}
     with torch.no_grad():
         networks[name].conv_out.weight[0, 0, 0, 0] = value
-    with pytest.raises(ValueError, match=f"`{name}` has weights"):
+    with pytest.raises(ValueError, match=f"`{name}` must have finite weights"):
         Denoiser(scheduler=DDPMScheduler(), **networks)
 
 
@@ -177,7 +177,7 @@ def test_refuses_labels_that_the_network_does_not_have(unet, x_sigma, labels):
 @pytest.mark.parametrize(
     "scheduler, match",
     [
-        (ScoreSdeVeScheduler(), "ScoreSdeVeScheduler, which has no known noise level"),
+        (ScoreSdeVeScheduler(), "`scheduler` must have a known noise level.*got ScoreSdeVeScheduler"),
         (FlowMatchEulerDiscreteScheduler(invert_sigmas=True), "invert_sigmas"),
         (diffusers.DPMSolverMultistepScheduler(prediction_type="flow_prediction"), "flow_prediction"),
         (diffusers.DPMSolverMultistepScheduler(use_flow_sigmas=True), "use_flow_sigmas"),
