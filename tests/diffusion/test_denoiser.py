@@ -128,6 +128,13 @@ def test_null_class_unconditional_network_and_class_mean(unet, x_sigma):
     torch.testing.assert_close(unconditional(x_sigma, SIGMAS), x_sigma - SIGMAS.view(-1, 1, 1, 1) * output)
 
 
+def test_gradients_pass_through_the_mean_over_the_classes(unet, x_sigma):
+    """Also where the network's weights require gradients, as they do unless somebody froze them."""
+    x_sigma.requires_grad_()
+    Denoiser(unet, DDPMScheduler())(x_sigma, SIGMAS).square().sum().backward()
+    assert x_sigma.grad.isfinite().all() and unet.class_embedding.weight.grad.abs().max() > 0
+
+
 def test_zero_terminal_snr_schedule_keeps_its_finite_levels(unet):
     scheduler = DDPMScheduler(rescale_betas_zero_snr=True, prediction_type="v_prediction")
     low, high = Denoiser(unet, scheduler).sigma_range
