@@ -176,7 +176,7 @@ def fit_weights(errors: np.ndarray, labels: np.ndarray, prior: np.ndarray) -> tu
     num_images, num_levels = errors.shape[:2]
     true_errors = errors[np.arange(num_images), :, labels]
     # m_ntk = prior_t * (error_ntk - error of the true class), 0 for the true class, so that the loss of an image is
-    # log sum_k exp(-sum_t f_t * m_ntk). They are divided by their mean size, for the optimiser's sake: the penalty does
+    # log sum_k exp(-sum_t f_t * m_ntk). They are divided by their mean size for the optimiser's sake. The penalty does
     # not depend on the scale of the factors.
     margins = (errors - true_errors[:, :, None]) * prior[:, None]
     unit = np.abs(margins).mean() or 1.0
