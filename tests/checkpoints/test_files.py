@@ -180,10 +180,9 @@ def audited(small, published, tmp_path_factory):
 def test_a_pickle_that_would_run_code_is_refused_and_nothing_runs(name, audited):
     """In the audit of the interpreter only the file itself is opened: no import, no exec, no process."""
     (path, outcome, events), marker = audited[0][name], audited[1]
-    assert isinstance(outcome, str) and outcome.startswith(
-        f"`path` ('{path}') must be a pickle of an EDM network, got"
-    ), outcome
-    assert "a file that cannot be read (" in outcome and outcome.endswith("Nothing in it was run.")
+    expected = f"`path` ('{path}') must be a pickle of an EDM network, got a file that cannot be read ("
+    assert isinstance(outcome, str) and outcome.startswith(expected), outcome
+    assert outcome.endswith("Nothing in it was run.")
     assert events == [["open", str(path)]] and not marker.exists()
 
 
@@ -270,7 +269,7 @@ def test_refuses_other_networks(small, tmp_path):
         ({"label_dim": "10"}, "label_dim='10'"),
         ({"channel_mult": [1, 2.5]}, "channel_mult"),
         ({"channel_mult": []}, "at least one number in channel_mult"),
-        ({"num_blocks": 1000}, "at most 1000 blocks in all, got 3003"),
+        ({"num_blocks": 1000}, "at most 1000 blocks in all, got 2002"),
         ({"encoder_type": "skip"}, "encoder_type='skip'"),
         ({"resample_filter": [1, 2, 1]}, "resample_filter"),
         ({"resample_filter": [1, 3, 3, 1]}, "resample_filter.*another one"),
@@ -304,9 +303,7 @@ def test_refuses_checkpoints_that_do_not_go_together(published, small, tmp_path)
     conditional = save_published(tmp_path / "a.pkl", golden("a")[0])
     with pytest.raises(ValueError, match="`path`.* must hold a class-conditional network.*`unconditional`"):
         read_checkpoints(published)
-    with pytest.raises(
-        ValueError, match="`unconditional`.* must hold a network without classes.*got one with 10 classes"
-    ):
+    with pytest.raises(ValueError, match="`unconditional`.* without classes .*got one with 10 classes"):
         read_checkpoints(conditional, conditional)
     with pytest.raises(ValueError, match="`unconditional`.* must be a EDMPrecond.*got a VPPrecond"):
         read_checkpoints(conditional, published)
