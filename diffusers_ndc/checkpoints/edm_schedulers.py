@@ -1,8 +1,8 @@
 """The preconditionings of Karras et al. 2022 (arXiv:2206.00364, Table 1) other than EDM's own, as schedulers.
 
-They hold how a network is called at a noise level `sigma` (VE coordinates, model units), by the functions that
-`EDMEulerScheduler` of diffusers has too, and say nothing of how to sample: `D = c_skip x + c_out F(c_in x, c_noise)`.
-`sigma` broadcasts against the images, or has one value for each in `precondition_noise`.
+They define how a network is called at a noise level `sigma` (VE coordinates, model units), with the same methods as
+diffusers' `EDMEulerScheduler`, and say nothing about how to sample: `D = c_skip * x + c_out * F(c_in * x, c_noise)`.
+`sigma` broadcasts against the images; for `precondition_noise` it has one value per image.
 """
 
 import torch
@@ -11,14 +11,14 @@ from diffusers.configuration_utils import register_to_config
 
 
 class VPPrecondScheduler(SchedulerMixin, ConfigMixin):
-    """Variance-preserving networks in continuous time (`VPPrecond`): they predict the noise.
+    """Preconditioning of variance-preserving networks in continuous time (`VPPrecond`), which predict the noise.
 
     Args:
-        sigma_min: Smallest noise level. The default is `sigma(1e-5)` as float32 arithmetic has it.
+        sigma_min: Smallest noise level. The default is `sigma(1e-5)` in float32 arithmetic.
         sigma_max: Largest noise level, `sigma(1)`.
         beta_d: Slope of the noise rate `beta(t)`: `sigma(t)^2 = exp(beta_d t^2 / 2 + beta_min t) - 1`.
         beta_min: Noise rate at t = 0.
-        num_train_timesteps: What the network takes for time is `t` from 0 to this less one.
+        num_train_timesteps: The network takes `t` scaled to run from 0 to this minus 1.
     """
 
     @register_to_config
@@ -50,7 +50,7 @@ class VPPrecondScheduler(SchedulerMixin, ConfigMixin):
 
 
 class VEPrecondScheduler(SchedulerMixin, ConfigMixin):
-    """Variance-exploding networks (`VEPrecond`): they predict minus the noise.
+    """Preconditioning of variance-exploding networks (`VEPrecond`), which predict minus the noise.
 
     Args:
         sigma_min: Smallest noise level.
@@ -77,11 +77,13 @@ class VEPrecondScheduler(SchedulerMixin, ConfigMixin):
 
 
 class IDDPMPrecondScheduler(SchedulerMixin, ConfigMixin):
-    """Networks of discrete time (`iDDPMPrecond`): they predict the noise and are told the nearest trained level.
+    """Preconditioning of networks in discrete time (`iDDPMPrecond`), which predict the noise.
+
+    The network is given the nearest trained noise level.
 
     Args:
-        sigmas: The trained noise levels `u`, descending; the last one is 0. The network takes `M - 1 - j` for `u[j]`
-            where there are `M + 1` of them.
+        sigmas: The M + 1 trained noise levels `u`, descending; the last one is 0. For `u[j]`, the network takes
+            `M - 1 - j`.
         sigma_min: Smallest noise level, `u[M - 1]`.
         sigma_max: Largest noise level, `u[0]`.
     """

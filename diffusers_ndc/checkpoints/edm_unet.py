@@ -1,4 +1,4 @@
-"""The DDPM++ and NCSN++ networks of Karras et al. 2022 (arXiv:2206.00364), out of the blocks of diffusers.
+"""The DDPM++ and NCSN++ networks of Karras et al. 2022 (arXiv:2206.00364), made of diffusers' blocks.
 
 No configuration of `UNet2DModel` can express them: every sum of two branches is scaled by `sqrt(1/2)`, blocks that
 resample have a 1x1 convolution in their shortcut, labels enter before the time MLP, and NCSN++ feeds its input again
@@ -26,8 +26,8 @@ TIME_EMBEDDING_TYPES = ("positional", "fourier")
 class FourierTimesteps(nn.Module):
     """`[sin(2 pi b t), cos(2 pi b t)]` with the random frequencies `b` that the network was trained with.
 
-    They stay in float32 whatever the network is cast to: a phase of a few hundred radians has no meaning in half
-    precision.
+    They stay in float32 whatever dtype the network is cast to: half precision cannot represent a phase of a few
+    hundred radians accurately enough.
     """
 
     frequencies: torch.Tensor
@@ -49,7 +49,7 @@ class FourierTimesteps(nn.Module):
 
 
 class DownBlock(nn.Module):
-    """Residual blocks of one resolution of the encoder, and the way down to the next.
+    """Residual blocks of one resolution of the encoder, and the step down to the next one.
 
     Args:
         resnets: The residual blocks.
@@ -80,7 +80,7 @@ class DownBlock(nn.Module):
 
 
 class UpBlock(nn.Module):
-    """Residual blocks of one resolution of the decoder, each with a skip connection, and the way up to the next.
+    """Residual blocks of one resolution of the decoder, each with a skip connection, and the step up to the next one.
 
     Args:
         resnets: The residual blocks.
@@ -103,11 +103,64 @@ class UpBlock(nn.Module):
         return x
 
 
-class EDMUNet2DModel(ModelMixin, ConfigMixin):
-    """DDPM++ (`positional`, no residual encoder) or NCSN++ (`fourier`, residual encoder), called as a `UNet2DModel`.
+class BlockFactory:
+    """Makes the residual blocks and attentions of one `EDMUNet2DModel`.
 
-    It is the raw network `F` of Karras et al. 2022, equation 7: the scheduler holds the preconditioning. The defaults
-    are those of the published CIFAR-10 network `vp`, without classes.
+    Args:
+        sample_size: Height and width of the images.
+        widths: Channels at each resolution, from the highest one down.
+        attention_resolutions: Resolutions with attention.
+        time_embedding_dim: Channels of the time embedding that residual blocks take.
+        resample_filter: `(1, 1)` or `(1, 3, 3, 1)`.
+        dropout: Dropout in training.
+    """
+
+    def __init__(self, sample_size, widths, attention_resolutions, time_embedding_dim, resample_filter, dropout):
+        self.sample_size = sample_size
+        self.widths = widths
+        self.attention_resolutions = attention_resolutions
+        self.time_embedding_dim = time_embedding_dim
+        self.kernel = "fir" if len(resample_filter) == 4 else None
+        self.dropout = dropout
+
+    def resnet(self, c_in: int, c_out: int, **resampling: bool) -> ResnetBlock2D:
+        """A residual block from `c_in` to `c_out` channels. `up=True` or `down=True` makes it resample."""
+        return ResnetBlock2D(
+            in_channels=c_in,
+            out_channels=c_out,
+            temb_channels=self.time_embedding_dim,
+            groups=norm_groups(c_in),
+            groups_out=norm_groups(c_out),
+            eps=1e-6,
+            dropout=self.dropout,
+            output_scale_factor=math.sqrt(2),
+            kernel=self.kernel,
+            use_in_shortcut=True if resampling else None,
+            **resampling,
+        )
+
+    def attention(self, level: int) -> Attention | None:
+        """An attention for a resolution (0 is the highest), or `None` if that resolution has none."""
+        if self.sample_size >> level not in self.attention_resolutions:
+            return None
+        width = self.widths[level]
+        return Attention(
+            width,
+            heads=1,
+            dim_head=width,
+            bias=True,
+            eps=1e-6,
+            norm_num_groups=norm_groups(width),
+            residual_connection=True,
+            rescale_output_factor=math.sqrt(2),
+        )
+
+
+class EDMUNet2DModel(ModelMixin, ConfigMixin):
+    """DDPM++ (`positional`, no residual encoder) or NCSN++ (`fourier`, residual encoder), called like a `UNet2DModel`.
+
+    It is the raw network `F` of Karras et al. 2022, equation 7; the preconditioning belongs to the scheduler. The
+    defaults are those of the published CIFAR-10 network `vp` without classes.
 
     Args:
         sample_size: Height and width of the images.
@@ -116,19 +169,25 @@ class EDMUNet2DModel(ModelMixin, ConfigMixin):
         model_channels: Width of the first convolution.
         block_out_channels: Width at each resolution, from the highest one down.
         layers_per_block: Residual blocks at each resolution of the encoder; the decoder has one more.
-        attention_resolutions: Resolutions with attention: after every block of the encoder, after the last one of
+        attention_resolutions: Resolutions with attention: after every block of the encoder, after the last block of
             the decoder. The middle of the network always has one.
         time_embedding_type: `positional` or `fourier`.
         time_proj_dim: Width of the embedded noise level, and of the class embedding, which is added to it.
         time_embedding_dim: Width of the MLP behind it.
         residual_encoder: Whether the input is added again, filtered, at each lower resolution of the encoder.
-        resample_filter: `(1, 1)`, or `(1, 3, 3, 1)`.
+        resample_filter: `(1, 1)` or `(1, 3, 3, 1)`.
         dropout: Dropout in training.
-        num_class_embeds: Rows of the class embedding, `None` for a network without classes. Where "no class" was
-            trained too, it is the last row.
+        num_class_embeds: Rows of the class embedding, `None` for a network without classes. If "no class" was trained
+            too, it is the last row.
 
     Raises:
-        ValueError: `time_embedding_type` or `resample_filter` is not one of these.
+        ValueError: `time_embedding_type` or `resample_filter` has another value.
+
+    Example:
+        >>> sizes = {"model_channels": 8, "block_out_channels": (8, 8), "time_proj_dim": 8, "time_embedding_dim": 16}
+        >>> network = EDMUNet2DModel(sample_size=8, layers_per_block=1, num_class_embeds=3, **sizes)
+        >>> network(torch.randn(2, 3, 8, 8), torch.zeros(2), class_labels=torch.tensor([0, 2])).sample.shape
+        torch.Size([2, 3, 8, 8])
     """
 
     _keep_in_fp32_modules = ["time_proj"]
@@ -153,41 +212,14 @@ class EDMUNet2DModel(ModelMixin, ConfigMixin):
     ):
         super().__init__()
         if time_embedding_type not in TIME_EMBEDDING_TYPES:
-            raise ValueError(f"`time_embedding_type` is {time_embedding_type!r}; accepted are {TIME_EMBEDDING_TYPES}.")
+            raise ValueError(
+                f"`time_embedding_type` must be one of {TIME_EMBEDDING_TYPES}, got {time_embedding_type!r}."
+            )
         if tuple(resample_filter) not in RESAMPLE_FILTERS:
-            raise ValueError(f"`resample_filter` is {resample_filter}; accepted are {RESAMPLE_FILTERS}.")
-        kernel = "fir" if len(resample_filter) == 4 else None
-        widths = block_out_channels
-        lowest = len(widths) - 1
-
-        def resnet(c_in, c_out, **resampling):
-            return ResnetBlock2D(
-                in_channels=c_in,
-                out_channels=c_out,
-                temb_channels=time_embedding_dim,
-                groups=norm_groups(c_in),
-                groups_out=norm_groups(c_out),
-                eps=1e-6,
-                dropout=dropout,
-                output_scale_factor=math.sqrt(2),
-                kernel=kernel,
-                use_in_shortcut=True if resampling else None,
-                **resampling,
-            )
-
-        def attention(level):
-            if sample_size >> level not in attention_resolutions:
-                return None
-            return Attention(
-                widths[level],
-                heads=1,
-                dim_head=widths[level],
-                bias=True,
-                eps=1e-6,
-                norm_num_groups=norm_groups(widths[level]),
-                residual_connection=True,
-                rescale_output_factor=math.sqrt(2),
-            )
+            raise ValueError(f"`resample_filter` must be one of {RESAMPLE_FILTERS}, got {resample_filter}.")
+        blocks = BlockFactory(
+            sample_size, block_out_channels, attention_resolutions, time_embedding_dim, resample_filter, dropout
+        )
 
         self.conv_in = nn.Conv2d(in_channels, model_channels, kernel_size=3, padding=1)
         if time_embedding_type == "fourier":
@@ -197,44 +229,65 @@ class EDMUNet2DModel(ModelMixin, ConfigMixin):
         self.time_embedding = TimestepEmbedding(time_proj_dim, time_embedding_dim)
         self.class_embedding = None if num_class_embeds is None else nn.Embedding(num_class_embeds, time_proj_dim)
 
-        self.down_blocks = nn.ModuleList()
-        skip_widths, c_in, c_pyramid = [model_channels], model_channels, in_channels
-        for level, width in enumerate(widths):
-            resnets = [resnet(c_in if i == 0 else width, width) for i in range(layers_per_block)]
-            attentions = [attention(level) for _ in resnets]
-            c_in = width if resnets else c_in
-            down, residual = None, None
-            if level < lowest:
-                down = resnet(c_in, c_in, down=True)
-                if residual_encoder:
-                    residual = FirDownsample2D(c_pyramid, c_in, use_conv=True, fir_kernel=tuple(resample_filter))
-                    c_pyramid = c_in
-            skip_widths += [width] * len(resnets) + [c_in] * (level < lowest)
-            self.down_blocks.append(DownBlock(resnets, attentions, down, residual))
-
+        pyramid_filter = tuple(resample_filter) if residual_encoder else None
+        skip_widths = self._make_encoder(blocks, layers_per_block, in_channels, model_channels, pyramid_filter)
+        width = skip_widths[-1]
         self.mid_block = UNetMidBlock2D(
-            in_channels=c_in,
+            in_channels=width,
             temb_channels=time_embedding_dim,
             dropout=dropout,
             resnet_eps=1e-6,
-            resnet_groups=norm_groups(c_in),
-            attn_groups=norm_groups(c_in),
-            attention_head_dim=c_in,
+            resnet_groups=norm_groups(width),
+            attn_groups=norm_groups(width),
+            attention_head_dim=width,
             output_scale_factor=math.sqrt(2),
         )
+        self._make_decoder(blocks, layers_per_block, skip_widths)
+        width = block_out_channels[0]
+        self.conv_norm_out = nn.GroupNorm(norm_groups(width), width, eps=1e-6)
+        self.conv_out = nn.Conv2d(width, out_channels, kernel_size=3, padding=1)
 
+    def _make_encoder(
+        self,
+        blocks: BlockFactory,
+        layers_per_block: int,
+        in_channels: int,
+        model_channels: int,
+        pyramid_filter: tuple[int, ...] | None,
+    ) -> list[int]:
+        """Make `down_blocks`. Returns the widths of all skip connections, the lowest resolution last."""
+        self.down_blocks = nn.ModuleList()
+        skip_widths, c_in, c_pyramid = [model_channels], model_channels, in_channels
+        lowest = len(blocks.widths) - 1
+        for level, width in enumerate(blocks.widths):
+            resnets = []
+            for _ in range(layers_per_block):
+                resnets.append(blocks.resnet(c_in, width))
+                skip_widths.append(width)
+                c_in = width
+            attentions = [blocks.attention(level) for _ in resnets]
+            downsampler, residual = None, None
+            if level < lowest:
+                downsampler = blocks.resnet(c_in, c_in, down=True)
+                skip_widths.append(c_in)
+                if pyramid_filter is not None:
+                    residual = FirDownsample2D(c_pyramid, c_in, use_conv=True, fir_kernel=pyramid_filter)
+                    c_pyramid = c_in
+            self.down_blocks.append(DownBlock(resnets, attentions, downsampler, residual))
+        return skip_widths
+
+    def _make_decoder(self, blocks: BlockFactory, layers_per_block: int, skip_widths: list[int]) -> None:
+        """Make `up_blocks`, which use up `skip_widths` from its end."""
         self.up_blocks = nn.ModuleList()
-        for level, width in reversed(list(enumerate(widths))):
+        c_in = skip_widths[-1]
+        for level, width in reversed(list(enumerate(blocks.widths))):
             resnets = []
             for _ in range(layers_per_block + 1):
-                resnets.append(resnet(c_in + skip_widths.pop(), width))
+                resnets.append(blocks.resnet(c_in + skip_widths.pop(), width))
                 c_in = width
-            attentions = [None] * layers_per_block + [attention(level)]
-            up = resnet(width, width, up=True) if level > 0 else None
-            self.up_blocks.append(UpBlock(resnets, attentions, up))
-
-        self.conv_norm_out = nn.GroupNorm(norm_groups(c_in), c_in, eps=1e-6)
-        self.conv_out = nn.Conv2d(c_in, out_channels, kernel_size=3, padding=1)
+            attentions = [None] * layers_per_block + [blocks.attention(level)]
+            upsampler = blocks.resnet(width, width, up=True) if level > 0 else None
+            self.up_blocks.append(UpBlock(resnets, attentions, upsampler))
 
     def forward(
         self,
@@ -252,14 +305,12 @@ class EDMUNet2DModel(ModelMixin, ConfigMixin):
             return_dict: Whether to return a `UNet2DOutput` or a tuple.
 
         Raises:
-            ValueError: `class_labels` are missing, or given to a network without classes.
+            ValueError: `class_labels` is missing, or given to a network without classes.
         """
-        if (class_labels is None) != (self.class_embedding is None):
-            raise ValueError(
-                f"`class_labels` is {class_labels!r} for a network with num_class_embeds="
-                f"{self.config.num_class_embeds}; accepted is one label for each image, None where there are no "
-                "classes."
-            )
+        if self.class_embedding is None and class_labels is not None:
+            raise ValueError(f"`class_labels` must be None for a network without classes, got {class_labels!r}.")
+        if self.class_embedding is not None and class_labels is None:
+            raise ValueError("`class_labels` must be one label per image for a network with classes, got None.")
         timestep = torch.as_tensor(timestep, dtype=torch.float32, device=sample.device).expand(len(sample))
         emb = self.time_proj(timestep).to(self.conv_in.weight.dtype)
         if self.class_embedding is not None:
@@ -279,5 +330,5 @@ class EDMUNet2DModel(ModelMixin, ConfigMixin):
 
 
 def norm_groups(channels: int) -> int:
-    """Groups of a group norm: 32, in narrow networks four channels each."""
+    """Number of groups of a group norm: 32, or fewer in narrow networks so that a group has four channels."""
     return min(32, channels // 4)

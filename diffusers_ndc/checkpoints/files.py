@@ -15,20 +15,21 @@ from .unpickling import read_pickled_network
 PRECONDITIONINGS = ("EDMPrecond", "VPPrecond", "VEPrecond", "iDDPMPrecond")
 NETWORKS = ("SongUNet", "DhariwalUNet")
 SUFFIXES = (".pkl", ".pt", ".pth", ".safetensors")
+DESCRIPTION = '{"class_name": "EDMPrecond", "init_kwargs": {...}}'
 
 
 @dataclass(frozen=True)
 class EDMCheckpoint:
-    """A network of Karras et al. as it was published: what it is, and its weights.
+    """A published network of Karras et al.: its class, its arguments and its weights.
 
     Args:
         class_name: The preconditioning, one of `PRECONDITIONINGS`.
-        init_kwargs: The keywords that the network was made with.
+        init_kwargs: The keyword arguments with which the network was made.
         state_dict: Its tensors, by their published names.
         source: Where it was read from, for messages.
 
     Raises:
-        ValueError: The class is another one.
+        ValueError: The preconditioning or the network inside has another class.
     """
 
     class_name: str
@@ -38,73 +39,94 @@ class EDMCheckpoint:
 
     def __post_init__(self):
         if self.class_name not in PRECONDITIONINGS:
-            raise ValueError(f"{self.source} holds a {self.class_name}; accepted are {PRECONDITIONINGS}.")
+            raise ValueError(f"{self.source} must hold one of {PRECONDITIONINGS}, got a {self.class_name}.")
         if self.model_type not in NETWORKS:
-            raise ValueError(f"{self.source} holds a {self.model_type}; accepted are {NETWORKS}.")
+            raise ValueError(f"{self.source} must hold one of {NETWORKS}, got a {self.model_type}.")
 
     @property
     def model_type(self) -> str:
         """Class of the network inside: `SongUNet` (DDPM++, NCSN++) or `DhariwalUNet` (ADM)."""
-        by_default = "DhariwalUNet" if self.class_name in ("EDMPrecond", "iDDPMPrecond") else "SongUNet"
-        return self.init_kwargs.get("model_type", by_default)
+        default = "DhariwalUNet" if self.class_name in ("EDMPrecond", "iDDPMPrecond") else "SongUNet"
+        return self.init_kwargs.get("model_type", default)
 
     @property
     def num_classes(self) -> int:
-        """Number of classes, 0 for an unconditional network."""
+        """Number of classes, 0 for a network without classes."""
         return self.init_kwargs.get("label_dim", 0)
 
 
 def read_checkpoint(path: str | os.PathLike, argument: str = "path") -> EDMCheckpoint:
-    """Read a checkpoint; nothing that is in the file is run.
+    """Read a checkpoint. Nothing in the file is run.
 
     Args:
-        path: A published `.pkl`, whose network `ema` is read; or the network's state dict, a `.pt` or `.safetensors`,
-            with a JSON file of the same name beside it: `{"class_name": "EDMPrecond", "init_kwargs": {...}}`.
-        argument: What the caller calls the path, for messages.
+        path: A published `.pkl`, whose network `ema` is read; or the network's state dict (`.pt`, `.pth`,
+            `.safetensors`) with a JSON file of the same name beside it:
+            `{"class_name": "EDMPrecond", "init_kwargs": {...}}`.
+        argument: Name of the caller's argument, for messages.
+
+    Returns:
+        The checkpoint, unconverted; see `convert_network` and `convert_scheduler`.
 
     Raises:
-        FileNotFoundError: There is no such file, or no JSON file beside a state dict.
-        ValueError: The file is damaged, holds something else, or a pickle that names what no EDM network needs.
+        FileNotFoundError: The file does not exist, or a state dict has no JSON file beside it.
+        ValueError: The file is damaged, holds something else, or is a pickle that names what no EDM network needs.
     """
     path = Path(path)
     source = f"`{argument}` ('{path}')"
     if not path.is_file():
-        raise FileNotFoundError(f"{source} does not exist; accepted is a file that ends in one of {SUFFIXES}.")
-    if path.suffix not in SUFFIXES:
-        raise ValueError(f"{source} ends in '{path.suffix}'; accepted are {SUFFIXES}.")
-    if path.suffix == ".pkl":
-        try:
-            with path.open("rb") as file:
-                class_name, init_kwargs, inner_class, tensors = read_pickled_network(file)
-        except pickle.UnpicklingError as error:
-            raise ValueError(
-                f"{source} cannot be read ({error}); accepted is a pickle of an EDM network. Nothing of it was run."
-            ) from error
-        checkpoint = EDMCheckpoint(class_name, init_kwargs, tensors, source)
-        if inner_class != checkpoint.model_type:
-            raise ValueError(f"{source} is a {checkpoint.model_type} by its arguments, but holds a {inner_class}.")
-        return checkpoint
-    described = path.with_suffix(".json")
-    if not described.is_file():
         raise FileNotFoundError(
-            f"{source} has no '{described.name}' beside it; a state dict needs one that says what it is: "
-            '{"class_name": "EDMPrecond", "init_kwargs": {...}}.'
+            f"{source} must be a file that ends in one of {SUFFIXES}, got a path that does not exist."
+        )
+    if path.suffix not in SUFFIXES:
+        raise ValueError(f"{source} must end in one of {SUFFIXES}, got '{path.suffix}'.")
+    if path.suffix == ".pkl":
+        return _read_pickle(path, source)
+    class_name, init_kwargs = _read_description(path.with_suffix(".json"), source)
+    return EDMCheckpoint(class_name, init_kwargs, _read_state_dict(path, source), source)
+
+
+def _read_pickle(path: Path, source: str) -> EDMCheckpoint:
+    try:
+        with path.open("rb") as file:
+            class_name, init_kwargs, inner_class, tensors = read_pickled_network(file)
+    except pickle.UnpicklingError as error:
+        raise ValueError(
+            f"{source} must be a pickle of an EDM network, got a file that cannot be read ({error}). Nothing in it "
+            "was run."
+        ) from error
+    checkpoint = EDMCheckpoint(class_name, init_kwargs, tensors, source)
+    if inner_class != checkpoint.model_type:
+        raise ValueError(f"{source} must hold a {checkpoint.model_type}, as its arguments state, got a {inner_class}.")
+    return checkpoint
+
+
+def _read_description(path: Path, source: str) -> tuple[str, dict]:
+    if not path.is_file():
+        raise FileNotFoundError(
+            f"{source} must have '{path.name}' beside it, which describes the state dict ({DESCRIPTION}), got no such "
+            "file."
         )
     try:
-        description = strict_json.loads(described.read_text(encoding="utf-8"))
-        class_name, init_kwargs = description["class_name"], dict(description["init_kwargs"])
+        description = strict_json.loads(path.read_text(encoding="utf-8"))
+        return description["class_name"], dict(description["init_kwargs"])
     except (ValueError, TypeError, KeyError) as error:
         raise ValueError(
-            f"{source}: '{described.name}' is not as it should be ({type(error).__name__}: {error}); accepted is "
-            '{"class_name": "EDMPrecond", "init_kwargs": {...}}.'
+            f"{source} must have a description {DESCRIPTION} in '{path.name}', got a file that cannot be used "
+            f"({type(error).__name__}: {error})."
         ) from error
+
+
+def _read_state_dict(path: Path, source: str) -> dict[str, torch.Tensor]:
     try:
         if path.suffix == ".safetensors":
             tensors = load_file(path)
         else:
             tensors = torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:  # of damaged bytes, torch.load raises whatever its parts do
-        raise ValueError(f"{source} cannot be read: {error}") from error
-    if not isinstance(tensors, dict) or not all(isinstance(value, torch.Tensor) for value in tensors.values()):
-        raise ValueError(f"{source} holds no state dict; accepted is a dictionary of tensors.")
-    return EDMCheckpoint(class_name, init_kwargs, tensors, source)
+    except Exception as error:  # torch.load raises errors of any class for damaged bytes
+        raise ValueError(f"{source} must be a state dict, got a file that cannot be read: {error}") from error
+    if not isinstance(tensors, dict):
+        raise ValueError(f"{source} must hold a dictionary of tensors, got {type(tensors).__name__}.")
+    for name, value in tensors.items():
+        if not isinstance(value, torch.Tensor):
+            raise ValueError(f"{source} must hold a dictionary of tensors, got {type(value).__name__} at '{name}'.")
+    return tensors

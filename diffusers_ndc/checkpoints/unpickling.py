@@ -1,9 +1,10 @@
-"""Reading a pickled EDM network without running anything that is in the file.
+"""Read a pickled EDM network without running anything in the file.
 
-The published files are pickles that carry the source text of their classes, and an ordinary load runs it. Here no
-name in a file reaches an import: each of the few that such a file needs stands for a function of this module, every
-other one is refused. What those functions return is inert: it cannot be called, and the pickle cannot set its state.
-Memo places far beyond the values, and strides that make much out of little, are refused before they take memory.
+The published files are pickles that contain the source text of their classes, and an ordinary load runs it. Here, no
+name in a file leads to an import: each of the few names that such a file needs stands for a function of this module,
+and every other name is an error. What those functions return is inert: it cannot be called, and the pickle cannot set
+its state. Memo indices far beyond the number of values, and strides that make a large tensor of a small storage, raise
+an error before they take memory.
 """
 
 import io
@@ -11,7 +12,7 @@ import math
 import pickle
 import pickletools
 import struct
-from reprlib import repr  # of what a file holds, the beginning
+from reprlib import repr  # shortens what a file holds, which may be endless
 from typing import Any, BinaryIO
 
 import numpy as np
@@ -19,7 +20,7 @@ import torch
 
 
 class Inert:
-    """A value that a pickle may pass around, but not change."""
+    """A value that a pickle may pass around but not change."""
 
     __slots__ = ()
 
@@ -40,7 +41,7 @@ class Function(Inert):
 
 
 class Module(Inert):
-    """A pickled network or part of one: the name of its class, and its `__dict__`."""
+    """A pickled network or a part of one: the name of its class and its `__dict__`."""
 
     __slots__ = ("class_name", "state")
 
@@ -50,7 +51,7 @@ class Module(Inert):
 
 
 class ModuleDict(Module):
-    """A `torch.nn.ModuleDict`, which is pickled the ordinary way: made empty, then given its `__dict__`."""
+    """A `torch.nn.ModuleDict`, which is pickled in the ordinary way: made empty, then given its `__dict__`."""
 
     __slots__ = ()
 
@@ -64,12 +65,12 @@ class ModuleDict(Module):
 
     def __setstate__(self, state):
         if not isinstance(state, dict):
-            raise pickle.UnpicklingError("sets the state of a module to no dictionary")
+            raise pickle.UnpicklingError("sets the state of a module to something other than a dictionary")
         self.state = state
 
 
 class Tensor(Inert):
-    """A pickled tensor, its values checked to lie within its storage."""
+    """A pickled tensor whose values lie within its storage, as `_rebuild_tensor` checks."""
 
     __slots__ = ("value",)
 
@@ -87,7 +88,7 @@ class Storage(Inert):
 
 
 class StorageKey(Inert):
-    """What the pickle of a storage says of the values that follow it."""
+    """What the pickle of a storage states about the values that follow it."""
 
     __slots__ = ("dtype", "key", "numel")
 
@@ -96,7 +97,7 @@ class StorageKey(Inert):
 
 
 class DoubleType(Inert):
-    """The numpy dtype of a pickled number; its state says the byte order."""
+    """The numpy dtype of a pickled number. Its state contains the byte order."""
 
     __slots__ = ()
 
@@ -114,19 +115,22 @@ STORAGE_MAGIC, STORAGE_PROTOCOL = 0x1950A86A20F9469CFC6C, 1001
 
 
 class SparingUnpickler(pickle.Unpickler):
-    """An unpickler that refuses memo places far beyond the values so far: it would reserve memory up to there."""
+    """An unpickler that raises if a memo index exceeds the number of opcodes before it.
+
+    An ordinary unpickler would reserve memory up to that index.
+    """
 
     def __init__(self, file: BinaryIO):
         start = file.tell()
         for count, (opcode, argument, _) in enumerate(pickletools.genops(file)):
             if opcode.name in ("PUT", "BINPUT", "LONG_BINPUT") and (argument or 0) > count:
-                raise pickle.UnpicklingError(f"has the memo place {argument} for one of {count} values")
+                raise pickle.UnpicklingError(f"has the memo index {argument} after {count} opcodes")
         file.seek(start)
         super().__init__(file)
 
 
 class StorageUnpickler(SparingUnpickler):
-    """The pickles inside of a storage: numbers, strings, a dictionary, and one persistent id."""
+    """Unpickler of the pickles inside a storage: numbers, strings, a dictionary and one persistent id."""
 
     def find_class(self, module, name):
         if module != "torch" or name not in STORAGE_TYPES:
@@ -142,8 +146,8 @@ class StorageUnpickler(SparingUnpickler):
         return StorageKey(np.dtype(dtype), key, numel)
 
 
-def _storage(data: Any) -> Storage:
-    """The legacy format of `torch.save`: five small pickles, the number of values, the values."""
+def _rebuild_storage(data: Any) -> Storage:
+    """Read the legacy format of `torch.save`: five small pickles, the number of values, the values."""
     file = io.BytesIO(data)
     magic, protocol, system, storage, keys = (StorageUnpickler(file).load() for _ in range(5))
     if magic != STORAGE_MAGIC or protocol != STORAGE_PROTOCOL or system.get("little_endian") is not True:
@@ -154,66 +158,73 @@ def _storage(data: Any) -> Storage:
     raw = file.read()
     if numel != storage.numel or len(raw) != numel * storage.dtype.itemsize:
         raise pickle.UnpicklingError(f"has a storage of {len(raw)} bytes for {storage.numel} values")
-    return Storage(np.frombuffer(raw, storage.dtype).astype(storage.dtype.newbyteorder("=")))  # a copy: writable
+    return Storage(np.frombuffer(raw, storage.dtype).astype(storage.dtype.newbyteorder("=")))  # a writable copy
 
 
-def _tensor(storage: Any, offset: Any, size: Any, stride: Any, *_: object) -> Tensor:
-    whole = (offset, *size, *stride)
-    if (
-        not isinstance(storage, Storage)
-        or len(size) != len(stride)
-        or any(type(number) is not int or number < 0 for number in whole)
-        or math.prod(size) > len(storage.values)  # strides of 0 make much out of little
-        or (math.prod(size) and offset + sum((n - 1) * s for n, s in zip(size, stride, strict=True)) + 1)
-        > len(storage.values)
-    ):
+def _rebuild_tensor(storage: Any, offset: Any, size: Any, stride: Any, *_: object) -> Tensor:
+    if not _lies_within(storage, offset, size, stride):
         raise pickle.UnpicklingError(f"has a tensor of the shape {repr(tuple(size))} outside of its storage")
     return Tensor(torch.from_numpy(storage.values).as_strided(size, stride, offset))
 
 
-def _parameter(data: Any, *_: object) -> Tensor:
+def _lies_within(storage: Any, offset: Any, size: Any, stride: Any) -> bool:
+    """Whether a strided tensor takes its values from the storage alone, and has no more values than the storage."""
+    numbers = (offset, *size, *stride)
+    if not isinstance(storage, Storage) or len(size) != len(stride):
+        return False
+    if any(type(number) is not int or number < 0 for number in numbers):
+        return False
+    numel = math.prod(size)
+    if numel == 0:
+        return True
+    last = offset + sum((n - 1) * s for n, s in zip(size, stride, strict=True))
+    # With strides of 0, a tensor could have far more values than its storage.
+    return numel <= len(storage.values) and last < len(storage.values)
+
+
+def _rebuild_parameter(data: Any, *_: object) -> Tensor:
     if not isinstance(data, Tensor):
-        raise pickle.UnpicklingError("has a parameter that is no tensor")
+        raise pickle.UnpicklingError("has a parameter that is not a tensor")
     return data
 
 
-def _module(meta: Any) -> Module:
+def _rebuild_module(meta: Any) -> Module:
     kind, version = meta["type"], meta["version"]
     if (kind, version) != ("class", 6):
         raise pickle.UnpicklingError(f"has an object of type {repr(kind)}, version {repr(version)}")
     if not isinstance(meta["class_name"], str) or not isinstance(meta["state"], dict):
-        raise pickle.UnpicklingError("has an object without class name or state")
+        raise pickle.UnpicklingError("has an object without a class name or without a state")
     return Module(meta["class_name"], meta["state"])
 
 
-def _double_type(code: Any, *_: object) -> DoubleType:
+def _rebuild_double_type(code: Any, *_: object) -> DoubleType:
     if code != "f8":
         raise pickle.UnpicklingError(f"has a number of the type {repr(code)}")
     return DoubleType()
 
 
-def _number(dtype: Any, raw: Any) -> float:
+def _rebuild_number(dtype: Any, raw: Any) -> float:
     if not isinstance(dtype, DoubleType):
-        raise pickle.UnpicklingError("has a number of no type")
+        raise pickle.UnpicklingError("has a number without a type")
     return struct.unpack("<d", raw)[0]
 
 
 GLOBALS = {
-    ("torch_utils.persistence", "_reconstruct_persistent_obj"): Function(_module),
+    ("torch_utils.persistence", "_reconstruct_persistent_obj"): Function(_rebuild_module),
     ("torch.nn.modules.container", "ModuleDict"): ModuleDict,
-    ("collections", "OrderedDict"): dict,  # of a built-in type, nothing can be set
-    ("torch._utils", "_rebuild_parameter"): Function(_parameter),
-    ("torch._utils", "_rebuild_tensor_v2"): Function(_tensor),
-    ("torch.storage", "_load_from_bytes"): Function(_storage),
-    ("numpy", "dtype"): Function(_double_type),
-    ("numpy.core.multiarray", "scalar"): Function(_number),
-    ("numpy._core.multiarray", "scalar"): Function(_number),
+    ("collections", "OrderedDict"): dict,  # a pickle cannot set the state of a built-in type
+    ("torch._utils", "_rebuild_parameter"): Function(_rebuild_parameter),
+    ("torch._utils", "_rebuild_tensor_v2"): Function(_rebuild_tensor),
+    ("torch.storage", "_load_from_bytes"): Function(_rebuild_storage),
+    ("numpy", "dtype"): Function(_rebuild_double_type),
+    ("numpy.core.multiarray", "scalar"): Function(_rebuild_number),
+    ("numpy._core.multiarray", "scalar"): Function(_rebuild_number),
 }
-"""All names that a pickle may use, and what they stand for here."""
+"""All names that a pickle may contain, and what they stand for here."""
 
 
 class EDMUnpickler(SparingUnpickler):
-    """An unpickler of EDM networks that imports nothing."""
+    """An unpickler of EDM networks that never imports anything."""
 
     def find_class(self, module, name):
         if (module, name) not in GLOBALS:
@@ -225,10 +236,10 @@ class EDMUnpickler(SparingUnpickler):
 
 
 PLAIN = (type(None), bool, int, float, str)
-"""Types of the values that the arguments of a network have, or the lists among them hold."""
+"""Types of the arguments of a network, and of the values in those arguments that are lists."""
 
 KINDS = ("_parameters", "_buffers", "_modules")
-"""What a module holds by name."""
+"""Dictionaries of a module's `__dict__` that hold its contents by name."""
 
 
 def _parts(value: Any) -> list | tuple:
@@ -236,37 +247,44 @@ def _parts(value: Any) -> list | tuple:
 
 
 def state_dict(module: Module, prefix: str = "") -> dict[str, torch.Tensor]:
-    """The tensors of a network by the names that they have in its state dict.
+    """The state dict of a pickled network.
+
+    Args:
+        module: The network, or a part of it.
+        prefix: Prefix of the names, which ends in a dot.
 
     Raises:
-        pickle.UnpicklingError: A part is not what it should be.
+        pickle.UnpicklingError: A part is not a module or a tensor, or its name is not a string.
     """
     tensors = {}
     if any(type(name) is not str for kind in KINDS for name in module.state[kind]):
-        raise pickle.UnpicklingError(f"has a part of {repr(prefix)} whose name is no text")
+        raise pickle.UnpicklingError(f"has a part of {repr(prefix)} whose name is not a string")
     for kind in ("_parameters", "_buffers"):
         for name, tensor in module.state[kind].items():
             if tensor is None or (kind == "_buffers" and name in module.state["_non_persistent_buffers_set"]):
                 continue
             if not isinstance(tensor, Tensor):
-                raise pickle.UnpicklingError(f"has no tensor at {prefix}{name}")
+                raise pickle.UnpicklingError(f"has something other than a tensor at {prefix}{name}")
             tensors[prefix + name] = tensor.value
     for name, part in module.state["_modules"].items():
         if not isinstance(part, Module | None):
-            raise pickle.UnpicklingError(f"has no module at {prefix}{name}")
+            raise pickle.UnpicklingError(f"has something other than a module at {prefix}{name}")
         if part is not None:
             tensors |= state_dict(part, f"{prefix}{name}.")
     return tensors
 
 
 def read_pickled_network(file: BinaryIO) -> tuple[str, dict, str, dict[str, torch.Tensor]]:
-    """Class, constructor's keywords, inner class and state dict of the network `ema` in a pickle.
+    """Read the network `ema` of a pickle.
 
     Args:
         file: A file, open for reading bytes.
 
+    Returns:
+        Name of its class, keyword arguments of its constructor, name of the class of the network inside, state dict.
+
     Raises:
-        pickle.UnpicklingError: The file is no pickle of such a network, or names what none needs.
+        pickle.UnpicklingError: The file is not a pickle of such a network, or names what no such network needs.
     """
     try:
         content = EDMUnpickler(file).load()
@@ -279,7 +297,9 @@ def read_pickled_network(file: BinaryIO) -> tuple[str, dict, str, dict[str, torc
             raise pickle.UnpicklingError(f"has a {network.class_name} whose arguments have no names")
         for name, value in arguments.items():
             if type(name) is not str or not all(type(part) in PLAIN for part in _parts(value)):
-                raise pickle.UnpicklingError(f"has the argument {repr(name)} of other values than numbers and texts")
+                raise pickle.UnpicklingError(
+                    f"has the argument {repr(name)} with values other than numbers and strings"
+                )
         inner_class = inner.class_name if isinstance(inner, Module) else "none"
         return network.class_name, arguments, inner_class, state_dict(network)
     except pickle.UnpicklingError:
@@ -296,4 +316,4 @@ def read_pickled_network(file: BinaryIO) -> tuple[str, dict, str, dict[str, torc
         ValueError,
         struct.error,
     ) as error:
-        raise pickle.UnpicklingError(f"is no pickle of an EDM network ({type(error).__name__}: {error})") from error
+        raise pickle.UnpicklingError(f"is not a pickle of an EDM network ({type(error).__name__}: {error})") from error

@@ -1,7 +1,7 @@
-"""A handful of noise levels and their weights, chosen on labelled images.
+"""Calibration: a few noise levels and their weights, chosen on labelled images.
 
-What is chosen here is fixed before any image is certified: it is part of the base classifier's definition, and any
-choice, a bad one too, leaves every certificate sound. It only decides how often the classifier is right.
+The choice is made before any image is certified, and is part of the base classifier's definition. Every choice, even
+a bad one, leaves all certificates sound. It only determines how often the classifier is correct.
 """
 
 import math
@@ -21,13 +21,13 @@ from .noise_levels import NoiseLevels, SiftingRule
 
 
 GROUP = 32
-"""Images that are scored in one call and share the seed of their noise."""
+"""Images that are scored in one call, and whose noise is derived from one seed."""
 
 LEAST_GAIN = 1e-4
-"""Nats by which a further level must lower the objective."""
+"""Smallest decrease of the objective, in nats, for which a further level is added."""
 
 RIDGE = 1.0
-"""Nats, over all images, that a weight costs which is 0 or twice what the candidates' own weights would have it be."""
+"""Penalty, in nats over all images, of a weight that is 0 or twice what its prior suggests beside the others."""
 
 
 def calibrate_levels(
@@ -39,165 +39,255 @@ def calibrate_levels(
     seed: int = 0,
     on_images: Callable[[int], object] | None = None,
 ) -> NoiseLevels:
-    """The best `num_levels` of a classifier's levels, and weights for them, by greedy maximum likelihood.
+    """The best `num_levels` of a classifier's levels and weights for them, by greedy maximum likelihood.
 
-    Every image is scored once at every level, all classes and levels with common noise. Levels are then added one at a
-    time, the most telling first: the one with which `softmax(-sum_i w_i * error_i)`, its weights `w >= 0` fitted anew,
-    gives the labels the highest likelihood (a convex problem, `fit_weights`). The weights are shrunk towards those of
-    the candidates, so that a few hundred images are enough.
+    Every image is scored once at every candidate level, with noise that all classes share. Levels are then added one
+    at a time: always the one with which `softmax(-sum_i w_i * error_i)`, its weights `w >= 0` fitted anew, gives the
+    labels the highest likelihood (a convex problem, see `fit_weights`). The weights are shrunk towards those of the
+    candidates, so that a few hundred images are enough.
 
     Args:
-        classifier: Its sigma, method and network are calibrated; its levels are the candidates, their weights the
-            ones that the fit starts from.
-        images: Clean images, shape `(N, C, H, W)`, pixel units; the noise that the classifier expects is added here.
-        labels: Their classes, shape `(N,)`.
-        num_levels: How many levels to keep.
-        quantile: Share of the noisy copies whose true class survives each level's sifting; `None`: no sifting.
-        seed: Seed of the noise.
-        on_images: Called with the number of images after each group of them.
+        classifier: The classifier to calibrate. Its levels are the candidates, their weights are the prior of the fit.
+        images: Clean images, shape `(N, C, H, W)`, pixel units. The noise that the classifier expects is added here.
+        labels: Their classes, shape `(N,)`. Every class must occur.
+        num_levels: Number of levels to choose.
+        quantile: Fraction of the noisy copies whose true class survives each level's sifting. `None`: no sifting.
+        seed: Seed of the noise, 63 bits.
+        on_images: Called with the number of images after each group of images.
+
+    Returns:
+        At most `num_levels` levels, for the classifier's `sigma` and method. Fewer if further levels do not help.
 
     Raises:
-        TypeError: `quantile` is no number.
-        ValueError: `quantile` is no share; `labels` are not one for each image, within the model's classes and each
-            class among them; there are fewer candidates than `num_levels`; or the model tells the classes apart at
-            none of them.
+        TypeError: `quantile` is not a number.
+        ValueError: `quantile` is out of range; `labels` are not one per image, within the model's classes and with
+            every class among them; there are fewer candidates than `num_levels`; or the model tells the classes apart
+            at none of them.
     """
     classes = check_labels(labels, len(images), classifier.num_classes)
-    check_integer("num_levels", num_levels, 1, len(classifier.levels), "a whole number of the candidates,")
+    check_integer("num_levels", num_levels, 1, len(classifier.levels), "a number of candidates")
     if quantile is not None:
-        check_number("quantile", quantile, "a share above 0 and up to 1, or None")
+        expected = "a fraction above 0 and up to 1, or None"
+        check_number("quantile", quantile, expected)
         if not 0 < quantile <= 1:
-            raise ValueError(f"`quantile` is {quantile}; accepted is a share above 0 and up to 1, or None.")
-    errors = []
-    for group, part in enumerate(images.split(GROUP)):
-        seeds = derive_seeds((seed, "calibrate", group), 2 * len(part))
-        smoothing_seeds, own_seeds = seeds[::2], seeds[1::2]
-        eps = standard_normal(tuple(part.shape[1:]), smoothing_seeds, part.dtype, part.device)
-        with torch.no_grad():
-            errors.append(classifier.squared_errors(part + classifier.sigma * eps, own_seeds).cpu())
-        if on_images is not None:
-            on_images(len(part))
-    table = torch.cat(errors).double().numpy()
-    chosen, weights = choose_levels(table, classes, np.array(classifier.levels.weights), num_levels)
+            raise ValueError(f"`quantile` must be {expected}, got {quantile}.")
+    errors = noisy_errors(classifier, images, seed, on_images)
+    chosen, weights = choose_levels(errors, classes, np.array(classifier.levels.weights), num_levels)
     if not chosen:
-        raise ValueError("At no level of `candidates` does the model tell the classes of these `labels` apart.")
-    sigmas = tuple(classifier.levels.sigmas[level] for level in chosen)
+        raise ValueError(
+            "`candidates` must include a level at which the model can tell the classes of `labels` apart, got none."
+        )
     sifting = None
     if quantile is not None:
-        thresholds = sift_thresholds(table[:, chosen], weights, classes, quantile)
+        thresholds = sift_thresholds(errors[:, chosen], weights, classes, quantile)
         sifting = SiftingRule(tuple(thresholds), relative=True)
     return NoiseLevels(
-        sigmas,
-        tuple(weights),
-        sifting,
+        sigmas=tuple(classifier.levels.sigmas[level] for level in chosen),
+        weights=tuple(weights),
+        sifting=sifting,
         smoothing_sigma=classifier.sigma,
         method=classifier.likelihood.name,
         cap=classifier.levels.cap,
     )
 
 
+def noisy_errors(
+    classifier: NoisedDiffusionClassifier,
+    images: torch.Tensor,
+    seed: int,
+    on_images: Callable[[int], object] | None = None,
+) -> np.ndarray:
+    """Squared errors of one noisy copy of each image.
+
+    Args:
+        classifier: Its `sigma` is the noise that is added to the images.
+        images: Clean images, shape `(N, C, H, W)`, pixel units.
+        seed: Seed of the noise, 63 bits.
+        on_images: Called with the number of images after each group of images.
+
+    Returns:
+        Float64 array of shape (images, levels, classes), summed over pixels, model units.
+    """
+    errors = []
+    for group, part in enumerate(images.split(GROUP)):
+        seeds = derive_seeds((seed, "calibrate", group), 2 * len(part))
+        smoothing_seeds, own_seeds = seeds[::2], seeds[1::2]  # of the image's noise, of the classifier's noise
+        eps = standard_normal(tuple(part.shape[1:]), smoothing_seeds, part.dtype, part.device)
+        with torch.no_grad():
+            errors.append(classifier.squared_errors(part + classifier.sigma * eps, own_seeds).cpu())
+        if on_images is not None:
+            on_images(len(part))
+    return torch.cat(errors).double().numpy()
+
+
 def choose_levels(
     errors: np.ndarray, labels: np.ndarray, prior: np.ndarray, num_levels: int
 ) -> tuple[list[int], np.ndarray]:
-    """Greedy choice of levels from errors of shape (images, levels, classes): their indices, and their weights.
+    """Choose levels greedily.
 
-    Fewer than `num_levels` come back where no further level lowers the objective by at least `LEAST_GAIN`.
+    Args:
+        errors: Squared errors, shape (images, levels, classes).
+        labels: True classes, shape (images,).
+        prior: Weights towards which the fitted ones are shrunk, shape (levels,).
+        num_levels: Largest number of levels to choose.
+
+    Returns:
+        Indices of the chosen levels and their weights. There are fewer than `num_levels` if no further level lowers
+        the objective by at least `LEAST_GAIN`, or if the weight of a chosen level is 0.
     """
+    num_classes = errors.shape[2]
     chosen: list[int] = []
-    weights, loss = np.empty(0), math.log(errors.shape[2])
+    weights = np.empty(0)
+    objective = math.log(num_classes)  # without levels, all classes are equally likely
     for _ in range(num_levels):
-        left = [level for level in range(errors.shape[1]) if level not in chosen]
-        fits = {level: fit_weights(errors[:, [*chosen, level]], labels, prior[[*chosen, level]]) for level in left}
-        best = min(fits, key=lambda level: fits[level][1])
-        if fits[best][1] > loss - LEAST_GAIN:
+        best_level, best_weights, best_objective = None, weights, math.inf
+        for level in range(errors.shape[1]):
+            if level in chosen:
+                continue
+            extended = [*chosen, level]
+            new_weights, new_objective = fit_weights(errors[:, extended], labels, prior[extended])
+            if new_objective < best_objective:
+                best_level, best_weights, best_objective = level, new_weights, new_objective
+        if best_level is None or best_objective > objective - LEAST_GAIN:
             break
-        chosen, (weights, loss) = [*chosen, best], fits[best]
-    kept = weights > 0
-    return [level for level, keep in zip(chosen, kept, strict=True) if keep], weights[kept]
+        chosen.append(best_level)
+        weights, objective = best_weights, best_objective
+    positive = weights > 0
+    return [level for level, keep in zip(chosen, positive, strict=True) if keep], weights[positive]
 
 
 def fit_weights(errors: np.ndarray, labels: np.ndarray, prior: np.ndarray) -> tuple[np.ndarray, float]:
-    """Non-negative weights of multinomial logistic regression on minus the errors, shrunk towards `prior`.
+    """Fit weights `w >= 0` by multinomial logistic regression on the negative errors, shrunk towards `prior`.
 
-    They minimise the mean loss in nats plus `RIDGE / images * sum((f / mean(f) - 1)^2)`, where `f` are the weights
-    divided by `prior`: only their ratios are shrunk, not their scale.
+    With the factors `f_t = w_t / prior_t` they minimise
+
+        mean_n(-log softmax_k(-sum_t w_t * error_ntk)[label_n])  +  RIDGE / N * sum_t (f_t / mean(f) - 1)^2
+
+    in nats. The penalty depends on the ratios of the factors alone: the scale of the weights is not shrunk.
+
+    Args:
+        errors: Squared errors, shape (N images, T levels, K classes).
+        labels: True classes, shape (N,).
+        prior: Shape (T,), positive.
 
     Returns:
-        The weights, and the minimum.
+        The weights, shape (T,), and the minimum.
     """
-    rows = np.arange(len(labels))
-    margins = errors - errors[rows, :, labels][:, :, None]  # of each class over the true one, 0 for the latter
-    margins = margins * prior[:, None]
+    num_images, num_levels = errors.shape[:2]
+    true_errors = errors[np.arange(num_images), :, labels]
+    # m_ntk = prior_t * (error_ntk - error of the true class), 0 for the true class, so that the loss of an image is
+    # log sum_k exp(-sum_t f_t * m_ntk). They are divided by their mean size for the optimiser's sake. The penalty does
+    # not depend on the scale of the factors.
+    margins = (errors - true_errors[:, :, None]) * prior[:, None]
     unit = np.abs(margins).mean() or 1.0
     margins = margins / unit
 
-    def objective_and_gradient(factors):
+    def objective_and_gradient(factors: np.ndarray) -> tuple[float, np.ndarray]:
         logits = -np.einsum("ntk,t->nk", margins, factors)
-        log_sum = special.logsumexp(logits, axis=1)
-        gradient = -np.einsum("ntk,nk->t", margins, np.exp(logits - log_sum[:, None])) / len(labels)
-        mean = factors.mean()
-        spread = (factors**2).sum() / mean**2
-        ridge = RIDGE / len(labels)
-        slope = 2 * (factors / mean**2 - spread / (len(factors) * mean))
-        return log_sum.mean() + ridge * (spread - len(factors)), gradient + ridge * slope
+        log_sums = special.logsumexp(logits, axis=1)
+        probabilities = np.exp(logits - log_sums[:, None])
+        loss = log_sums.mean()
+        loss_gradient = -np.einsum("ntk,nk->t", margins, probabilities) / num_images
 
-    start = np.full(len(prior), 1 / len(prior))
-    bounds: list[tuple[float, float | None]] = [(0, None)] * len(prior)
-    bounds[0] = (1e-9, None)  # not all 0
+        # sum_t (f_t / mean - 1)^2 = sum_t f_t^2 / mean^2 - T
+        mean = factors.mean()
+        scaled_squares = (factors**2).sum() / mean**2
+        penalty_gradient = 2 * (factors / mean**2 - scaled_squares / (num_levels * mean))
+
+        ridge = RIDGE / num_images
+        return loss + ridge * (scaled_squares - num_levels), loss_gradient + ridge * penalty_gradient
+
+    start = np.full(num_levels, 1 / num_levels)
+    bounds: list[tuple[float, float | None]] = [(0, None)] * num_levels
+    bounds[0] = (1e-9, None)  # the factors must not all be 0
     result = optimize.minimize(objective_and_gradient, start, jac=True, bounds=bounds, method="L-BFGS-B")
     return result.x * prior / unit, float(result.fun)
 
 
 def sift_thresholds(errors: np.ndarray, weights: np.ndarray, labels: np.ndarray, quantile: float) -> np.ndarray:
-    """For each level but the last: the gap to the best class's loss so far, as a share of that loss, that the true
-    class seldom exceeds."""
+    """Relative thresholds with which the true class survives each level's sifting in a given fraction of the copies.
+
+    After level t, the relative gap of the true class is `(loss_true - min_k loss_k) / min_k loss_k`, where
+    `loss_k = sum_{i <= t} w_i * error_ik`. The threshold is the quantile of these gaps over the copies.
+
+    Args:
+        errors: Squared errors, shape (copies, levels, classes).
+        weights: Shape (levels,).
+        labels: True classes, shape (copies,).
+        quantile: The fraction, above 0 and up to 1.
+
+    Returns:
+        One threshold per level but the last.
+    """
     losses = np.cumsum(errors * weights[:, None], axis=1)
-    best = losses.min(axis=2)
-    gaps = (losses[np.arange(len(labels)), :, labels] - best) / np.maximum(best, np.finfo(float).tiny)
+    smallest = losses.min(axis=2)
+    true_losses = losses[np.arange(len(labels)), :, labels]
+    gaps = (true_losses - smallest) / np.maximum(smallest, np.finfo(float).tiny)
     return np.quantile(gaps[:, :-1], quantile, axis=0)
 
 
 def check_labels(labels: ArrayLike, num_images: int, num_classes: int) -> np.ndarray:
-    """Labels as whole numbers, one for each image, within the model's classes and with each class among them."""
+    """Check labels and return them as an array of integers.
+
+    Args:
+        labels: The labels, one per image.
+        num_images: Number of images.
+        num_classes: Number of classes of the model.
+
+    Raises:
+        ValueError: They are not one integer per image, within the model's classes, and with every class among them.
+    """
+    expected = f"one integer for each of the {num_images} images"
     try:
-        labels = np.asarray(labels)
+        classes = np.asarray(labels)
     except (TypeError, ValueError, RuntimeError):
-        raise ValueError(f"`labels` is {labels!r}; accepted is one whole number for each image.") from None
-    if labels.shape != (num_images,) or labels.dtype.kind not in "iu":
-        raise ValueError(
-            f"`labels` has the shape {labels.shape} and type {labels.dtype}; accepted is one whole number for each "
-            f"of the {num_images} images."
-        )
-    if labels.min() < 0 or labels.max() >= num_classes:
-        raise ValueError(f"`labels` go from {labels.min()} to {labels.max()}; accepted are 0 to {num_classes - 1}.")
-    missing = sorted(set(range(num_classes)) - set(labels.tolist()))
+        raise ValueError(f"`labels` must be {expected}, got {labels!r}.") from None
+    if classes.shape != (num_images,) or classes.dtype.kind not in "iu":
+        raise ValueError(f"`labels` must be {expected}, got the shape {classes.shape} and type {classes.dtype}.")
+    if classes.min() < 0 or classes.max() >= num_classes:
+        raise ValueError(f"`labels` must be from 0 to {num_classes - 1}, got {classes.min()} to {classes.max()}.")
+    missing = sorted(set(range(num_classes)) - set(classes.tolist()))
     if missing:
-        raise ValueError(f"`labels` has no image of the classes {missing}; accepted is at least one of each class.")
-    return labels
+        raise ValueError(f"`labels` must have at least one image of each class, got none of the classes {missing}.")
+    return classes
 
 
 def levels_key(sigma: float) -> str:
-    """The name under which the noise levels for a smoothing sigma (pixel units) stand in the configuration."""
+    """Key of the noise levels for a smoothing sigma (pixel units) in a pipeline's configuration."""
     return f"{sigma:g}"
 
 
 def check_levels(levels: dict[str, dict[str, dict]]) -> None:
-    """Refuse a table of noise levels that could not be used when its sigma is asked for."""
-    if not isinstance(levels, dict) or not all(isinstance(values, dict) for values in levels.values()):
-        raise ValueError(f"`levels` is {levels!r}; accepted is a dictionary by sigma of dictionaries by method.")
-    for key, values in levels.items():
-        try:
-            check_sigma(float(key))
-            canonical = levels_key(float(key))
-        except (TypeError, ValueError):
-            canonical = None
-        if key != canonical:
-            raise ValueError(f"`levels` has the key {key!r}; accepted are sigmas in pixel units, such as '0.25'.")
-        for method in values:
+    """Raise unless a table of noise levels can be used when one of its sigmas is asked for.
+
+    Args:
+        levels: Dictionaries of `NoiseLevels.to_dict` by sigma (pixel units, as `levels_key` writes it) and method.
+
+    Raises:
+        TypeError: A value of the levels has the wrong type.
+        ValueError: The table has another structure, a key or value is out of range, or levels were calibrated for
+            another sigma or method.
+    """
+    if not isinstance(levels, dict) or not all(isinstance(by_method, dict) for by_method in levels.values()):
+        raise ValueError(f"`levels` must be a dictionary by sigma of dictionaries by method, got {levels!r}.")
+    for key, by_method in levels.items():
+        if not _is_levels_key(key):
+            raise ValueError(f"`levels` must have sigmas in pixel units as keys, such as '0.25', got {key!r}.")
+        for method, values in by_method.items():
             get_likelihood(method, float(key))
-            made = NoiseLevels.from_dict(values[method])
-            sigma = None if made.smoothing_sigma is None else levels_key(made.smoothing_sigma)
-            if (sigma, made.method) not in ((None, None), (key, method)):
+            saved = NoiseLevels.from_dict(values)
+            sigma = None if saved.smoothing_sigma is None else levels_key(saved.smoothing_sigma)
+            if (sigma, saved.method) not in ((None, None), (key, method)):
                 raise ValueError(
-                    f"`levels` has those of {sigma} and {made.method} at {key!r}, {method!r}; accepted are its own."
+                    f"`levels` must have levels for sigma {key} and method {method!r} at these keys, got levels for "
+                    f"sigma {sigma} and method {saved.method!r}."
                 )
+
+
+def _is_levels_key(key: object) -> bool:
+    try:
+        sigma = float(key)  # type: ignore[arg-type]
+        check_sigma(sigma)
+    except (OverflowError, TypeError, ValueError):
+        return False
+    return key == levels_key(sigma)

@@ -1,32 +1,30 @@
 """Any class-conditional diffusers network as one denoiser `h(x_sigma, sigma, y) ~ E[x | x_sigma, y]`.
 
-Everything after this file is free of schedulers, prediction types and network layouts. Coordinates are
-variance-exploding (`x_sigma = x + sigma * eps`) and units are the model's: images in [-1, 1], `sigma` on that scale.
-Of a latent diffusion model `x` is the latent, and `sigma` on its scale.
+A `Denoiser` combines a parametrisation (the scheduler's meaning of noise levels), a conditioning (how the network
+learns of the class) and a network. Code that uses it needs to know nothing of schedulers, prediction types and network
+layouts.
+
+Coordinates are variance-exploding (`x_sigma = x + sigma * eps`), units are the model's: images in [-1, 1], `sigma` on
+that scale. For a latent diffusion model, `x` is the latent, and `sigma` is on its scale.
 """
 
 import math
-from typing import TYPE_CHECKING
 
 import torch
 from diffusers import AutoencoderKL, ModelMixin, SchedulerMixin
 from torch import nn
-from torch.nn.modules.batchnorm import _BatchNorm
-from torch.nn.modules.dropout import _DropoutNd
 
 from ..common.checks import check_kind, check_number
 from ..common.images import check_floating
-from .conditioning import ClassLabels, NoClasses, PromptEmbeddings, has_classes, without_text
+from .conditioning import ClassLabels, Conditioning, NoClasses, PromptEmbeddings
 from .latents import LatentEncoder
+from .networks import check_evaluation_mode as check_evaluation_mode
+from .networks import check_network, check_weights, computing_dtype, inference, timestep_table_size, uncompiled
 from .parametrisation import parametrisation
 
 
-if TYPE_CHECKING:
-    from transformers import PreTrainedModel
-
-
 SAME_NOISE = 1e-3
-"""Largest relative difference from a training step's noise at which a network may be told that it is that step's."""
+"""Largest relative difference at which a noise level counts as that of a training step."""
 
 
 class Denoiser(nn.Module):
@@ -34,31 +32,41 @@ class Denoiser(nn.Module):
 
     Args:
         unet: A `UNet2DModel`, or a `UNet2DConditionModel` without cross-attention, with a class embedding
-            (`num_class_embeds`, or `class_embed_type="timestep"`). Where it has twice as many output channels as
-            input channels, the second half (a learned variance) is left aside. Also a `DiTTransformer2DModel`, and a
+            (`num_class_embeds`, or `class_embed_type="timestep"`). If it has twice as many output channels as input
+            channels, the second half (a learned variance) is ignored. Also a `DiTTransformer2DModel`, or a
             text-conditional `UNet2DConditionModel` with `prompt_embeddings`.
-        scheduler: One with `alphas_cumprod` and prediction type epsilon, v_prediction or sample, an EDM scheduler,
-            `CMStochasticIterativeScheduler` or `FlowMatchEulerDiscreteScheduler`. It is only read, never changed.
-        num_classes: Number of classes. Needed only where `unet.config.num_class_embeds` does not say it. 0: a network
-            without classes, which can denoise and not classify.
-        null_class: Index of the embedding row that training with label dropout reserved for "no class"; it must be
+        scheduler: A scheduler with `alphas_cumprod` and prediction type epsilon, v_prediction or sample, an EDM
+            scheduler, `CMStochasticIterativeScheduler` or `FlowMatchEulerDiscreteScheduler`. It is only read, never
+            changed.
+        num_classes: Number of classes. Required only if `unet.config.num_class_embeds` does not state it. 0: a network
+            without classes, which can denoise but not classify.
+        null_class: Index of the embedding row that training with label dropout reserved for "no class". It must be
             the last one. `None` if there is none (a DiT always has one).
         unconditional_unet: A second network, without classes, that serves as the unconditional denoiser.
-        prompt_embeddings: `encoder_hidden_states` of the classes, shape `(K, tokens, channels)`, and of "no class" in
-            a last row where `null_class` says so; see `embed_prompts`.
-        vae: Autoencoder of a latent diffusion model: `encode` then takes images to its latents.
+        prompt_embeddings: `encoder_hidden_states` of the classes, shape `(K, tokens, channels)`, with a last row for
+            "no class" if `null_class` names it; see `embed_prompts`.
+        vae: Autoencoder of a latent diffusion model. `encode` then maps images to its latents.
 
     The unconditional denoiser is, in this order, the `unconditional_unet`, the `null_class`, or the mean of `h` over
-    the classes under a uniform prior (one network evaluation for each class). `null_source` says which one it is.
+    the classes under a uniform prior (one network evaluation per class). `null_source` states which one it is.
 
-    A network with a learned time embedding (a table) knows the noise levels of whole training steps only. It is told
-    the nearest step, and only images that carry that step's noise are accepted; `nearest_sigma` gives it.
+    A network with a learned time embedding (a table) knows only the noise levels of whole training steps. It is given
+    the nearest step, and only images that carry that step's noise can be denoised; `nearest_sigma` returns it.
 
     Raises:
-        TypeError: An argument, such as the network or the `vae`, is of a class that is not supported.
-        ValueError: The network has no class embedding, an output that is neither as deep as its input nor twice that,
-            weights that are not finite, needs to be told more than a class, or disagrees with `num_classes` or
-            `null_class`; the scheduler has no known noise level, or not the timesteps of the network.
+        TypeError: An argument, such as the network or the `vae`, has an unsupported class.
+        ValueError: The network has no class embedding, an output with neither as many channels as its input nor twice
+            as many, weights that are not finite, is conditioned on more than a class, or disagrees with `num_classes`
+            or `null_class`; or the scheduler has no known noise level, or not the timesteps of the network.
+
+    Example:
+        >>> from diffusers import DDPMScheduler, UNet2DModel
+        >>> config = {"block_out_channels": (8,), "norm_num_groups": 4, "sample_size": 8, "num_class_embeds": 3}
+        >>> blocks = {"down_block_types": ("DownBlock2D",), "up_block_types": ("UpBlock2D",)}
+        >>> h = Denoiser(UNet2DModel(**config, **blocks).eval(), DDPMScheduler())
+        >>> x_sigma, y = torch.randn(2, 3, 8, 8), torch.tensor([0, 2])
+        >>> h(x_sigma, 0.5, y).shape, h.num_classes, h.null_source
+        (torch.Size([2, 3, 8, 8]), 3, 'class_mean')
     """
 
     def __init__(
@@ -72,40 +80,40 @@ class Denoiser(nn.Module):
         vae: AutoencoderKL | None = None,
     ):
         super().__init__()
-        for name, number in (("num_classes", num_classes), ("null_class", null_class)):
-            if number is not None:
-                check_kind(name, number, int)
-        plain = uncompiled(unet)
-        check_network("unet", plain)
-        self.scheduler = scheduler
-        self.conditioning: NoClasses | ClassLabels | PromptEmbeddings
+        check_kind("num_classes", num_classes, int, type(None))
+        check_kind("null_class", null_class, int, type(None))
+        network = uncompiled(unet)
+        check_network("unet", network)
+        self.conditioning: Conditioning
         if num_classes == 0:
-            if any(argument is not None for argument in (null_class, unconditional_unet, prompt_embeddings)):
+            if null_class is not None or unconditional_unet is not None or prompt_embeddings is not None:
                 raise ValueError(
-                    "`num_classes` is 0 beside `null_class`, `unconditional_unet` or `prompt_embeddings`; accepted is "
-                    "a network alone."
+                    "`num_classes` must be above 0 beside `null_class`, `unconditional_unet` or `prompt_embeddings`, "
+                    "got 0. A network without classes takes none of them."
                 )
-            self.conditioning, unconditional_unet = NoClasses(), unet
+            self.conditioning = NoClasses("unet", network)
+            unconditional_unet = unet
         elif prompt_embeddings is not None:
-            self.conditioning = PromptEmbeddings(plain, prompt_embeddings, num_classes, null_class)
+            self.conditioning = PromptEmbeddings(network, prompt_embeddings, num_classes, null_class)
         else:
-            self.conditioning = ClassLabels(plain, num_classes, null_class)
-        self.encoder = None if vae is None else LatentEncoder(vae, unet.config.in_channels)
-        if vae is not None:
-            check_weights("vae", vae)
-        tables = {embedded_steps(plain)}
-        if unconditional_unet is not None:
-            other = uncompiled(unconditional_unet)
-            check_network("unconditional_unet", other)
-            if has_classes("unconditional_unet", other):
-                name = "unet` with num_classes=0" if unconditional_unet is unet else "unconditional_unet`"
-                raise ValueError(f"`{name} has a class embedding; accepted is a network without classes.")
-            self.unconditional_arguments = without_text("unconditional_unet", other)
-            tables.add(embedded_steps(other))
-        for table in tables - {None} or {None}:
-            self.parametrisation = parametrisation(scheduler, table)
-        self.unet = unet
+            self.conditioning = ClassLabels(network, num_classes, null_class)
         self.num_classes, self.null_class = self.conditioning.num_classes, self.conditioning.null_class
+
+        self.encoder = None
+        if vae is not None:
+            self.encoder = LatentEncoder(vae, unet.config.in_channels)
+            check_weights("vae", vae)
+
+        table_sizes = [timestep_table_size(network)]
+        if unconditional_unet is not None:
+            unconditional_network = uncompiled(unconditional_unet)
+            check_network("unconditional_unet", unconditional_network)
+            self.unconditional_conditioning = NoClasses("unconditional_unet", unconditional_network)
+            table_sizes.append(timestep_table_size(unconditional_network))
+
+        self.parametrisation = parametrisation(scheduler, [size for size in table_sizes if size is not None])
+        self.scheduler = scheduler
+        self.unet = unet
         self.unconditional_unet = unconditional_unet
 
     @property
@@ -117,12 +125,12 @@ class Denoiser(nn.Module):
 
     @property
     def null_evaluations(self) -> int:
-        """Network evaluations that one unconditional denoising costs."""
+        """Network evaluations that it costs to denoise one image without a class."""
         return self.num_classes if self.null_source == "class_mean" else 1
 
     @property
     def dtype(self) -> str:
-        """What the network computes in: its own dtype, or that of autocast where it is on."""
+        """Name of the dtype that the network computes in: its own dtype, or that of autocast if it is enabled."""
         return computing_dtype(self.unet)
 
     def inference(self) -> torch.no_grad | torch.inference_mode:
@@ -135,52 +143,77 @@ class Denoiser(nn.Module):
         return self.parametrisation.sigma_min, self.parametrisation.sigma_max
 
     def nearest_sigma(self, sigma: float) -> float:
-        """The noise level (model units) nearest to `sigma` that the network can be told truthfully.
+        """The noise level nearest to `sigma` that the network knows exactly.
 
-        That is `sigma` itself, unless the network has a learned time embedding: then it is a training step's.
+        This is `sigma` itself, unless the network has a learned time embedding: then it is that of a training step.
+
+        Args:
+            sigma: Noise level, model units, above 0.
+
+        Returns:
+            Noise level, model units. Distances are measured in `log sigma`.
         """
         steps = self.parametrisation.step_sigmas
-        return sigma if steps is None else steps[(steps.log() - math.log(sigma)).abs().argmin()].item()
+        if steps is None:
+            return sigma
+        nearest = (steps.log() - math.log(sigma)).abs().argmin()
+        return steps[nearest].item()
 
     @property
     def image_size(self) -> tuple[int, int] | None:
-        """Height and width of the images, in pixels; `None` where the network does not fix them."""
-        size, factor = self.unet.config.sample_size, self._pixels_per_value
-        return size and tuple(factor * side for side in ((size, size) if isinstance(size, int) else size))
+        """Height and width of the images, in pixels; `None` if the network takes images of any size."""
+        size = self.unet.config.sample_size
+        if not size:
+            return None
+        height, width = (size, size) if isinstance(size, int) else size
+        return self._pixels_per_value * height, self._pixels_per_value * width
 
     @property
     def image_channels(self) -> int:
         """Channels of the images."""
-        return (self.unet if self.encoder is None else self.encoder.vae).config.in_channels
+        if self.encoder is not None:
+            return self.encoder.vae.config.in_channels
+        return self.unet.config.in_channels
 
     @property
     def _pixels_per_value(self) -> int:
         return 1 if self.encoder is None else self.encoder.downscaling
 
     def encode(self, images: torch.Tensor) -> torch.Tensor:
-        """Images in [-1, 1] to the space of the diffusion: themselves, or their latents."""
+        """Map images to the space in which the network denoises: unchanged, or to latents.
+
+        Args:
+            images: Shape `(N, C, H, W)`, in [-1, 1].
+
+        Returns:
+            The images themselves, or the latents of a latent diffusion model.
+        """
         return images if self.encoder is None else self.encoder(images)
 
     def check_images(self, images: torch.Tensor) -> None:
-        """Refuse a batch that the network cannot take.
+        """Raise unless the network can take a batch of images.
+
+        Args:
+            images: What to check.
 
         Raises:
             TypeError: `images` is not a floating-point tensor.
-            ValueError: It has not the shape `(N, C, H, W)` with N at least 1 and the model's channels and size.
+            ValueError: It does not have the shape `(N, C, H, W)` with N at least 1 and the model's channels and size.
         """
         check_floating(images)
-        size, channels = self.image_size, self.image_channels
-        multiple = 1 if size else self._pixels_per_value * 2 ** (len(self.unet.config.block_out_channels) - 1)
-        if (
-            images.ndim != 4
-            or not images.numel()
-            or images.shape[1] != channels
-            or (tuple(images.shape[2:]) != size if size else any(side % multiple for side in images.shape[2:]))
-        ):
-            sides = " x ".join(map(str, size)) if size else f"sides that are multiples of {multiple}"
+        channels, size = self.image_channels, self.image_size
+        sides = tuple(images.shape[2:])
+        if size is not None:
+            expected = f"{size[0]} x {size[1]} pixels"
+            sides_fit = sides == size
+        else:
+            multiple = self._pixels_per_value * 2 ** (len(self.unet.config.block_out_channels) - 1)
+            expected = f"sides that are multiples of {multiple} pixels"
+            sides_fit = all(side % multiple == 0 for side in sides)
+        if images.ndim != 4 or images.numel() == 0 or images.shape[1] != channels or not sides_fit:
             raise ValueError(
-                f"`images` has the shape {tuple(images.shape)}; accepted is (N, {channels}, height, width) with at "
-                f"least one image and {sides} pixels."
+                f"`images` must have the shape (N, {channels}, height, width) with at least one image and {expected}, "
+                f"got {tuple(images.shape)}."
             )
 
     def forward(
@@ -194,41 +227,21 @@ class Denoiser(nn.Module):
             class_labels: Class indices, shape `(N,)`, or `None` for the unconditional denoiser.
 
         Returns:
-            Denoised images of the shape and dtype of `x_sigma`, whatever the dtype of the network.
+            Denoised images with the shape and dtype of `x_sigma`, whatever the dtype of the network.
 
         Raises:
-            TypeError: An argument is of another type.
-            ValueError: An argument has another shape; `class_labels` a label that the network does not have; `sigma`
-                is not above 0, or not the noise of a training step, where the network knows no other.
+            TypeError: An argument has the wrong type.
+            ValueError: An argument has the wrong shape; `class_labels` contains a label that the network does not
+                have; `sigma` is not above 0, or not the noise level of a training step although the network has a
+                learned time embedding.
         """
         check_floating(x_sigma, "x_sigma")
         channels = self.unet.config.in_channels
-        if x_sigma.ndim != 4 or not x_sigma.numel() or x_sigma.shape[1] != channels:
-            raise ValueError(f"`x_sigma` has the shape {tuple(x_sigma.shape)}; accepted is (N, {channels}, H, W).")
-        accepted = f"a noise level above 0 (model units), or a tensor of {len(x_sigma)}"
-        if isinstance(sigma, torch.Tensor):
-            check_floating(sigma, "sigma")
-        else:
-            check_number("sigma", sigma, accepted)
-        levels = sigma if isinstance(sigma, torch.Tensor) else torch.tensor(float(sigma))
-        if levels.shape not in ((), x_sigma.shape[:1]) or not ((levels > 0) & levels.isfinite()).all():
-            raise ValueError(f"`sigma` is {sigma}; accepted is {accepted}.")
-        if self.parametrisation.step_sigmas is not None:
-            for value in torch.as_tensor(sigma).flatten().tolist():
-                if not math.isclose(value, self.nearest_sigma(value), rel_tol=SAME_NOISE):
-                    raise ValueError(
-                        f"`sigma` is {value}; the network has a learned time embedding, and accepted is the noise of "
-                        f"a training step, such as {self.nearest_sigma(value):.6g} (model units)."
-                    )
+        if x_sigma.ndim != 4 or x_sigma.numel() == 0 or x_sigma.shape[1] != channels:
+            raise ValueError(f"`x_sigma` must have the shape (N, {channels}, H, W), got {tuple(x_sigma.shape)}.")
+        self._check_sigma(sigma, len(x_sigma))
         if class_labels is not None:
-            rows = self.conditioning.rows
-            if not isinstance(class_labels, torch.Tensor) or class_labels.dtype not in (torch.int64, torch.int32):
-                raise TypeError(f"`class_labels` is {class_labels!r}; accepted is a tensor of whole numbers (int64).")
-            if class_labels.shape != x_sigma.shape[:1] or not (0 <= class_labels.min() and class_labels.max() < rows):
-                raise ValueError(
-                    f"`class_labels` is {class_labels.tolist()} for {len(x_sigma)} images; accepted is one label from "
-                    f"0 to {rows - 1} for each."
-                )
+            self._check_labels(class_labels, len(x_sigma))
         return self.denoise(x_sigma, sigma, class_labels)
 
     def denoise(
@@ -238,102 +251,85 @@ class Denoiser(nn.Module):
         class_labels: torch.Tensor | None = None,
         batch_size: int | None = None,
     ) -> torch.Tensor:
-        """`forward` without its check of the labels, which would make an accelerator wait in every batch.
+        """`forward` without its checks, which would make an accelerator wait in every batch.
 
         Args:
-            x_sigma: As for `forward`, and so the others.
-            batch_size: Images in one evaluation of the network. What is done before and after it is done for all at
-                once, which is quicker. Default: all.
+            x_sigma: Noisy images `x + sigma * eps`, model units, shape `(N, C, H, W)`, float32 or float64.
+            sigma: Noise level, model units, a number or shape `(N,)`.
+            class_labels: Class indices, shape `(N,)`, or `None` for the unconditional denoiser.
+            batch_size: Images per network evaluation. All other steps handle all images at once, which is faster.
+                Default: all images.
+
+        Returns:
+            Denoised images with the shape and dtype of `x_sigma`.
         """
         sigma = torch.as_tensor(sigma, dtype=x_sigma.dtype, device=x_sigma.device).expand(len(x_sigma))
         if class_labels is not None:
-            return self._run(self.unet, x_sigma, sigma, class_labels, batch_size)
+            return self._evaluate(self.unet, self.conditioning, x_sigma, sigma, class_labels, batch_size)
+        labels = torch.zeros(len(x_sigma), dtype=torch.long, device=x_sigma.device)
         if self.unconditional_unet is not None:
-            return self._run(self.unconditional_unet, x_sigma, sigma, None, batch_size)
-        rows = range(self.num_classes) if self.null_class is None else (self.null_class,)
-        labels = torch.empty(len(x_sigma), dtype=torch.long, device=x_sigma.device)
-        return sum(self._run(self.unet, x_sigma, sigma, labels.fill_(row), batch_size) for row in rows) / len(rows)
+            conditioning = self.unconditional_conditioning
+            return self._evaluate(self.unconditional_unet, conditioning, x_sigma, sigma, labels, batch_size)
+        if self.null_class is not None:
+            return self._evaluate(self.unet, self.conditioning, x_sigma, sigma, labels + self.null_class, batch_size)
+        total = torch.zeros_like(x_sigma)
+        for y in range(self.num_classes):
+            total = total + self._evaluate(self.unet, self.conditioning, x_sigma, sigma, labels + y, batch_size)
+        return total / self.num_classes
 
-    def _run(self, network, x_sigma, sigma, labels, batch_size):
-        per_image = sigma.view(-1, *[1] * (x_sigma.ndim - 1))
+    def _evaluate(
+        self,
+        network: ModelMixin,
+        conditioning: Conditioning,
+        x_sigma: torch.Tensor,
+        sigma: torch.Tensor,
+        labels: torch.Tensor,
+        batch_size: int | None,
+    ) -> torch.Tensor:
+        """Denoise with one network: parametrise, call the network batch by batch, recover `x0` from its output."""
+        sigma_by_image = sigma.view(-1, 1, 1, 1)
         dtype = next(network.parameters()).dtype
-        if dtype.itemsize == 1:  # of storage only; else not asked for, as it walks through all modules in every batch
+        if dtype.itemsize == 1:
+            # Weights are only stored in eight bits. `network.dtype` is what the network computes in, but it walks
+            # through all modules, too slowly to be asked in every batch of every network.
             dtype = network.dtype
-        x_in = self.parametrisation.network_input(x_sigma, per_image).to(dtype)
+        network_input = self.parametrisation.network_input(x_sigma, sigma_by_image).to(dtype)
         time = self.parametrisation.network_time(sigma)
-        outputs, size = [], batch_size or len(x_in)
-        for first in range(0, len(x_in), size):
-            part = slice(first, first + size)
-            arguments = self.unconditional_arguments if labels is None else self.conditioning(labels[part])
-            outputs.append(network(x_in[part], time[part], return_dict=False, **arguments)[0])
+        size = len(x_sigma) if batch_size is None else batch_size
+        outputs = []
+        for first in range(0, len(x_sigma), size):
+            batch = slice(first, first + size)
+            arguments = conditioning(labels[batch])
+            outputs.append(network(network_input[batch], time[batch], return_dict=False, **arguments)[0])
         output = torch.cat(outputs) if len(outputs) > 1 else outputs[0]
-        output = output[:, : x_sigma.shape[1]]  # a learned variance comes after the mean
-        return self.parametrisation.denoised(x_sigma, per_image, output.to(x_sigma.dtype))
+        mean = output[:, : x_sigma.shape[1]]  # a learned variance comes after the mean
+        return self.parametrisation.denoised(x_sigma, sigma_by_image, mean.to(x_sigma.dtype))
 
+    def _check_sigma(self, sigma: torch.Tensor | float, num_images: int) -> None:
+        expected = f"a noise level above 0 (model units), or a tensor of {num_images}"
+        if isinstance(sigma, torch.Tensor):
+            check_floating(sigma, "sigma")
+        else:
+            check_number("sigma", sigma, expected)
+        levels = sigma if isinstance(sigma, torch.Tensor) else torch.tensor(float(sigma))
+        if levels.shape not in ((), (num_images,)) or not ((levels > 0) & levels.isfinite()).all():
+            raise ValueError(f"`sigma` must be {expected}, got {sigma}.")
+        if self.parametrisation.step_sigmas is None:
+            return
+        for level in torch.as_tensor(sigma).flatten().tolist():
+            nearest = self.nearest_sigma(level)
+            if not math.isclose(level, nearest, rel_tol=SAME_NOISE):
+                raise ValueError(
+                    "`sigma` must be the noise level of a training step, since the network has a learned time "
+                    f"embedding, such as {nearest:.6g} (model units), got {level}."
+                )
 
-def computing_dtype(network: "ModelMixin | PreTrainedModel") -> str:
-    """What a network of diffusers or transformers computes in: its own dtype, or that of autocast where it is on."""
-    kind = computing_device(network)
-    if torch.is_autocast_enabled(kind):
-        return f"autocast {torch.get_autocast_dtype(kind)}".replace("torch.", "")
-    return str(network.dtype).removeprefix("torch.")
-
-
-def computing_device(network: nn.Module) -> str:
-    """Kind of the device that a network computes on; its weights may rest elsewhere, and come when they are needed."""
-    for part in network.modules():
-        device = getattr(getattr(part, "_hf_hook", None), "execution_device", None)
-        if device is not None:
-            return torch.device(device).type
-    return next(network.parameters()).device.type
-
-
-def inference(module: nn.Module) -> torch.no_grad | torch.inference_mode:
-    """Context for evaluations without gradients: inference mode, the cheaper one, where weights stay in place.
-
-    Hooks of accelerate or diffusers that move weights, as offloading does, would leave weights that no gradient can
-    ever pass again; for them it is `no_grad`.
-    """
-    moved = any(hasattr(part, "_hf_hook") or hasattr(part, "_diffusers_hook") for part in module.modules())
-    return torch.no_grad() if moved else torch.inference_mode()
-
-
-def check_evaluation_mode(denoiser: nn.Module) -> None:
-    """Refuse networks in training mode where that makes answers random beside the seeds, or dependent on the batch."""
-    for part in denoiser.modules():
-        if part.training and (isinstance(part, _BatchNorm) or (isinstance(part, _DropoutNd) and part.p > 0)):
+    def _check_labels(self, class_labels: torch.Tensor, num_images: int) -> None:
+        if not isinstance(class_labels, torch.Tensor) or class_labels.dtype not in (torch.int64, torch.int32):
+            raise TypeError(f"`class_labels` must be a tensor of integers (int64 or int32), got {class_labels!r}.")
+        rows = self.conditioning.rows
+        if class_labels.shape != (num_images,) or class_labels.min() < 0 or class_labels.max() >= rows:
             raise ValueError(
-                f"`denoiser` has a network in training mode, where its {type(part).__name__} changes the answers; "
-                "accepted is evaluation mode: call the network's `eval()`."
+                f"`class_labels` must be one label from 0 to {rows - 1} for each of the {num_images} images, got "
+                f"{class_labels.tolist()}."
             )
-
-
-def uncompiled(network: ModelMixin) -> ModelMixin:
-    """The network itself, where `torch.compile` has made a module of another class around it."""
-    return getattr(network, "_orig_mod", network)
-
-
-def embedded_steps(network: ModelMixin) -> int | None:
-    """Size of the table of a network with a learned time embedding, `None` for others."""
-    learned = getattr(network.config, "time_embedding_type", None) == "learned"
-    return network.config.num_train_timesteps if learned else None
-
-
-def check_weights(name: str, network: nn.Module) -> None:
-    """Refuse a network with weights that are not finite."""
-    weights = [weight for weight in network.parameters() if not weight.is_meta]  # meta: offloaded, not here to read
-    finite = [(weight.float() if weight.itemsize == 1 else weight).isfinite().all() for weight in weights]
-    if finite and not torch.stack(finite).all():
-        raise ValueError(f"`{name}` has weights that are NaN or infinite; accepted are finite weights.")
-
-
-def check_network(name: str, network: ModelMixin) -> None:
-    """Refuse a network that is none, with weights that are not finite, or whose output has not its input's shape."""
-    has_classes(name, network)
-    check_weights(name, network)
-    inputs, outputs = network.config.in_channels, network.config.out_channels or network.config.in_channels
-    if outputs not in (inputs, 2 * inputs):
-        raise ValueError(
-            f"`{name}` has in_channels={inputs} and out_channels={outputs}; accepted are networks with as many "
-            "outputs as inputs, or twice as many, the second half being a learned variance."
-        )

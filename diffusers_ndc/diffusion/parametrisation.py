@@ -1,13 +1,15 @@
-"""The coordinates of a scheduler: how `(x_sigma, sigma)` becomes network input and network output becomes `x0`.
+"""Parametrisations: from `(x_sigma, sigma)` to the network's input, and from its output to the clean image `x0`.
 
-Coordinates are variance-exploding (`x_sigma = x + sigma * eps`) and units are the model's. Each class has the smallest
-and largest noise level that the network was trained for, `sigma_min` and `sigma_max`, both finite, and
+Coordinates are variance-exploding (`x_sigma = x + sigma * eps`), units are the model's. A parametrisation has the
+smallest and largest noise level that the network was trained for, `sigma_min` and `sigma_max`, both finite, and
 
     network_input(x_sigma, sigma) -> input    network_time(sigma) -> time    denoised(x_sigma, sigma, output) -> x0
 
-Of the scheduler its noise levels alone are read. What belongs to sampling (spacing of timesteps, Karras sigmas,
-clipping of the sample) has no part in them.
+It reads only the noise levels of a scheduler. What belongs to sampling (spacing of timesteps, Karras sigmas, clipping
+of the sample) has no part in it.
 """
+
+from collections.abc import Collection
 
 import torch
 from diffusers import CMStochasticIterativeScheduler, FlowMatchEulerDiscreteScheduler, SchedulerMixin
@@ -22,8 +24,12 @@ class VariancePreserving:
 
     Args:
         scheduler: The scheduler.
-        whole_steps: The network knows whole timesteps only: it is told the nearest one. `step_sigmas` then has the
-            noise levels of the steps, the only ones that it can be told truthfully; else it is `None`.
+        whole_steps: Whether the network knows whole timesteps only. It is then given the nearest one, and
+            `step_sigmas` has the noise levels of the steps, the only ones that such a network can be given exactly.
+            Otherwise `step_sigmas` is `None`.
+
+    Raises:
+        ValueError: The scheduler's prediction type is not supported, or its timesteps have no known noise level.
     """
 
     prediction_types = ("epsilon", "v_prediction", "sample")
@@ -33,17 +39,18 @@ class VariancePreserving:
         self.prediction_type = config.get("prediction_type", "epsilon")
         if self.prediction_type not in self.prediction_types:
             raise ValueError(
-                f"`scheduler` ({type(scheduler).__name__}) has prediction_type={self.prediction_type!r}; "
-                f"accepted are {self.prediction_types}."
+                f"`scheduler` must have a prediction_type of {self.prediction_types}, got {type(scheduler).__name__} "
+                f"with prediction_type={self.prediction_type!r}."
             )
-        for key, usual in (("use_flow_sigmas", False), ("timestep_type", "discrete")):
-            if config.get(key, usual) != usual:
+        for key, supported in (("use_flow_sigmas", False), ("timestep_type", "discrete")):
+            value = config.get(key, supported)
+            if value != supported:
                 raise ValueError(
-                    f"`scheduler` ({type(scheduler).__name__}) has {key}={config[key]!r}, for which the noise level "
-                    f"of a timestep is not known here; accepted is {usual!r}."
+                    f"`scheduler` must have {key}={supported!r}, got {type(scheduler).__name__} with {key}={value!r}, "
+                    "for which the noise level of a timestep is unknown."
                 )
         alphas_cumprod = scheduler.alphas_cumprod.detach().double().cpu()
-        if config.get("rescale_betas_zero_snr", False):  # its last entry is 0, or 2^-24 in place of it
+        if config.get("rescale_betas_zero_snr", False):  # the last entry is 0, or 2^-24 instead
             alphas_cumprod = alphas_cumprod[:-1]
         sigmas = ((1 - alphas_cumprod) / alphas_cumprod).sqrt()
         sigmas = sigmas[sigmas.isfinite()]
@@ -60,7 +67,9 @@ class VariancePreserving:
         high = torch.searchsorted(self.log_sigmas, log_sigma).clamp(1, len(self.log_sigmas) - 1)
         below, above = self.log_sigmas[high - 1], self.log_sigmas[high]
         time = high - 1 + ((log_sigma - below) / (above - below)).clamp(0, 1)
-        return time if self.step_sigmas is None else time.round().long()
+        if self.step_sigmas is not None:
+            return time.round().long()
+        return time
 
     def denoised(self, x_sigma: torch.Tensor, sigma: torch.Tensor, output: torch.Tensor) -> torch.Tensor:
         if self.prediction_type == "epsilon":
@@ -71,7 +80,10 @@ class VariancePreserving:
 
 
 class EDM:
-    """Schedulers with EDM preconditioning (Karras et al. 2022, arXiv:2206.00364, Table 1), by their own functions."""
+    """Schedulers with EDM preconditioning (Karras et al. 2022, arXiv:2206.00364, Table 1).
+
+    The preconditioning is computed by the scheduler's own functions.
+    """
 
     step_sigmas = None
 
@@ -92,9 +104,9 @@ class EDM:
 class Consistency:
     """Consistency models (Song et al. 2023, arXiv:2303.01469, Appendix C): `CMStochasticIterativeScheduler`.
 
-    Their `h` is where the probability-flow path through `x_sigma` ends, and not the mean of the clean image: a sharp
-    one-step denoiser, whose losses estimate no likelihood. A certificate is about whatever classifier comes out, and
-    so holds all the same.
+    Their `h` is the end of the probability-flow path through `x_sigma`, instead of the mean of the clean image. It is
+    a sharp one-step denoiser, whose losses do not estimate a likelihood. Certificates hold all the same, since they
+    hold for any base classifier.
     """
 
     step_sigmas = None
@@ -107,7 +119,7 @@ class Consistency:
         return x_sigma / (sigma**2 + self.scheduler.config.sigma_data**2).sqrt()
 
     def network_time(self, sigma: torch.Tensor) -> torch.Tensor:
-        return 250 * sigma.log()  # `sigma_to_t` of the scheduler, which is for numpy alone
+        return 250 * sigma.log()  # the scheduler's `sigma_to_t`, which only takes numpy arrays
 
     def denoised(self, x_sigma: torch.Tensor, sigma: torch.Tensor, output: torch.Tensor) -> torch.Tensor:
         c_skip, c_out = self.scheduler.get_scalings_for_boundary_condition(sigma)
@@ -118,9 +130,12 @@ class FlowMatching:
     """Rectified flows (Lipman et al. 2023, arXiv:2210.02747; Esser et al. 2024, arXiv:2403.03206).
 
     The network sees `x_s = (1 - s) * x + s * eps = (1 - s) * x_sigma` with `s = sigma / (1 + sigma)`, at the time
-    `s * num_train_timesteps`, and predicts the velocity `eps - x`. The scheduler's `shift` says at which `s` training
-    and sampling dwell, not what `s` means: it moves the range of noise levels, where step k of N has
+    `s * num_train_timesteps`, and predicts the velocity `eps - x`. The scheduler's `shift` determines which `s` occur
+    in training and sampling, not what `s` means: it moves the range of noise levels, where step k of N has
     `sigma = shift * k / (N - k)`.
+
+    Raises:
+        ValueError: The scheduler's time runs from noise to image (`invert_sigmas`).
     """
 
     step_sigmas = None
@@ -129,11 +144,11 @@ class FlowMatching:
         config = scheduler.config
         if config.invert_sigmas:
             raise ValueError(
-                f"`scheduler` ({type(scheduler).__name__}) has invert_sigmas=True, where time runs from noise to "
-                "image; accepted is False."
+                f"`scheduler` must have invert_sigmas=False, got {type(scheduler).__name__} with invert_sigmas=True, "
+                "where time runs from noise to image."
             )
         self.num_steps = config.num_train_timesteps
-        shift = 1.0 if config.use_dynamic_shifting else config.shift  # a dynamic one depends on the sampled image
+        shift = 1.0 if config.use_dynamic_shifting else config.shift  # a dynamic shift depends on the sampled image
         self.sigma_min, self.sigma_max = shift / (self.num_steps - 1), shift * (self.num_steps - 1)
 
     def network_input(self, x_sigma: torch.Tensor, sigma: torch.Tensor) -> torch.Tensor:
@@ -149,25 +164,27 @@ class FlowMatching:
 Parametrisation = VariancePreserving | EDM | Consistency | FlowMatching
 
 
-def parametrisation(scheduler: SchedulerMixin, embedded_steps: int | None = None) -> Parametrisation:
-    """The coordinates of a scheduler.
+def parametrisation(scheduler: SchedulerMixin, table_sizes: Collection[int] = ()) -> Parametrisation:
+    """The parametrisation that belongs to a scheduler.
 
     Args:
         scheduler: The scheduler.
-        embedded_steps: Size of the network's table of timesteps, where it has a learned one.
+        table_sizes: For each network with a learned time embedding, the number of timesteps in its table. If there is
+            one, the parametrisation is of whole timesteps.
 
     Raises:
-        ValueError: The scheduler has no known noise level, or not these timesteps.
+        ValueError: The scheduler has no known noise level, or other timesteps than a network's table.
     """
     name = type(scheduler).__name__
-    if embedded_steps is not None:
-        table = getattr(scheduler, "alphas_cumprod", ())
-        if len(table) != embedded_steps:
+    # Classes of schedulers share no base class that says which family they belong to: their attributes do.
+    num_timesteps = len(getattr(scheduler, "alphas_cumprod", ()))
+    for table_size in table_sizes:
+        if table_size != num_timesteps:
             raise ValueError(
-                f"`scheduler` ({name}) has {len(table)} whole timesteps (`alphas_cumprod`), and the network "
-                f"time_embedding_type='learned' with num_train_timesteps={embedded_steps}; accepted is a scheduler "
-                "with as many."
+                f"`scheduler` must have {table_size} whole timesteps (`alphas_cumprod`), as many as the network with "
+                f"time_embedding_type='learned' and num_train_timesteps={table_size}, got {name} with {num_timesteps}."
             )
+    if table_sizes:
         return VariancePreserving(scheduler, whole_steps=True)
     if hasattr(scheduler, "precondition_outputs"):
         return EDM(scheduler)
@@ -178,7 +195,7 @@ def parametrisation(scheduler: SchedulerMixin, embedded_steps: int | None = None
     if hasattr(scheduler, "alphas_cumprod"):
         return VariancePreserving(scheduler)
     raise ValueError(
-        f"`scheduler` is a {name}, which has no known noise level; accepted are schedulers with `alphas_cumprod` "
-        "(DDPM, DDIM, PNDM, DPM-Solver, Euler, ...), EDM schedulers (`EDMEulerScheduler`, "
-        "`EDMDPMSolverMultistepScheduler`), `CMStochasticIterativeScheduler` and `FlowMatchEulerDiscreteScheduler`."
+        "`scheduler` must have a known noise level: a scheduler with `alphas_cumprod` (DDPM, DDIM, PNDM, DPM-Solver, "
+        "Euler, ...), an EDM scheduler (`EDMEulerScheduler`, `EDMDPMSolverMultistepScheduler`), "
+        f"`CMStochasticIterativeScheduler` or `FlowMatchEulerDiscreteScheduler`, got {name}."
     )

@@ -1,4 +1,4 @@
-"""Classes that are given by prompts: their check, and their embeddings."""
+"""Classes that are described by prompts: checks of the prompts, and their embeddings."""
 
 from collections.abc import Mapping, Sequence
 
@@ -8,57 +8,71 @@ from transformers import CLIPTextModel, CLIPTokenizer
 from ..common.checks import check_kind
 
 
-ACCEPTED = (
-    "for each of at least two classes a prompt, or a list of prompts whose embeddings are averaged: a dictionary by "
-    "class index from 0, or a list in the classes' order"
+EXPECTED = (
+    "a prompt, or a list of prompts whose embeddings are averaged, for each of at least two classes: a dictionary by "
+    "class index from 0, or a list in the order of the classes"
 )
 
 BATCH = 256
-"""Prompts that the text encoder is shown at a time."""
+"""Prompts per call of the text encoder."""
 
 
 def read_prompts(prompts: Mapping | Sequence) -> dict[int, list[str]]:
-    """Prompts by class index, checked.
+    """Check prompts and arrange them by class index.
 
     Args:
-        prompts: For each of at least two classes a prompt or a list of them, in a dictionary by class index (also as
-            JSON has it, with strings for keys) or a list.
+        prompts: For each of at least two classes a prompt or a list of prompts: a dictionary by class index (or by its
+            string, as in JSON), or a list in the order of the classes.
+
+    Returns:
+        The list of prompts of each class, by class index in ascending order.
 
     Raises:
-        ValueError: They are something else, or two classes have the same ones.
+        ValueError: `prompts` is something else, or two classes have the same prompts.
+
+    Example:
+        >>> read_prompts({"0": "a cat", "1": ["a dog", "one dog"]})
+        {0: ['a cat'], 1: ['a dog', 'one dog']}
     """
     try:
-        by_class = dict(enumerate(prompts)) if isinstance(prompts, (list, tuple)) else dict(prompts)
-        by_class = {
-            int(label): [texts] if isinstance(texts, str) else list(texts) for label, texts in by_class.items()
-        }
-        texts = [text for texts in by_class.values() for text in texts]
-        usable = all(by_class.values()) and all(isinstance(text, str) and text.strip() for text in texts)
+        pairs = enumerate(prompts) if isinstance(prompts, (list, tuple)) else dict(prompts).items()
+        by_class = {int(label): [texts] if isinstance(texts, str) else list(texts) for label, texts in pairs}
     except (ArithmeticError, TypeError, ValueError):
-        usable = False
-    if not usable or len(by_class) < 2 or sorted(by_class) != list(range(len(by_class))):
-        raise ValueError(f"`prompts` is {prompts!r}; accepted are, {ACCEPTED}.")
-    classes: dict[tuple[str, ...], int] = {}
-    for label, texts in sorted(by_class.items()):
-        twin = classes.setdefault(tuple(texts), label)
-        if twin != label:
+        raise ValueError(f"`prompts` must be {EXPECTED}, got {prompts!r}.") from None
+    complete = len(by_class) >= 2 and sorted(by_class) == list(range(len(by_class)))
+    if not complete or not all(_are_prompts(texts) for texts in by_class.values()):
+        raise ValueError(f"`prompts` must be {EXPECTED}, got {prompts!r}.")
+    by_class = {label: by_class[label] for label in sorted(by_class)}
+    seen: dict[tuple[str, ...], int] = {}
+    for label, texts in by_class.items():
+        if tuple(texts) in seen:
             raise ValueError(
-                f"`prompts` are the same for the classes {twin} and {label}, {texts}; accepted are others."
+                f"`prompts` must differ between classes, got {texts} for the classes {seen[tuple(texts)]} and {label}."
             )
-    return {label: by_class[label] for label in sorted(by_class)}
+        seen[tuple(texts)] = label
+    return by_class
+
+
+def _are_prompts(texts: list) -> bool:
+    return len(texts) > 0 and all(isinstance(text, str) and text.strip() for text in texts)
 
 
 def check_length(prompts: Mapping[int, Sequence[str]], tokenizer: CLIPTokenizer) -> None:
-    """Refuse prompts whose end the text encoder would not see.
+    """Raise if the text encoder would not see the end of a prompt.
+
+    Args:
+        prompts: The prompts of each class, as `read_prompts` returns them.
+        tokenizer: Tokenizer of the text encoder.
 
     Raises:
         ValueError: A prompt has more tokens than the text encoder takes.
     """
     texts = [text for texts in prompts.values() for text in texts]
+    most = tokenizer.model_max_length
     for text, tokens in zip(texts, tokenizer(texts, truncation=False).input_ids, strict=True):
-        if len(tokens) > tokenizer.model_max_length:
+        if len(tokens) > most:
             raise ValueError(
-                f"`prompts` has {text!r}, {len(tokens)} tokens; accepted are up to {tokenizer.model_max_length}."
+                f"`prompts` must have at most {most} tokens each, got {text!r} with {len(tokens)} tokens."
             )
 
 
@@ -69,36 +83,39 @@ def embed_prompts(
     text_encoder: CLIPTextModel,
     device: torch.device | str | None = None,
 ) -> torch.Tensor:
-    """What `encoder_hidden_states` is for each class, and for "no class": the empty prompt, as in training.
+    """Embed the prompts of each class, and the empty prompt for "no class", as in training.
 
-    Texts are padded to the encoder's length as in Stable Diffusion. Where a class has several, their embeddings are
-    averaged token by token.
+    The result serves as `prompt_embeddings` of a `Denoiser`. Prompts are padded to the encoder's length as in Stable
+    Diffusion. If a class has several prompts, their embeddings are averaged token by token.
 
     Args:
-        prompts: For each of K classes a prompt or a list of them, as for `read_prompts`.
-        tokenizer: The text encoder's.
+        prompts: For each of K classes (at least two) a prompt or a list of prompts: a dictionary by class index, or a
+            list in the order of the classes.
+        tokenizer: Tokenizer of the text encoder.
         text_encoder: The text encoder.
-        device: Where it runs. Default: where its weights are, unless hooks (offloading) are to move them.
+        device: Device on which the text encoder runs. Default: the device of its weights. Needed only if offloading
+            hooks will move the weights.
 
     Returns:
-        Shape `(K + 1, tokens, channels)`, the last row being the empty prompt's, in the text encoder's dtype.
+        `encoder_hidden_states` of the classes, shape `(K + 1, tokens, channels)`, in the text encoder's dtype. The
+        last row is that of the empty prompt.
 
     Raises:
-        TypeError: `tokenizer` or `text_encoder` is of another class.
-        ValueError: `prompts` are not as described, or too long.
+        TypeError: `tokenizer` or `text_encoder` has the wrong type.
+        ValueError: `prompts` is something else, two classes have the same prompts, or a prompt is too long.
     """
     check_kind("tokenizer", tokenizer, CLIPTokenizer)
     check_kind("text_encoder", text_encoder, CLIPTextModel)
     prompts = read_prompts(prompts)
     check_length(prompts, tokenizer)
-    groups = [*prompts.values(), [""]]
+    groups = [*prompts.values(), [""]]  # the last one is "no class"
     texts = [text for group in groups for text in group]
     tokens = tokenizer(texts, padding="max_length", return_tensors="pt", max_length=tokenizer.model_max_length)
     device = text_encoder.device if device is None else device
-    masked = getattr(text_encoder.config, "use_attention_mask", False)
+    use_mask = getattr(text_encoder.config, "use_attention_mask", False)  # most configurations lack the setting
     embedded = []
     for ids, mask in zip(tokens.input_ids.split(BATCH), tokens.attention_mask.split(BATCH), strict=True):
-        mask = mask.to(device) if masked else None
-        embedded.append(text_encoder(ids.to(device), attention_mask=mask)[0])
-    parts = torch.cat(embedded).split([len(group) for group in groups])
-    return torch.stack([part.mean(dim=0) for part in parts])
+        attention_mask = mask.to(device) if use_mask else None
+        embedded.append(text_encoder(ids.to(device), attention_mask=attention_mask)[0])
+    by_class = torch.cat(embedded).split([len(group) for group in groups])
+    return torch.stack([embeddings.mean(dim=0) for embeddings in by_class])

@@ -180,7 +180,7 @@ def test_iddpm_tells_the_network_the_nearest_trained_level():
     x, f = torch.randn(2, 999, generator=torch.Generator().manual_seed(0))
     torch.testing.assert_close(scheduler.precondition_inputs(x, between), x / (1 + between**2) ** 0.5)
     torch.testing.assert_close(scheduler.precondition_outputs(x, f, between), x - between * f)
-    with pytest.raises(ValueError, match="iDDPM has no noise levels 'u' of the shape .1001,."):
+    with pytest.raises(ValueError, match="iDDPM must have noise levels 'u' of the shape .1001,., got .1000,"):
         convert_scheduler(EDMCheckpoint("iDDPMPrecond", kwargs, {"u": u[1:]}, "iDDPM"))
 
 

@@ -128,7 +128,7 @@ def test_levels_are_found_again_by_a_sigma_that_is_nearly_the_same(shades):
     pipe, candidates = knowing_pipe(lambda sigma: sigma > 0), NoiseLevels.log_grid(0.8, 9.0, 6)
     chosen = pipe.calibrate(images, labels, 0.1, 2, "epndc", candidates)
     assert pipe.classifier(float(np.float32(0.1)), "epndc").levels == chosen
-    with pytest.raises(ValueError, match="calibrated for sigma=0.1"):
+    with pytest.raises(ValueError, match="`levels` .*calibrated for .*0.1001"):
         pipe.classifier(0.1001, "epndc", chosen)
 
 
@@ -138,7 +138,7 @@ def test_default_levels_fit_between_the_noise_and_the_largest_of_the_model():
     low, high = pipe.denoiser.sigma_range
     levels = pipe.classifier(0.5).levels
     assert 1.0 < min(levels.sigmas) < max(levels.sigmas) <= high < 1.5
-    with pytest.raises(ValueError, match="`sigma` is 128"):
+    with pytest.raises(ValueError, match="`sigma` .*128"):
         pipe.calibrate(torch.rand(3, 1, 8, 8), [0, 1, 2], sigma=128)
 
 
@@ -156,17 +156,17 @@ def test_the_level_that_tells_the_classes_apart_is_found(shades):
 @pytest.mark.parametrize(
     "arguments, match",
     [
-        ({"labels": [0, 1, 2]}, "`labels` has the shape"),
-        ({"labels": [0.0, 1.0, 2.0, 0.0]}, "`labels` has the shape"),
-        ({"labels": [0, 1, 2, 3]}, "`labels` go from 0 to 3"),
-        ({"labels": [0, 1, 1, -1]}, "`labels` go from -1"),
-        ({"labels": [0, 1, 1, 0]}, r"no image of the classes \[2\]"),
+        ({"labels": [0, 1, 2]}, "`labels` must be one integer for each of the 4 images, got the shape .3,."),
+        ({"labels": [0.0, 1.0, 2.0, 0.0]}, "`labels` must be one integer .*got the shape .* type float64"),
+        ({"labels": [0, 1, 2, 3]}, "`labels` must be from 0 to 2, got 0 to 3"),
+        ({"labels": [0, 1, 1, -1]}, "`labels` must be from 0 to 2, got -1"),
+        ({"labels": [0, 1, 1, 0]}, r"`labels` must have .*got none of the classes \[2\]"),
         ({"num_levels": 0}, "`num_levels`"),
         ({"num_levels": 13}, "`num_levels`"),
         ({"quantile": 0.0}, "`quantile`"),
         ({"quantile": 1.5}, "`quantile`"),
         ({"method": "dc"}, "`sigma`"),
-        ({"candidates": NoiseLevels((0.4, 1.0), (1, 1))}, "above 0.5"),
+        ({"candidates": NoiseLevels((0.4, 1.0), (1, 1))}, "`levels` .*above 0.5"),
     ],
 )
 def test_refuses_calibration_before_any_network_call(pipe, images, monkeypatch, arguments, match):

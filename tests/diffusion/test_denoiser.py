@@ -128,6 +128,13 @@ def test_null_class_unconditional_network_and_class_mean(unet, x_sigma):
     torch.testing.assert_close(unconditional(x_sigma, SIGMAS), x_sigma - SIGMAS.view(-1, 1, 1, 1) * output)
 
 
+def test_gradients_pass_through_the_mean_over_the_classes(unet, x_sigma):
+    """Also where the network's weights require gradients, as they do unless somebody froze them."""
+    x_sigma.requires_grad_()
+    Denoiser(unet, DDPMScheduler())(x_sigma, SIGMAS).square().sum().backward()
+    assert x_sigma.grad.isfinite().all() and unet.class_embedding.weight.grad.abs().max() > 0
+
+
 def test_zero_terminal_snr_schedule_keeps_its_finite_levels(unet):
     scheduler = DDPMScheduler(rescale_betas_zero_snr=True, prediction_type="v_prediction")
     low, high = Denoiser(unet, scheduler).sigma_range
@@ -146,11 +153,11 @@ def test_timestep_class_embedding_takes_its_number_of_classes_from_the_user(x_si
     [
         ({"num_class_embeds": None}, {}, "no class embedding"),
         ({"num_class_embeds": None, "class_embed_type": "identity"}, {}, "no class embedding"),
-        ({"out_channels": 3}, {}, "out_channels=3.*twice as many"),
-        ({}, {"null_class": 0}, "accepted is the last of the 4"),
-        ({}, {"num_classes": 3}, "4 classes"),
-        ({}, {"num_classes": 4, "null_class": 3}, "3 classes"),
-        ({}, {"unconditional_unet": tiny_unet()}, "unconditional_unet"),
+        ({"out_channels": 3}, {}, "`unet` must .*twice as many.*got .*out_channels=3"),
+        ({}, {"null_class": 0}, "`null_class` must be .*the last of the 4 .*got 0"),
+        ({}, {"num_classes": 3}, "`num_classes` .*4 classes.*got 3"),
+        ({}, {"num_classes": 4, "null_class": 3}, "`num_classes` .*3 classes.*got 4"),
+        ({}, {"unconditional_unet": tiny_unet()}, "`unconditional_unet` must be a network without classes"),
     ],
 )
 def test_refuses_networks(unet_settings, arguments, match):
@@ -164,7 +171,7 @@ def test_refuses_weights_that_are_not_finite(name, value):
     networks = {"unet": tiny_unet(), "unconditional_unet": tiny_unet(num_class_embeds=None)}
     with torch.no_grad():
         networks[name].conv_out.weight[0, 0, 0, 0] = value
-    with pytest.raises(ValueError, match=f"`{name}` has weights"):
+    with pytest.raises(ValueError, match=f"`{name}` must have finite weights"):
         Denoiser(scheduler=DDPMScheduler(), **networks)
 
 
@@ -177,7 +184,7 @@ def test_refuses_labels_that_the_network_does_not_have(unet, x_sigma, labels):
 @pytest.mark.parametrize(
     "scheduler, match",
     [
-        (ScoreSdeVeScheduler(), "ScoreSdeVeScheduler, which has no known noise level"),
+        (ScoreSdeVeScheduler(), "`scheduler` must have a known noise level.*got ScoreSdeVeScheduler"),
         (FlowMatchEulerDiscreteScheduler(invert_sigmas=True), "invert_sigmas"),
         (diffusers.DPMSolverMultistepScheduler(prediction_type="flow_prediction"), "flow_prediction"),
         (diffusers.DPMSolverMultistepScheduler(use_flow_sigmas=True), "use_flow_sigmas"),

@@ -58,6 +58,11 @@ def test_noise_of_x_i(method):
 def test_default_methods_and_refusals():
     assert get_likelihood(None, 0.0).name == "dc"
     assert get_likelihood(None, 0.25).name == "apndc"
-    for method, sigma in [("dc", 0.25), ("apndc", 0.0), ("epndc", 0.0), ("ddpm", 0.25)]:
-        with pytest.raises(ValueError, match="accepted"):
+    for method, sigma, match in [
+        ("dc", 0.25, "`sigma` must be 0 with method='dc'.*got 0.25"),
+        ("apndc", 0.0, "`sigma` must be above 0 with method='apndc'.*got 0.0"),
+        ("epndc", 0.0, "`sigma` must be above 0 with method='epndc'.*got 0.0"),
+        ("ddpm", 0.25, "`method` must be one of .*got 'ddpm'"),
+    ]:
+        with pytest.raises(ValueError, match=match):
             get_likelihood(method, sigma)

@@ -8,7 +8,7 @@ from safetensors.numpy import load_file
 
 from diffusers_ndc import NoiseLevels, SiftingRule
 from diffusers_ndc.diffusion.likelihoods import LIKELIHOODS
-from diffusers_ndc.diffusion.noise_levels import WEIGHTINGS, edm_lambda, log_normal_density
+from diffusers_ndc.diffusion.weightings import WEIGHTINGS, edm_lambda, log_normal_density
 
 
 # Grids, added noise and weights of the NDC authors' own program, for tau = 0.5 and 1 and for 17 and 33 points.
@@ -135,22 +135,23 @@ def test_a_saved_rule_needs_thresholds():
 
 
 @pytest.mark.parametrize(
-    "build",
+    "build, match",
     [
-        lambda: NoiseLevels.log_grid(0.5, 5.0, 6, "snr"),
-        lambda: NoiseLevels.log_grid(5.0, 0.5),
-        lambda: NoiseLevels.log_grid(0.5, 5.0, 1),
-        lambda: NoiseLevels.quantile_grid(-0.5, 6),
-        lambda: NoiseLevels.quantile_grid(0.5, 0),
-        lambda: NoiseLevels.quantile_grid(0.5, 6, p_std=0),
-        lambda: NoiseLevels.reference_grid(3.0),
-        lambda: NoiseLevels.reference_grid(0.5, 7, method="epndc"),
-        lambda: NoiseLevels.reference_grid(0.0),
-        lambda: NoiseLevels((1.0,), (1.0,), cap=0.0),
-        lambda: NoiseLevels((1.0,), (1.0,), cap=4.1),
-        lambda: NoiseLevels((1.0,), (1.0,), cap=float("nan")),
+        (lambda: NoiseLevels.log_grid(0.5, 5.0, 6, "snr"), "`weighting` must be one of .*got 'snr'"),
+        (lambda: NoiseLevels.log_grid(5.0, 0.5), "`sigma_min` and `sigma_max` must be .*got 5.0 and 0.5"),
+        (lambda: NoiseLevels.log_grid(0.5, 5.0, 1), "`num_levels` must be .*got 1"),
+        (lambda: NoiseLevels.quantile_grid(-0.5, 6), "`tau` must be .*got -0.5"),
+        (lambda: NoiseLevels.quantile_grid(0.5, 0), "`num_levels` must be .*got 0"),
+        (lambda: NoiseLevels.quantile_grid(0.5, 6, p_mean=101), "`p_mean` must be .*got 101"),
+        (lambda: NoiseLevels.quantile_grid(0.5, 6, p_std=0), "`p_std` must be .*got 0"),
+        (lambda: NoiseLevels.reference_grid(3.0), "`tau` must be .*below 3.*got 3.0"),
+        (lambda: NoiseLevels.reference_grid(0.5, 7, method="epndc"), "`num_points` must be .*got 7"),
+        (lambda: NoiseLevels.reference_grid(0.0), "`tau` must be above 0 .*got 0"),
+        (lambda: NoiseLevels((1.0,), (1.0,), cap=0.0), "`cap` must be .*got 0.0"),
+        (lambda: NoiseLevels((1.0,), (1.0,), cap=4.1), "`cap` must be .*got 4.1"),
+        (lambda: NoiseLevels((1.0,), (1.0,), cap=float("nan")), "`cap` must be .*got nan"),
     ],
 )
-def test_refuses_grids_and_caps(build):
-    with pytest.raises(ValueError, match="accepted"):
+def test_refuses_grids_and_caps(build, match):
+    with pytest.raises(ValueError, match=match):
         build()
