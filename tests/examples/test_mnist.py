@@ -55,6 +55,7 @@ def test_certifies_digits(pipe, digits):
     assert all(certificate.radius > 0.1 and certificate.verify() for certificate in certificates)
 
 
+@pytest.mark.slow
 def test_method_and_smoothing_noise_of_other_kinds(pipe, digits):
     image, label = digits[0]["image"], digits[0]["label"]
     for method, sigma in (("epndc", 0.25), ("apndc-clean", 0.25), ("apndc", 0.5)):

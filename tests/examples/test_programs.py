@@ -23,6 +23,7 @@ def run(script, *options):
     return result.stdout
 
 
+@pytest.mark.slow
 def test_calibrate_saves_the_levels_with_the_model(tmp_path):
     """On the embedded model, and a few digits that only have to be read here."""
     model = shutil.copytree(EXAMPLES / "mnist", tmp_path / "model", ignore=shutil.ignore_patterns("data"))
@@ -54,6 +55,7 @@ def test_options_are_refused_before_any_work(program, options, message, monkeypa
     assert message in capsys.readouterr().err
 
 
+@pytest.mark.slow
 def test_the_readme_s_python_prints_what_stands_below_it():
     """But for the last line: how many classes are sifted away may differ in the last digit between machines."""
     readme = (EXAMPLES.parent / "README.md").read_text()
@@ -77,6 +79,7 @@ def test_the_digits_beside_the_model_are_the_split_that_is_written_down(tmp_path
     assert not any(np.asarray(image).tobytes() in digits for image in committed["image"])
 
 
+@pytest.mark.slow
 def test_benchmark_compares_and_reports(small_model, tmp_path):
     model, data = small_model(tmp_path)
     output = run(
@@ -96,6 +99,7 @@ def test_benchmark_compares_and_reports(small_model, tmp_path):
     assert "by formula" in report and f"{400 * (3 * 124 + 1):,}" in report
 
 
+@pytest.mark.slow
 def test_certificates_are_attacked_and_stand(small_model, tmp_path):
     model, data = small_model(tmp_path)
     options = [

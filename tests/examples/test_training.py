@@ -39,6 +39,7 @@ def train(folder, output, *options, launcher=(sys.executable,)):
     return subprocess.run([str(part) for part in command], capture_output=True, text=True, timeout=300)
 
 
+@pytest.mark.slow
 def test_trains_resumes_and_classifies(folder, tmp_path):
     result = train(folder, tmp_path, "--max-train-steps", 4, "--learning-rate", 0.01)
     assert result.returncode == 0, result.stderr

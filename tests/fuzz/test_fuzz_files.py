@@ -18,7 +18,7 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 from safetensors.torch import save_file
 
-from diffusers_ndc import NoisedDiffusionClassifierPipeline, NoiseLevels
+from diffusers_ndc import NoisedDiffusionClassifierPipeline, NoiseLevels, SiftingRule
 from diffusers_ndc.checkpoints import read_checkpoint
 from diffusers_ndc.checkpoints.edm import read_checkpoints
 from diffusers_ndc.evaluation.records import read_records, read_run
@@ -143,7 +143,7 @@ def test_a_yaml_file_gives_settings_or_is_refused(tmp_path_factory, text):
         settings.check()
 
 
-LEVELS = NoiseLevels((1.0, 2.0), (1.0, 0.5), (3.0,), smoothing_sigma=0.25, method="apndc").to_dict()
+LEVELS = NoiseLevels((1.0, 2.0), (1.0, 0.5), SiftingRule((3.0,)), smoothing_sigma=0.25, method="apndc").to_dict()
 INDEX = {
     "levels": {"0.25": {"apndc": LEVELS}},
     "id2label": {"0": "a", "1": "b", "2": "c"},

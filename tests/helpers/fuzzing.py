@@ -14,8 +14,9 @@ from diffusers_ndc.certification.bounds import MAX_N
 
 
 def cases(number: int) -> settings:
-    """So many cases under the profile `ci`, a multiple of them under another one: see conftest.py."""
-    return settings(max_examples=number * settings.default.max_examples // 100)
+    """Settings of a property test that runs `number` cases under the profile `ci`, and a share or a multiple of them
+    under the other profiles (see conftest.py)."""
+    return settings(max_examples=max(1, number * settings.default.max_examples // 100))
 
 
 HUGE = 1.7e308
