@@ -462,19 +462,31 @@ def test_certify_unsmoothed_of_the_pipeline(changes):
             check_sound(certificate)
 
 
-@pytest.mark.parametrize(
-    "subject",
-    [
-        *(CERTIFY_ANY, CERTIFY_EACH_ANY, CERTIFY_ITER_ANY, PREDICT_ANY),
-        *(CALL_PIXEL, PREDICT_PIXEL, CERTIFY_PIXEL, CERTIFY_ITER_PIXEL, CALIBRATE, CERTIFY_LATENT, CALL_LATENT),
-    ],
-    ids=[
-        *("certify any", "certify_each any", "certify_iter any", "predict any"),
-        *("call", "predict", "certify", "certify_iter", "calibrate", "latent certify", "latent call"),
-    ],
-)
+SUBJECTS = {
+    "any certify": CERTIFY_ANY,
+    "any certify_each": CERTIFY_EACH_ANY,
+    "any certify_iter": CERTIFY_ITER_ANY,
+    "any predict": PREDICT_ANY,
+    "call": CALL_PIXEL,
+    "predict": PREDICT_PIXEL,
+    "certify": CERTIFY_PIXEL,
+    "certify_iter": CERTIFY_ITER_PIXEL,
+    "calibrate": CALIBRATE,
+    "latent certify": CERTIFY_LATENT,
+    "latent call": CALL_LATENT,
+}
+
+
+@pytest.mark.parametrize("subject", SUBJECTS.values(), ids=SUBJECTS)
 def test_every_acceptable_value_of_every_argument_is_accepted(subject):
     substitutions = subject.single_substitutions()
     assert len(substitutions) > 2 * len(subject.rules)
     for changes in substitutions:
         subject.run(changes, also=FloatingPointError, late="tell the classes")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("subject", SUBJECTS.values(), ids=SUBJECTS)
+def test_every_other_value_of_every_argument_is_refused(subject):
+    for changes in subject.wrong_substitutions():
+        subject.run(changes)

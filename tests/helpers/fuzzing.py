@@ -178,8 +178,14 @@ class Subject:
         return result
 
     def single_substitutions(self) -> list[dict]:
-        """The valid arguments, and every acceptable value of every argument beside the other valid ones."""
+        """Changes to the valid arguments: none, and every acceptable value of every argument by itself."""
         return [{}, *({name: value} for name in sorted(self.rules) for value in self.acceptable_values(name))]
+
+    def wrong_substitutions(self) -> list[dict]:
+        """Changes to the valid arguments: every value of every argument by itself that its rule refuses."""
+        return [
+            {name: value} for name, rule in self.rules.items() for value in self.values(name) if rule(value) is False
+        ]
 
 
 def is_result(outcome: object) -> bool:
