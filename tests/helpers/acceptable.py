@@ -124,13 +124,16 @@ def _are_radii(values: list) -> bool:
 RADII = optional(sequence(_are_radii))
 
 
+FLOATS = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
+
+
 def tensor(*shape: int | None) -> Rule:
-    """Floating-point tensors of this shape (`None`: any length of at least 1)."""
+    """Dense floating-point tensors with values, of this shape (`None`: any length of at least 1)."""
 
     def rule(value):
-        if not isinstance(value, torch.Tensor) or not value.is_floating_point() or value.is_meta:
+        if not isinstance(value, torch.Tensor) or value.dtype not in FLOATS or value.is_meta or value.is_nested:
             return False
-        if value.ndim != len(shape) or not value.numel():
+        if value.layout != torch.strided or value.ndim != len(shape) or not value.numel():
             return False
         return all(wanted in (None, side) for side, wanted in zip(value.shape, shape, strict=True))
 
