@@ -12,11 +12,13 @@ from hypothesis import HealthCheck, settings
 from diffusers_ndc import NoisedDiffusionClassifierPipeline
 
 
-# `max_examples` is a percentage of the cases that each property test asks for (fuzzing.py).
+# `max_examples` is a percentage of the cases that each property test asks for (`helpers.fuzzing.cases`). Plain pytest
+# runs `quick`; `--hypothesis-profile=ci` runs all cases, `thorough` many more, others in every run.
 _COMMON = {"deadline": timedelta(seconds=20), "suppress_health_check": list(HealthCheck), "database": None}
+settings.register_profile("quick", max_examples=20, derandomize=True, **_COMMON)
 settings.register_profile("ci", max_examples=100, derandomize=True, **_COMMON)
 settings.register_profile("thorough", max_examples=1000, **_COMMON)
-settings.load_profile("ci")
+settings.load_profile("quick")
 
 
 @pytest.fixture

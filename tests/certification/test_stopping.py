@@ -1,3 +1,5 @@
+"""The rule that ends the draws of an image: no draw too many, no false proof, no provable radius given up."""
+
 import numpy as np
 import pytest
 from scipy import stats
@@ -7,53 +9,95 @@ from diffusers_ndc.certification.stopping import STEP, StoppingRule, largest_pro
 
 
 SIGMA, ALPHA = 0.25, 0.001
+RADIUS = 0.25
+THRESHOLD = stats.norm.cdf(RADIUS / SIGMA)
+"""Probability of the candidate from which on the radius is true."""
 
 
-def watched(p, rule, rng):
-    """Draws made and largest radius proved in a run of an image with the probability p."""
+def radius_or_abstention(p_lower, sigma):
+    """The certified radius, -1 for an abstention."""
+    radius = certified_radius(p_lower, sigma)
+    return -1.0 if radius is None else radius
+
+
+def watch_image(p, rule, rng):
+    """Draw votes for an image with the probability p until the rule ends it.
+
+    Returns:
+        The number of draws made, and the largest radius that was proved on the way (-1: none).
+    """
     count = made = 0
-    more, proved = min(STEP, rule.n), -1.0
+    proved = -1.0
+    more = min(STEP, rule.n)
     while more:
-        count, made = count + rng.binomial(more, p), made + more
-        tally = Tally(count, made)
-        radius = certified_radius(mixture_lower(count, made, rule.alpha), rule.sigma)
-        proved = max(proved, -1.0 if radius is None else radius)
-        more = rule.more(tally, made, proved)
+        count += rng.binomial(more, p)
+        made += more
+        proved = max(proved, radius_or_abstention(mixture_lower(count, made, rule.alpha), rule.sigma))
+        more = rule.more(Tally(count, made), made, proved)
     return made, proved
 
 
-def test_no_draw_too_many_where_all_agree():
-    """The next look comes with the first draw that could prove the next radius."""
-    for radius, draws in [(0.25, 44), (0.5, 327)]:
-        rule = StoppingRule(SIGMA, ALPHA, "mixture", 10_000, (radius,))
-        assert watched(1.0, rule, np.random.default_rng(0))[0] == draws
-    curtailed = StoppingRule(SIGMA, ALPHA, "clopper-pearson", 300, (0.25,))
-    made = tally = 0
-    more = STEP
+def watch_images(p, number=100):
+    """Draws made and largest radius proved of images with the probability p, two arrays."""
+    rule, rng = StoppingRule(SIGMA, ALPHA, "mixture", 10_000, (RADIUS,)), np.random.default_rng(1)
+    made, proved = zip(*(watch_image(p, rule, rng) for _ in range(number)), strict=True)
+    return np.array(made), np.array(proved)
+
+
+@pytest.mark.parametrize("radius, draws", [(0.25, 44), (0.5, 327)])
+def test_unanimous_votes_end_with_the_first_draw_that_proves_the_radius(radius, draws):
+    rule = StoppingRule(SIGMA, ALPHA, "mixture", 10_000, (radius,))
+    made, proved = watch_image(1.0, rule, np.random.default_rng(0))
+    assert made == draws
+    assert proved >= radius > certified_radius(mixture_lower(draws - 1, draws - 1, ALPHA), SIGMA)
+
+
+def test_unanimous_votes_end_a_curtailed_run_with_the_first_draw_that_proves_the_radius():
+    n = 300
+    rule = StoppingRule(SIGMA, ALPHA, "clopper-pearson", n, (RADIUS,))
+    made, more = 0, STEP
     while more:
         made += more
-        tally = Tally(made, 300)
-        radius = certified_radius(clopper_pearson_lower(made, 300, ALPHA), SIGMA)
-        more = curtailed.more(tally, made, -1.0 if radius is None else radius)
-    assert clopper_pearson_lower(made, 300, ALPHA) >= stats.norm.cdf(1) > clopper_pearson_lower(made - 1, 300, ALPHA)
+        proved = radius_or_abstention(clopper_pearson_lower(made, n, ALPHA), SIGMA)
+        more = rule.more(Tally(made, n), made, proved)
+    assert clopper_pearson_lower(made, n, ALPHA) >= THRESHOLD > clopper_pearson_lower(made - 1, n, ALPHA)
 
 
-def test_certificates_stay_true_under_the_rule():
-    """10,000 runs, with p on the threshold, just below and far below it: false proofs at most at the rate alpha."""
-    alpha, rule = 0.05, StoppingRule(SIGMA, 0.05, "mixture", 200, (0.25,))
-    for p, runs in [(stats.norm.cdf(1), 4_000), (stats.norm.cdf(1) - 0.01, 4_000), (0.6, 2_000)]:
-        rng = np.random.default_rng(0)
-        truth = SIGMA * stats.norm.ppf(p)
-        wrong = np.mean([watched(p, rule, rng)[1] > truth for _ in range(runs)])
-        assert wrong <= alpha
+@pytest.mark.parametrize("runs", [300, pytest.param(4_000, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("p", [THRESHOLD, THRESHOLD - 0.01, 0.6])
+def test_radii_are_falsely_proved_at_most_at_the_rate_alpha(p, runs):
+    """With p on the threshold, just below and far below it."""
+    alpha = 0.05
+    rule, rng = StoppingRule(SIGMA, alpha, "mixture", 200, (RADIUS,)), np.random.default_rng(0)
+    true_radius = SIGMA * stats.norm.ppf(p)
+    false_proofs = sum(watch_image(p, rule, rng)[1] > true_radius for _ in range(runs))
+    assert false_proofs <= alpha * runs
 
 
-@pytest.mark.parametrize("p, at_least, draws", [(0.88, 0.97, 2_500), (0.95, 1.0, 300), (0.8, 0.0, 400)])
-def test_a_radius_is_seldom_given_up_that_could_be_proved(p, at_least, draws):
-    rule, rng = StoppingRule(SIGMA, ALPHA, "mixture", 10_000, (0.25,)), np.random.default_rng(1)
-    runs = [watched(p, rule, rng) for _ in range(100)]
-    assert np.mean([proved >= 0.25 for _, proved in runs]) >= at_least
-    assert np.mean([made for made, _ in runs]) < draws
+def test_a_clear_image_is_proved_with_few_draws():
+    made, proved = watch_images(0.95)
+    assert (proved >= RADIUS).all()
+    assert made.mean() < 300
+
+
+def test_a_provable_image_close_to_the_threshold_is_seldom_given_up():
+    made, proved = watch_images(0.88)
+    assert (proved >= RADIUS).mean() >= 0.97
+    assert made.mean() < 2_500
+
+
+def test_a_hopeless_image_is_given_up_and_proves_nothing():
+    """p is below the threshold: no run proves the radius, and none draws on to the end in vain."""
+    made, proved = watch_images(0.8)
+    assert (proved < RADIUS).all()
+    assert made.max() < 10_000
+    assert made.mean() < 400
+
+
+def test_an_image_without_a_majority_is_given_up_at_once():
+    made, proved = watch_images(0.4)
+    assert (proved == -1).all()
+    assert made.mean() < 2 * STEP
 
 
 def test_largest_provable_radius():

@@ -286,6 +286,7 @@ def clear_winners(logits, by=1e-2):
     return top[:, -1] - top[:, -2] > by
 
 
+@pytest.mark.slow
 def test_channels_last_compile_and_batch_size_change_nothing_but_ties(images):
     noisy, seeds = images.repeat(10, 1, 1, 1), list(range(40))
     levels = NoiseLevels.log_grid(0.8, 9.0, 3)

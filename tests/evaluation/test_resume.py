@@ -89,6 +89,7 @@ def resume_folders(small_model, tmp_path_factory):
     return small_model(tmp_path_factory.mktemp("resume"), images_per_class=IMAGES // 3)
 
 
+@pytest.mark.slow
 def test_a_killed_run_goes_on(request, resume_folders, undisturbed, tmp_path):
     expected = read_records(undisturbed)
     assert list(expected) == list(range(IMAGES))

@@ -361,6 +361,7 @@ def two_machines(folders, outputs, *options):
     return [start(folders, output, launcher(2, *shared, rank), *options) for rank, output in enumerate(outputs)]
 
 
+@pytest.mark.slow
 def test_one_process_and_two_and_two_machines_give_the_same(folders, tmp_path):
     names = ["one", "two", "machines"]
     processes = [
@@ -381,6 +382,7 @@ def test_one_process_and_two_and_two_machines_give_the_same(folders, tmp_path):
     assert all((tmp_path / name / "report.md").exists() for name in names)
 
 
+@pytest.mark.slow
 def test_a_machine_that_dies_ends_the_wait_of_the_other(folders, tmp_path):
     outputs = [tmp_path / "first", tmp_path / "second"]  # not shared, as on two machines without a common disk
     machines = two_machines(folders, outputs, "--n", 600, "--patience", 5)

@@ -18,7 +18,7 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 from safetensors.torch import save_file
 
-from diffusers_ndc import NoisedDiffusionClassifierPipeline, NoiseLevels
+from diffusers_ndc import NoisedDiffusionClassifierPipeline, NoiseLevels, SiftingRule
 from diffusers_ndc.checkpoints import read_checkpoint
 from diffusers_ndc.checkpoints.edm import read_checkpoints
 from diffusers_ndc.evaluation.records import read_records, read_run
@@ -129,7 +129,14 @@ YAML = st.lists(
 )
 @example(json.dumps({"radii": [10**400]}))
 def test_a_yaml_file_gives_settings_or_is_refused(tmp_path_factory, text):
-    path = tmp_path_factory.getbasetemp() / "run.yaml"
+    settings = settings_of(tmp_path_factory.getbasetemp() / "run.yaml", text)
+    if settings is not None:
+        with contextlib.suppress(TypeError, ValueError):
+            settings.check()
+
+
+def settings_of(path, text):
+    """The settings that a command line with a YAML file of this text gives, `None` where it is refused."""
     path.write_bytes(text if isinstance(text, bytes) else text.encode("utf-8", "surrogatepass"))
     line = [word for name, value in LINE.items() for word in (f"--{name}", value)]
     with contextlib.redirect_stderr(io.StringIO()), contextlib.redirect_stdout(io.StringIO()):
@@ -137,13 +144,37 @@ def test_a_yaml_file_gives_settings_or_is_refused(tmp_path_factory, text):
             settings = parse([*line, "--config", str(path)])
         except SystemExit as error:
             assert error.code in (0, 2)
-            return
+            return None
     assert isinstance(settings, Settings)
-    with contextlib.suppress(TypeError, ValueError):
-        settings.check()
+    return settings
 
 
-LEVELS = NoiseLevels((1.0, 2.0), (1.0, 0.5), (3.0,), smoothing_sigma=0.25, method="apndc").to_dict()
+VALID_SETTINGS = [
+    *({}, {"radii": [0, 1]}, {"radii": 0.5}, {"sigma": 1}, {"sigma": "1e-3"}, {"alpha": 1e-50}, {"method": "epndc"}),
+    *(
+        {"n0": 0},
+        {"n0": 30},
+        {"n": 1},
+        {"grid": 16},
+        {"seed": 2**63 - 1},
+        {"limit": None},
+        {"skip": 2},
+        {"split": "a"},
+    ),
+    *({"method": "dds", "classifier": "c"}, {"stop-early": False}, {"stop_early": True}, {"patience": 0.5}),
+]
+
+
+@pytest.mark.parametrize("changes", VALID_SETTINGS, ids=str)
+def test_valid_settings_in_a_yaml_file_are_accepted(tmp_path, changes):
+    settings = settings_of(tmp_path / "run.yaml", json.dumps({**SETTINGS, **changes}))
+    assert settings is not None
+    settings.check()
+    for name in ("n0", "n", "alpha", "method", "seed", "split"):
+        assert name not in changes or getattr(settings, name) == changes[name]
+
+
+LEVELS = NoiseLevels((1.0, 2.0), (1.0, 0.5), SiftingRule((3.0,)), smoothing_sigma=0.25, method="apndc").to_dict()
 INDEX = {
     "levels": {"0.25": {"apndc": LEVELS}},
     "id2label": {"0": "a", "1": "b", "2": "c"},
@@ -169,19 +200,41 @@ def folders(tmp_path_factory, small_model):
 @example({**INDEX, "id2label": {}})
 @example({**INDEX, "null_class": 3.0})
 def test_a_models_index_gives_a_pipeline_or_is_refused(folders, index):
-    model, _ = folders
-    path = model / "model_index.json"
-    saved = path.read_text()
     try:
-        path.write_text(json.dumps({**{k: v for k, v in json.loads(saved).items() if k not in INDEX}, **index}))
-        pipe = NoisedDiffusionClassifierPipeline.from_pretrained(model)
+        pipe = load_with_index(folders, index)
     except (TypeError, ValueError) as error:
         assert "`" in str(error) or "Union of no types" in str(error)  # what diffusers says to []
         return
-    finally:
-        path.write_text(saved)
     classifier = attempt(lambda: pipe.classifier(0.25))
     assert classifier is REFUSED or classifier.num_classes in (3, 4)
+
+
+def load_with_index(folders, index):
+    """The pipeline of a folder where these entries replace those of `model_index.json`."""
+    path = folders[0] / "model_index.json"
+    saved = path.read_text()
+    try:
+        path.write_text(json.dumps({**{k: v for k, v in json.loads(saved).items() if k not in INDEX}, **index}))
+        return NoisedDiffusionClassifierPipeline.from_pretrained(folders[0])
+    finally:
+        path.write_text(saved)
+
+
+VALID_INDICES = [
+    *(INDEX, {**INDEX, "levels": {}}, {**INDEX, "levels": None}, {**INDEX, "id2label": None}),
+    {"id2label": {"0": "a", "1": "b", "2": "c", "3": "d"}, "null_class": None},
+    {**INDEX, "levels": {"0.25": {"apndc": {"sigmas": [1.0], "weights": [1.0]}}, "0": {}}},
+    {},
+]
+
+
+@pytest.mark.parametrize("index", VALID_INDICES, ids=range(len(VALID_INDICES)))
+def test_a_valid_models_index_gives_a_pipeline(folders, index):
+    pipe = load_with_index(folders, index)
+    classifier = pipe.classifier(0.25)
+    assert classifier.num_classes == (4 if index.get("null_class") is None else 3)
+    if index == INDEX:
+        assert classifier.levels.to_dict() == LEVELS
 
 
 RECORD = record_of(0, 0, 0, 100, 100, 1.0)
@@ -230,6 +283,30 @@ def test_a_run_gives_a_report_or_is_refused(tmp_path_factory, run, records, clea
     to_markdown(report).encode()
 
 
+CLEAN_RECORD = {"index": 0, "image_hash": "00", "label": 0, "predicted": 1, "evaluations": 3, "seconds": 1.0}
+FAILED_RECORD = {"index": 1, "failed": "it cannot be read"}
+
+
+@pytest.mark.parametrize(
+    "changes, records, outcomes",
+    [
+        ({}, [RECORD], 1),
+        ({"id2label": None, "images": 0, "n0": None}, [RECORD, FAILED_RECORD], 1),
+        ({"radii": [0], "unknown": None}, [{**RECORD, "seconds": 0}], 1),
+        ({"alpha": None, "sigma": 0.0, "n": None, "radii": [0.0]}, [CLEAN_RECORD, FAILED_RECORD], 1),
+        ({}, [FAILED_RECORD], 0),
+    ],
+)
+def test_a_valid_run_gives_a_report_of_all_its_records(tmp_path, changes, records, outcomes):
+    (tmp_path / "run.json").write_text(json.dumps({**SETTINGS_OF_RUN, **changes}))
+    (tmp_path / "a.jsonl").write_text("".join(json.dumps(record) + "\n" for record in records))
+    assert list(read_records(tmp_path)) == [record["index"] for record in records]
+    assert read_run(tmp_path)["id"] is None
+    report = Report.from_folder(tmp_path)
+    assert (len(report.outcomes), report.rejected) == (outcomes, {})
+    assert len(report.failed) == len(records) - outcomes
+
+
 @cases(15)
 @given(
     run=changed(SETTINGS_OF_RUN, most=1),
@@ -253,6 +330,8 @@ def test_the_report_program_ends_with_a_report_or_a_line(tmp_path_factory, run, 
             main()
         except SystemExit as error:
             assert str(error.code).startswith("error: ")
+            valid = (run, records) == (SETTINGS_OF_RUN, json.dumps(RECORD)) and "$" not in name
+            assert not valid, "a valid run is refused"
             return
     assert (folder / "certified_accuracy.png").stat().st_size > 1000
 
@@ -311,6 +390,7 @@ WHOLE = st.sampled_from([0, 1, -1, 2, 10**9, [], [0], [-1], [1] * 10_000, [10**9
     gone=st.sets(st.sampled_from(NAMES), max_size=1),
     whole=VALUES | st.none(),
 )
+@example(None, {}, set(), None)
 @example(None, {"num_blocks": 10**9}, set(), None)
 @example(None, {"img_resolution": 0}, set(), None)
 @example(None, {"model_channels": 1}, set(), None)
@@ -321,10 +401,15 @@ def test_a_description_of_a_checkpoint_is_that_of_a_network_or_refused(checkpoin
     arguments = {key: value for key, value in {**known["init_kwargs"], **kwargs}.items() if key not in gone}
     description = {"class_name": known["class_name"] if name is None else name, "init_kwargs": arguments}
     path.with_suffix(".json").write_text(json.dumps(description if whole is None else whole))
-    with contextlib.suppress(ValueError):
+    try:
         read_checkpoint(path)
-        network, scheduler, other, null_class = read_checkpoints(path)
-        assert network.class_embedding is not None and scheduler.config.sigma_min < scheduler.config.sigma_max
+        network, scheduler, *_ = read_checkpoints(path)
+    except ValueError:
+        assert (description if whole is None else whole) != known, (
+            "the description of the checkpoint itself is refused"
+        )
+        return
+    assert network.class_embedding is not None and scheduler.config.sigma_min < scheduler.config.sigma_max
 
 
 @pytest.fixture(scope="module")
@@ -364,8 +449,14 @@ def damaged(checkpoint):
     end=st.just(1.0) | st.floats(0, 1),
 )
 @example(".pt", [], 0.03125)
+@example(".pkl", [], 1.0)
+@example(".pt", [], 1.0)
+@example(".safetensors", [], 1.0)
 def test_damaged_bytes_of_a_checkpoint_give_a_network_or_are_refused(damaged, suffix, changes, end):
     path = damaged(suffix, changes, end)
-    with contextlib.suppress(ValueError):
+    try:
         network, *_ = read_checkpoints(path)
-        assert sum(weight.numel() for weight in network.parameters()) > 1000
+    except ValueError:
+        assert changes or end < 1, "an undamaged file is refused"
+        return
+    assert sum(weight.numel() for weight in network.parameters()) > 1000

@@ -7,7 +7,8 @@ import PIL.Image
 import pytest
 import torch
 from diffusers import DDPMScheduler
-from helpers.fuzzing import REFUSED, Network, attempt, cases, check_sound
+from helpers.acceptable import clean, tensor
+from helpers.fuzzing import REFUSED, Network, attempt, cases, check_sound, is_result
 from helpers.networks import tiny_unet
 from hypothesis import example, given
 from hypothesis import strategies as st
@@ -17,7 +18,7 @@ from diffusers_ndc.pipelines.inputs import to_pixel_batch
 
 
 LEVELS = NoiseLevels((2.0,), (1.0,))
-IMAGE = torch.full((1, 8, 8), 0.5)
+BLACK = torch.zeros(1, 8, 8)
 
 
 def pipeline(channels, **settings):
@@ -169,9 +170,49 @@ ANY = pil_images() | arrays() | any_tensors()
 SOMETHING = ANY | st.lists(ANY | st.sampled_from([None, "a.png", 3, [], {}]), max_size=3)
 
 
+EIGHT_BIT_MODES = ("1", "L", "LA", "P", "PA", "RGB", "RGBA", "RGBX", "CMYK", "YCbCr")
+
+
+def shape_of_pictures(images) -> tuple[int, ...] | None:
+    """Height and width of what is one grey picture in [0, 1] or a batch of them; `None` for anything else."""
+    if isinstance(images, PIL.Image.Image):
+        return images.size[::-1] if images.mode in EIGHT_BIT_MODES and 0 not in images.size else None
+    if isinstance(images, np.ndarray) and images.dtype.kind in "fu":
+        if images.dtype.kind == "u" and images.dtype != np.uint8:
+            return None
+        with_channels = images[..., None] if images.ndim == 2 else images
+        if with_channels.ndim not in (3, 4) or not images.size or with_channels.shape[-1] != 1:
+            return None
+        in_range = images.dtype == np.uint8 or (images.min() >= 0 and images.max() <= 1)
+        return with_channels.shape[-3:-1] if in_range else None
+    if isinstance(images, torch.Tensor) and not images.is_nested and images.ndim in (3, 4):
+        if images.dtype == torch.uint8 and not images.is_meta and images.layout == torch.strided:
+            images = images / 255
+        channels_first = (None, 1, None, None)[4 - images.ndim :]
+        return tuple(images.shape[-2:]) if clean(*channels_first)(images) else None
+    return None
+
+
+def is_classifiable(images) -> bool:
+    """Whether these are grey pictures of one shape, with sides that the network can halve."""
+    if isinstance(images, list):
+        shapes = {shape_of_pictures(image) for image in images}
+    else:
+        shapes = {shape_of_pictures(images)}
+    if len(shapes) != 1 or None in shapes:
+        return False
+    (shape,) = shapes
+    return all(side % 2 == 0 for side in shape)
+
+
 @cases(500)
 @given(images=SOMETHING)
 @example(PIL.Image.new("I;16", (8, 8), 60_000))  # was clipped to white
+@example(PIL.Image.new("RGBA", (8, 8)))
+@example([torch.full((1, 8, 8), 0.5), np.zeros((8, 8), np.uint8), PIL.Image.new("L", (8, 8))])
+@example([torch.full((1, 8, 8), 0.5), torch.full((1, 8, 16), 0.5)])
+@example(np.full((2, 8, 8, 1), 0.5, np.longdouble))
+@example(torch.full((2, 1, 2, 8), 0.5, dtype=torch.bfloat16))
 @example(np.zeros((0, 8, 8, 1)))
 @example(torch.zeros(1, 1, 0, 8))
 @example(torch.full((1, 8, 8), 0.5).to("meta"))
@@ -179,6 +220,7 @@ def test_any_image_is_classified_or_refused(grey_of_any_size, images):
     pipe, network = grey_of_any_size
     how = {"levels": LEVELS, "seed": 0}
     output = attempt(lambda: pipe(images, 0.0, **how), network)
+    assert (output is not REFUSED) == is_classifiable(images)
     if output is not REFUSED:
         assert output.logits.isfinite().all() and len(output.labels) >= 1
     certificates = attempt(lambda: pipe.certify(images, n0=1, n=2, alpha=0.3, **how), network)
@@ -188,22 +230,49 @@ def test_any_image_is_classified_or_refused(grey_of_any_size, images):
             check_sound(certificate)
 
 
+def is_smoothable(images, grid, channels) -> bool:
+    """Whether these are clean tensors, of 8 bits for a grid; with a number of channels that the network can take."""
+    if not clean(*(None, channels, None, None)[4 - images.ndim :])(images):
+        return False
+    if channels is not None and any(side % 2 for side in images.shape[-2:]):
+        return False
+    steps = images.double() * 255
+    return grid is None or bool(((steps - steps.round()).abs() < 1e-3).all())
+
+
 @cases(300)
 @given(images=any_tensors(), grid=st.sampled_from([None, 16]))
+@example(torch.full((2, 1, 8, 8), 0.5), None)
+@example(torch.ones(2, 1, 8, 8), 16)
+@example(torch.ones(1, 8, 8), 16)
+@example(torch.full((2, 1, 8, 8), 0.5), 16)
 def test_any_tensor_is_smoothed_or_refused(grey_of_any_size, images, grid):
     pipe, network = grey_of_any_size
-    for base in (pipe.classifier(0.25, levels=LEVELS), lambda images: images.flatten(1)[:, :1].expand(-1, 2)):
+    bases = [(pipe.classifier(0.25, levels=LEVELS), 1), (lambda images: images.flatten(1)[:, :1].expand(-1, 2), None)]
+    for base, channels in bases:
         smoothed = SmoothedClassifier(base, 0.25, grid)
         certificates = attempt(lambda smoothed=smoothed: smoothed.certify(images, n0=1, n=2, alpha=0.3), network)
+        wanted = images.ndim == 4 and is_smoothable(images, grid, channels)
+        assert (certificates is not REFUSED) == wanted
         for certificate in () if certificates is REFUSED else certificates:
             check_sound(certificate)
-        attempt(lambda smoothed=smoothed: list(smoothed.certify_each([images, IMAGE], n0=1, n=2, alpha=0.3)), network)
+        one_by_one = attempt(
+            lambda smoothed=smoothed: list(smoothed.certify_each([images, BLACK], n0=1, n=2, alpha=0.3)), network
+        )
+        wanted = images.ndim == 3 and is_smoothable(images, grid, channels)
+        assert (one_by_one is not REFUSED) == wanted
 
 
 @cases(300)
 @given(images=any_tensors())
+@example(torch.full((2, 1, 8, 8), -3.0))
+@example(torch.full((2, 1, 8, 8), math.nan))
 def test_any_tensor_is_scored_or_refused(grey_of_any_size, images):
     pipe, network = grey_of_any_size
+    valid = tensor(None, 1, None, None)(images) and all(side % 2 == 0 for side in images.shape[-2:])
     for classifier in (pipe.classifier(0.25, levels=LEVELS), pipe.classifier(0.0, levels=LEVELS)):
         logits = attempt(lambda f=classifier: f(images), network, FloatingPointError)
-        assert logits is REFUSED or (logits.shape == (len(images), 3) and logits.isfinite().all())
+        assert (logits is not REFUSED) == valid
+        if valid:
+            assert is_result(logits) == bool(images.isfinite().all())
+        assert not is_result(logits) or (logits.shape == (len(images), 3) and logits.isfinite().all())

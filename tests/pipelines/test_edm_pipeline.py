@@ -132,7 +132,7 @@ EXPECTED = "NoisedDiffusionClassifierPipeline EDMUNet2DModel VPPrecondScheduler 
 
 
 @pytest.mark.parametrize("how", [NAMED, PLAIN], ids=["named", "plain"])
-@pytest.mark.parametrize("place", ["folder", "hub"])
+@pytest.mark.parametrize("place", [pytest.param("folder", marks=pytest.mark.slow), "hub"])
 def test_fresh_processes_load_it(how, place, folder, hub):
     hub.add("me/edm", {str(f.relative_to(folder)): f.read_bytes() for f in folder.rglob("*") if f.is_file()})
     where = str(folder) if place == "folder" else "me/edm"

@@ -150,6 +150,7 @@ def test_offload_order_names_every_network(sd):
     assert set(sd.model_cpu_offload_seq.split("->")) == networks
 
 
+@pytest.mark.slow
 def test_plain_diffusion_pipeline_loads_it_in_a_fresh_process(sd, tmp_path):
     sd.save_pretrained(tmp_path)
     program = (

@@ -162,7 +162,10 @@ print(type(pipe).__module__, type(pipe).__name__, pipe.config.null_class)
 """
 
 
-@pytest.mark.parametrize("own_folder, custom", [(True, ""), (False, "."), (False, "pipeline.py")])
+@pytest.mark.parametrize(
+    "own_folder, custom",
+    [(True, ""), *(pytest.param(False, custom, marks=pytest.mark.slow) for custom in (".", "pipeline.py"))],
+)
 def test_plain_diffusion_pipeline_loads_it_in_a_fresh_process(own_folder, custom, pipe, tmp_path):
     """By `model_index.json` of its own folder, or by `custom_pipeline=` (folder or file) on a DDPMPipeline's
     folder."""

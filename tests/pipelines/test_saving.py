@@ -62,11 +62,14 @@ def pushed(hub, pipe, unet):
     return hub
 
 
-@pytest.mark.parametrize("way", WAYS)
+@pytest.mark.parametrize(
+    "way", [way if way in ("named", "plain") else pytest.param(way, marks=pytest.mark.slow) for way in WAYS]
+)
 def test_every_way_of_loading(way, pushed, pipe):
     assert answer(WAYS[way]) == ["NoisedDiffusionClassifierPipeline", *printed(pipe)]
 
 
+@pytest.mark.slow
 def test_without_the_hub_the_cache_serves(pushed, pipe, monkeypatch):
     refused = answer("NoisedDiffusionClassifierPipeline.from_pretrained('me/model', local_files_only=True)")
     assert "Error" in refused
@@ -77,6 +80,7 @@ def test_without_the_hub_the_cache_serves(pushed, pipe, monkeypatch):
     assert answer(WAYS["named"]) == expected
 
 
+@pytest.mark.slow
 def test_an_earlier_revision_stays_what_it_was(pushed, pipe):
     before = printed(pipe)
     for weight in pipe.unet.parameters():
