@@ -1,4 +1,4 @@
-"""The app in `examples/space` without a browser: what it certifies, refuses and verifies, and its way to the Hub."""
+"""The app in `examples/space` without a browser: what it certifies, rejects and verifies, and how it is deployed."""
 
 import base64
 import json
@@ -355,7 +355,7 @@ def test_values_out_of_range_by_the_api_are_refused_and_the_page_goes_on(app, ad
     for settings, words in (((0.25, 0.5, 10**6), "1000000"), ((0.01, 0.5, 100), "0.01"), ((0.25, 9, 100), "9")):
         with pytest.raises(Exception, match=words):
             client.predict(white, *settings, api_name="/certify")
-    capfd.readouterr()  # gradio itself refuses those, and logs it
+    capfd.readouterr()  # gradio itself rejects those, and logs it
     with pytest.raises(Exception, match="empty"):
         client.predict({"background": None, "layers": [], "composite": None}, 0.25, 0.2, 100, api_name="/certify")
     status, *_ = client.predict(white, 0.25, 0.2, 100, api_name="/certify")
