@@ -10,6 +10,7 @@ from pathlib import Path
 
 import torch
 from accelerate import Accelerator
+from diffusers import DiffusionPipeline
 from torch import nn
 
 from .. import __version__
@@ -105,7 +106,7 @@ def load_subject(settings: Settings, accelerator: Accelerator) -> Subject:
     return Subject(data, labels, base, description)
 
 
-def _check_external_classifier(settings: Settings, pipe: NoisedDiffusionClassifierPipeline) -> None:
+def _check_external_classifier(settings: Settings, pipe: DiffusionPipeline) -> None:
     """Raise a `ValueError` unless dds has a `--classifier`, or a latent model, which classifies by itself."""
     if settings.method != "dds":
         return
