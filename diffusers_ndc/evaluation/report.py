@@ -44,7 +44,8 @@ def write_report(folders: Iterable[str | Path], output: str | Path) -> tuple[str
     output.mkdir(parents=True, exist_ok=True)
     runs = "\n\n".join(to_markdown(report) for report in reports)
     text = fill(__package__, "report", picture=PICTURE, runs=runs) + "\n"
-    (output / "report.md").write_text(text, encoding="utf-8")
+    # a model or data set may have a name that is not valid Unicode
+    (output / "report.md").write_text(text, encoding="utf-8", errors="backslashreplace")
     values = {"runs": [report.to_dict() for report in reports]}
     (output / "report.json").write_text(json.dumps(values, indent=2) + "\n", encoding="utf-8")
     plot(reports, output / PICTURE)

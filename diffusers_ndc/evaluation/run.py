@@ -82,7 +82,7 @@ class _Run:
         self.folder = Path(settings.output)
         self.lock = FileLock(self.folder / LOCK_FILE, timeout=0)
         self.watched = sorted({0.0, *settings.radii})  # radii of the progress bar
-        self.given: list[tuple[int, int]] = []  # index and label of each image given to the classifier, in order
+        self.submitted: list[tuple[int, int]] = []  # index and label of each image that the classifier got, in order
 
     def evaluate(self) -> Report | None:
         """Prepare, process the images that are left, and report."""
@@ -239,7 +239,7 @@ class _Run:
             except FAULTS as error:
                 self._record({"index": index, "failed": f"{type(error).__name__}: {error}"})
                 continue
-            self.given.append((index, label))
+            self.submitted.append((index, label))
             yield image
 
     def _certified(self) -> Iterator[dict]:
@@ -255,7 +255,7 @@ class _Run:
             on_copies=lambda _: self._beat(),
         )
         for place, certificate in certificates:
-            index, label = self.given[place]
+            index, label = self.submitted[place]
             yield {
                 "index": index,
                 "image_hash": certificate.image_hash,
@@ -267,7 +267,7 @@ class _Run:
     def _classified(self) -> Iterator[dict]:
         """Classify clean images, and yield their records as they are done."""
         for place, result in self.subject.base.classify_each(self._images(), self.settings.seed):
-            index, label = self.given[place]
+            index, label = self.submitted[place]
             self._beat()
             yield {
                 "index": index,

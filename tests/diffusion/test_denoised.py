@@ -212,7 +212,7 @@ def test_refuses_what_does_not_fit(denoiser, folder, noisy):
     with pytest.raises(ValueError, match="`batch_size` must be .*got 0"):
         DenoisedClassifier(denoiser, tiny_vit(), processor(), SIGMA, batch_size=0)
     base = DenoisedClassifier(denoiser, tiny_vit(), processor(), SIGMA)
-    with pytest.raises(ValueError, match="`images` has the shape"):
+    with pytest.raises(ValueError, match="`images` must have the shape"):
         base(noisy[:, :, :4])
     for value in (math.nan, math.inf):
         with pytest.raises(FloatingPointError, match="must be finite"):

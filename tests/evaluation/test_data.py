@@ -145,17 +145,17 @@ def test_columns_that_are_not_there_are_listed(parquet):
 
 
 @pytest.mark.parametrize("streaming", [False, True])
-def test_what_is_not_there_is_refused(parquet, tmp_path, streaming):
-    def refused(match, dataset=parquet, **settings):
+def test_choices_that_do_not_exist_raise(parquet, tmp_path, streaming):
+    def check_raises(match, dataset=parquet, **settings):
         with pytest.raises(ValueError, match=match):
             load(dataset, streaming=streaming, **settings)
 
-    refused("`--limit` must be at most 12, .* got 13", limit=13)
-    refused("train", split="train")
-    refused("which is no folder", dataset=tmp_path / "nowhere")
+    check_raises("`--limit` must be at most 12, .* got 13", limit=13)
+    check_raises("train", split="train")
+    check_raises("which is no folder", dataset=tmp_path / "nowhere")
     file = tmp_path / "indices.txt"
     for text, match in [("3\n12\n", "12"), ("1\n1\n", "more than once"), ("one\n", "whole number"), ("", "whole")]:
         file.write_text(text)
-        refused(match, indices_file=str(file))
+        check_raises(match, indices_file=str(file))
     with pytest.raises(OSError):
         load(parquet, indices_file=str(tmp_path / "none.txt"))

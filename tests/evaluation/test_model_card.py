@@ -83,9 +83,9 @@ def test_metadata_are_those_of_the_reports(tmp_path):
         for radius in (0.0, 0.25, 0.5):
             assert found.pop((name, "certified_accuracy", radius)) == one.at(radius).value
     assert found == {}
-    told = data.eval_results[-1].metric_args
+    args = data.eval_results[-1].metric_args
     assert {
-        **told,
+        **args,
         "sigma": 0.5,
         "n0": 10,
         "n": 100,
@@ -93,7 +93,7 @@ def test_metadata_are_those_of_the_reports(tmp_path):
         "method": "apndc",
         "count": 2,
         "total": 6,
-    } == told
+    } == args
     names = [result.metric_name for result in data.eval_results]
     assert len(set(names)) == len(names) == 8
 
@@ -118,7 +118,7 @@ def test_text_has_the_figures_the_levels_and_the_picture(tmp_path):
     assert (card.parent / picture).stat().st_size > 0
 
 
-def test_an_unfinished_run_is_told(tmp_path):
+def test_the_card_says_that_a_run_is_not_finished(tmp_path):
     card, path = tmp_path / "README.md", make_card_run(tmp_path / "a")
     write_run(path, {**read_run(path), "images": 1000})  # six have records
     fill_card([Report.from_folder(path)], card)
@@ -164,7 +164,7 @@ def test_filling_twice_changes_nothing_and_own_content_stays(tmp_path):
         "---\nmodel-index:\n- name: no results\n---\n",
     ],
 )
-def test_a_damaged_card_is_refused_and_left_alone(tmp_path, damaged):
+def test_a_damaged_card_raises_and_is_left_alone(tmp_path, damaged):
     card = tmp_path / "README.md"
     card.write_text(damaged)
     with pytest.raises(ValueError):
@@ -172,7 +172,7 @@ def test_a_damaged_card_is_refused_and_left_alone(tmp_path, damaged):
     assert card.read_text() == damaged
 
 
-def test_runs_that_cannot_be_told_apart_or_say_nothing_are_refused(tmp_path):
+def test_runs_of_one_name_or_without_results_raise(tmp_path):
     one = report(tmp_path / "a")
     failed = report(tmp_path / "b", images=[], extra=[{"index": 0, "failed": "OSError: truncated"}])
     bare = Report.from_folder(make_run(tmp_path / "c"))
@@ -188,7 +188,7 @@ def test_runs_that_cannot_be_told_apart_or_say_nothing_are_refused(tmp_path):
 
 
 def test_runs_without_certificates_and_with_another_classifier(tmp_path):
-    """A plain accuracy is told as such, and promises nothing; a classifier that is not the model's has no levels."""
+    """A plain accuracy is named as such and promises nothing; an external classifier has no levels."""
     plain = tmp_path / "plain" / "README.md"
     fill_card([plain_report()], plain)
     assert results(plain) == {("plain", "accuracy", 0.0): 2 / 3}

@@ -28,7 +28,7 @@ def make(small_model, tmp_path):
 
 
 def rewrite(folder, change):
-    """Alter the certificate of each record; the digest is made anew, as a forger would."""
+    """Alter the certificate of each record; the digest is new, as a forger would make it."""
     (path,) = folder.glob("*.jsonl")
     records = [json.loads(line) for line in path.read_text().splitlines()]
     for record in records:
@@ -118,12 +118,12 @@ def test_copies_of_another_kind_of_device_are_not_made_again(make, monkeypatch, 
     assert code == 2 and "the kind of device here, got ['cuda']" in said
 
 
-def test_what_belongs_to_replay_is_refused_without_it(make, monkeypatch, capsys):
+def test_options_of_replay_raise_without_it(make, monkeypatch, capsys):
     (path,) = make().glob("*.jsonl")
     assert verdicts(monkeypatch, capsys, path, "--count", "2")[0] == 2
 
 
-def test_another_model_or_folder_is_refused(make, small_model, tmp_path, monkeypatch, capsys):
+def test_another_model_or_folder_raises(make, small_model, tmp_path, monkeypatch, capsys):
     folder = make()
     with pytest.raises(ValueError, match="`count` must be from 1 to 5, .* got 6"):
         next(replay(folder, 6))

@@ -161,7 +161,7 @@ def test_settings_that_do_not_go_with_a_latent_model_raise(latent_folders, tmp_p
 
 
 def test_images_of_several_sizes(run, folders, tmp_path):
-    """Where the network has no size of its own, they are taken as they are."""
+    """A network without a fixed size takes them as they are."""
     tiny_unet(sample_size=None).save_pretrained(folders[0] / "unet")
     for number, size in ((1, (12, 8)), (3, (8, 16))):
         path = folders[1] / "test" / "a" / f"{number}.png"
@@ -211,7 +211,7 @@ def test_a_run_goes_on_where_its_records_end(run, tmp_path):
     assert all(path.stat().st_size == 0 for path in set((tmp_path / "run").glob("*.jsonl")) - {file, new})
 
 
-def test_other_settings_are_refused_and_listed(run, folders, tmp_path):
+def test_other_settings_raise_and_are_listed(run, folders, tmp_path):
     run()
     before = {path: path.read_bytes() for path in (tmp_path / "run").glob("*.json*")}
     with pytest.raises(ValueError, match=r"n: 20 there, 30 now\n.*seed: 0 there, 1 now"):
@@ -234,7 +234,7 @@ def test_other_weights_are_other_settings(run, folders, unet):
         run()
 
 
-def test_records_of_another_run_are_refused(run, tmp_path):
+def test_records_of_another_run_raise(run, tmp_path):
     run(limit=2)
     run("other", limit=4, seed=1)
     (strange,) = (tmp_path / "other").glob("*.jsonl")
@@ -261,7 +261,7 @@ def test_images_without_a_label_are_recorded_and_the_run_goes_on(run, folders):
     assert report.failed == {1: "ValueError: it has no label."} and len(report.outcomes) == 2
 
 
-def test_a_second_run_in_the_folder_is_refused(run, tmp_path):
+def test_a_second_run_in_the_folder_raises(run, tmp_path):
     (tmp_path / "run").mkdir()
     with (
         FileLock(tmp_path / "run" / LOCK_FILE, is_singleton=False),
@@ -303,18 +303,18 @@ def test_a_full_disk_ends_the_run_and_harms_nothing(run, tmp_path, monkeypatch):
         ({"report_to": "nothing"}, ValueError, "nothing"),
     ],
 )
-def test_what_does_not_go_together_is_refused_before_any_work(run, tmp_path, changes, error, match):
+def test_settings_that_do_not_go_together_raise_before_any_work(run, tmp_path, changes, error, match):
     with pytest.raises(error, match=match):
         run(**changes)
     assert not list(tmp_path.glob("run/*.json*"))
 
 
-def test_a_model_that_is_not_there_is_refused(folders, tmp_path):
+def test_a_missing_model_raises(folders, tmp_path):
     with pytest.raises(ValueError, match="`--model` must be a model that can be loaded, got .*nowhere"):
         evaluate(Settings(str(tmp_path / "nowhere"), str(folders[1]), str(tmp_path / "run")))
 
 
-def test_an_output_that_cannot_be_written_is_refused(run, tmp_path):
+def test_an_output_that_cannot_be_written_raises(run, tmp_path):
     (tmp_path / "run").write_text("a file")
     with pytest.raises(OSError, match="run"):
         run()

@@ -51,7 +51,7 @@ def test_an_invalid_file_is_an_error(tmp_path, capsys, text, said):
 
 
 @pytest.mark.parametrize("line", [LINE[:4], [*LINE, "--bogus", "1"], [*LINE, "--config", "nowhere.yaml"]])
-def test_a_line_that_is_not_understood_is_refused(capsys, line):
+def test_unknown_options_and_missing_files_exit(capsys, line):
     with pytest.raises(SystemExit):
         parse(line)
     error = capsys.readouterr().err
