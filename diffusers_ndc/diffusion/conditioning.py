@@ -50,8 +50,8 @@ class NoClasses(Conditioning):
         super().__init__()
         if has_classes(name, network):
             raise ValueError(
-                f"`{name}` must be a network without classes to serve as the unconditional denoiser, got one with a "
-                "class embedding."
+                f"`{name}` must be a network without classes, as an unconditional denoiser and num_classes=0 require, "
+                "got one with a class embedding."
             )
         self.arguments = without_text(name, network)
 
@@ -117,8 +117,8 @@ class PromptEmbeddings(Conditioning):
         super().__init__()
         if not isinstance(network, UNet2DConditionModel) or not has_cross_attention(network):
             raise ValueError(
-                "`unet` must be a UNet2DConditionModel with cross-attention blocks for `prompts` "
-                f"(`prompt_embeddings`), got a {type(network).__name__} that takes no prompts."
+                "`prompts` (`prompt_embeddings`) must be None unless the network is a UNet2DConditionModel with "
+                f"cross-attention blocks, got some for a {type(network).__name__} that takes no prompts."
             )
         check_condition_model("unet", network)
         if network.class_embedding is not None:
