@@ -280,7 +280,7 @@ def test_a_run_gives_a_report_or_is_refused(tmp_path_factory, run, records, clea
     assert len(report.outcomes) + len(report.rejected) + len(report.failed) >= 1
     assert all(outcome.radius >= 0 and type(outcome.label) is int for outcome in report.outcomes)
     json.dumps(report.to_dict(), allow_nan=False)
-    to_markdown(report).encode()
+    to_markdown(report).encode(errors="backslashreplace")  # as it is written
 
 
 CLEAN_RECORD = {"index": 0, "image_hash": "00", "label": 0, "predicted": 1, "evaluations": 3, "seconds": 1.0}
