@@ -82,5 +82,5 @@ def test_a_certificate_beside_the_model_is_cast_again(pipe, digits):
     assert certificate.votes_moved(again) <= 0.02 * certificate.votes
     with pytest.raises(ValueError, match="image_hash"):
         pipe.replay(digits[record["index"] + 1]["image"], certificate)
-    with pytest.raises(ValueError, match="no such base classifier"):
+    with pytest.raises(ValueError, match="about a base classifier that this pipeline makes"):
         pipe.replay(digits[0]["image"], replace(certificate, base_classifier={"method": "dds"}))
