@@ -24,7 +24,7 @@ def oid_of(path: str, content: bytes) -> str:
 
 
 class Hub(ThreadingHTTPServer):
-    """The server. `repos` has each repository's commits, all files of each; while `broken`, every answer is a status 500."""
+    """The server. `repos` has the commits of each repository; while `broken`, every answer is a status 500."""
 
     daemon_threads = True
 
