@@ -47,7 +47,7 @@ def pytest_addoption(parser):
 
 @pytest.fixture(scope="session")
 def small_model():
-    """Makes, in a folder, a model of the classes a, b and c and a folder of images of them; returns both."""
+    """A function that makes, in a folder, a model of the classes a, b and c and a folder of images."""
 
     def make(folder, images_per_class=4):
         pipe = NoisedDiffusionClassifierPipeline(

@@ -1,4 +1,4 @@
-"""Small EDM networks with reference outputs, and files such as they are published in."""
+"""Small EDM networks with reference outputs, and files of the published formats."""
 
 import json
 import lzma
@@ -93,7 +93,7 @@ def module_state(tensors: dict, source: str, classes: dict, prefix: str = "") ->
 
 
 def save_published(path, checkpoint: EDMCheckpoint, source="raise SystemExit('run')", model_class=None, **outer):
-    """Write a checkpoint as it is published: a pickle whose classes are source text."""
+    """Write a checkpoint in the published format, a pickle whose classes are source text."""
     classes = {"model": model_class or checkpoint.model_type}
     state = module_state({k: v.float() for k, v in checkpoint.state_dict.items()}, source, classes)
     state |= {"_init_args": (), "_init_kwargs": checkpoint.init_kwargs, "sigma_data": 0.5}

@@ -1,4 +1,4 @@
-"""A stand-in for the Hugging Face Hub on 127.0.0.1: repositories in memory, as much of the protocol as clients use."""
+"""A stand-in for the Hugging Face Hub on 127.0.0.1: repositories in memory, and the part of the protocol used here."""
 
 import base64
 import hashlib
@@ -18,13 +18,13 @@ LFS_SUFFIXES = (".png", ".safetensors", ".bin")
 
 
 def oid_of(path: str, content: bytes) -> str:
-    """What the Hub knows a content by: sha256 of a large file, else git's hash of the blob."""
+    """The Hub's identifier of a content: sha256 of a large file, else git's hash of the blob."""
     blob = b"blob %d\0" % len(content) + content
     return hashlib.sha256(content).hexdigest() if path.endswith(LFS_SUFFIXES) else hashlib.sha1(blob).hexdigest()
 
 
 class Hub(ThreadingHTTPServer):
-    """The server. `repos` has the commits, each a whole of files; while `broken`, every answer is a status 500."""
+    """The server. `repos` has the commits of each repository; while `broken`, every answer is a status 500."""
 
     daemon_threads = True
 
@@ -36,11 +36,11 @@ class Hub(ThreadingHTTPServer):
         self.broken = False
 
     def files(self, repo_id: str, kind: str = "models") -> dict[str, bytes]:
-        """What a repository holds now."""
+        """The files of a repository's last commit."""
         return self.repos[f"{kind}/{repo_id}"][-1]
 
     def add(self, repo_id: str, files: dict[str, bytes], kind: str = "models") -> None:
-        """A repository, or a commit to one, as if from elsewhere."""
+        """Add a repository, or a commit to one, as if somebody else had pushed it."""
         commits = self.repos[f"{kind}/{repo_id}"]
         commits.append({**(commits[-1] if commits else {".gitattributes": b""}), **files})
 
@@ -142,7 +142,7 @@ class Handler(BaseHTTPRequestHandler):
 
 @pytest.fixture
 def hub(monkeypatch, tmp_path):
-    """A Hub that `huggingface_hub` talks to, with a token that may write, in this process and in those it starts."""
+    """A Hub that `huggingface_hub` uses, with a token that may write, in this process and in those that it starts."""
     server = Hub()
     thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.02})
     thread.start()

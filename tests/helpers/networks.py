@@ -33,6 +33,7 @@ def tiny_unet(num_class_embeds=4, network=UNet2DModel, **settings):
 
 
 def tiny_vit(**settings):
+    """A classifier of 8 x 8 grey images into three classes."""
     torch.manual_seed(1)
     config = {
         "image_size": 8,
@@ -49,12 +50,13 @@ def tiny_vit(**settings):
 
 
 def processor(side=8, mean=(0.4,), std=(0.3,), **settings):
+    """The image processor of a classifier such as `tiny_vit`."""
     size = {"height": side, "width": side}
     return ViTImageProcessor(**{"size": size, "image_mean": mean, "image_std": std, **settings})
 
 
 def tiny_vae(**settings):
-    """Grey 16 x 16 images to 8 x 8 latents of four channels."""
+    """An autoencoder from grey 16 x 16 images to 8 x 8 latents of four channels."""
     torch.manual_seed(2)
     config = {
         "in_channels": 1,
@@ -70,6 +72,7 @@ def tiny_vae(**settings):
 
 
 def tiny_tokenizer():
+    """A tokenizer whose tokens are the letters."""
     vocab = {"<|startoftext|>": 0, "<|endoftext|>": 1}
     for letter in "abcdefghijklmnopqrstuvwxyz":
         vocab |= {letter: len(vocab), f"{letter}</w>": len(vocab) + 1}
@@ -77,6 +80,7 @@ def tiny_tokenizer():
 
 
 def tiny_text_encoder(**settings):
+    """A text encoder of 20 tokens for `tiny_tokenizer`."""
     torch.manual_seed(3)
     config = {
         "vocab_size": 54,
@@ -92,6 +96,7 @@ def tiny_text_encoder(**settings):
 
 
 def tiny_text_unet(channels=4, **settings):
+    """A text-conditional network for 8 x 8 latents."""
     torch.manual_seed(0)
     config = {
         "sample_size": 8,
@@ -109,6 +114,7 @@ def tiny_text_unet(channels=4, **settings):
 
 
 def tiny_dit(**settings):
+    """A diffusion transformer of three classes for 8 x 8 latents."""
     torch.manual_seed(4)
     config = {
         "num_attention_heads": 2,
@@ -126,6 +132,6 @@ def tiny_dit(**settings):
 
 
 def pixel_model(size=16, **settings):
-    """An unconditional pixel-space model."""
+    """An unconditional pixel-space model, as components of a latent pipeline."""
     settings = {"num_class_embeds": None, "sample_size": size, **settings}
     return {"pixel_unet": tiny_unet(**settings), "pixel_scheduler": DDPMScheduler()}

@@ -15,7 +15,7 @@ RUN = {
     "radii": [0.25, 0.5],
     "id2label": {0: "zero", 1: "one", 2: "two"},
 }
-# True label, candidate, its votes of 100, evaluations, seconds. RADII has those of the rightly certified ones.
+# True label, candidate, votes for it of 100, evaluations, seconds.
 IMAGES = [
     (0, 0, 100, 100, 1.0),
     (0, 0, 92, 200, 2.0),
@@ -25,21 +25,34 @@ IMAGES = [
     (7, 7, 100, 100, 1.0),  # a class without a name
 ]
 RADII = [0.5 * stats.norm.ppf(stats.beta.ppf(0.001, votes, 101 - votes)) for votes in (100, 92, 70)]
+"""Certified radii of the three images that are correctly certified."""
 
 
 def record_of(index, label, candidate, votes, evaluations, seconds, /, **changes):
+    """The record of one image.
+
+    Args:
+        index: The image's index in the data set.
+        label: Its true class.
+        candidate: The class being certified.
+        votes: Votes for it, of 100; the others are for the next class.
+        evaluations: Network evaluations spent.
+        seconds: The image's share of the time.
+        **changes: Fields of the certificate to forge. Its digest is then left out, as a forger would make a new one.
+    """
     counts = {candidate: votes, candidate + 1: 100 - votes} if votes < 100 else {candidate: votes}
     certificate = Certificate.from_counts(
         {candidate: 10}, counts, 0.5, 0.001, evaluations=evaluations, image_hash=f"{index:032x}"
     )
     certificate = {**certificate.to_dict(), **changes}
     if changes:
-        del certificate["digest"]  # a forger would make a new one
+        del certificate["digest"]
     hashed = f"{index:032x}"
     return {"index": index, "image_hash": hashed, "label": label, "seconds": seconds, "certificate": certificate}
 
 
 def make_run(folder, images=IMAGES, extra=(), **settings):
+    """Write a run of these images to a folder, with `extra` records and other settings; returns the folder."""
     write_run(folder, {**RUN, **settings})
     with RecordWriter(folder) as writer:
         for index, image in enumerate(images):
@@ -65,5 +78,5 @@ CARD_SETTINGS = {
 
 
 def make_card_run(folder, **settings):
-    """A run with all that a model card tells of it."""
+    """Write a run with all settings that a model card mentions; returns the folder."""
     return make_run(folder, **{**CARD_SETTINGS, **settings})

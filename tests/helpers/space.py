@@ -1,4 +1,4 @@
-"""The app in `examples/space` for the tests: its modules, and the page on a free port of this machine."""
+"""The app in `examples/space`: its modules, and its page on a free port of this machine."""
 
 import importlib
 import sys
@@ -20,7 +20,7 @@ DIGITS = sorted(SPACE.glob("digits/*.png"))
 
 @pytest.fixture(scope="module")
 def app():
-    """The module of the page."""
+    """The module that builds the page."""
     pytest.importorskip("gradio", reason="needs the extra 'space'")
     return importlib.import_module("app")
 
