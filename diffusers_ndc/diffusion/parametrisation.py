@@ -74,7 +74,7 @@ class VariancePreserving:
     def denoised(self, x_sigma: torch.Tensor, sigma: torch.Tensor, output: torch.Tensor) -> torch.Tensor:
         if self.prediction_type == "epsilon":
             return x_sigma - sigma * output
-        if self.prediction_type == "v_prediction":
+        if self.prediction_type == "v_prediction":  # v = sqrt(a) * eps - sqrt(1 - a) * x
             return (x_sigma - sigma * (1 + sigma**2).sqrt() * output) / (1 + sigma**2)
         return output
 
@@ -158,7 +158,7 @@ class FlowMatching:
         return sigma / (1 + sigma) * self.num_steps
 
     def denoised(self, x_sigma: torch.Tensor, sigma: torch.Tensor, output: torch.Tensor) -> torch.Tensor:
-        return (x_sigma - sigma * output) / (1 + sigma)
+        return (x_sigma - sigma * output) / (1 + sigma)  # x_s - s * (eps - x)
 
 
 Parametrisation = VariancePreserving | EDM | Consistency | FlowMatching
