@@ -136,17 +136,17 @@ def collect_votes(
     """
     for group in group_by_kind(images):
         queue = _Queue(group, classifier.randomized, add_noise, seed, begin)
-        pool = classifier.pool()
+        pool, without_gradients = classifier.pool(), classifier.inference()
         while True:
             while pool.room > 0:
                 copies = queue.next_copies(pool.room)
                 if not copies:
                     break
-                with classifier.inference():
+                with without_gradients:
                     pool.add(copies)
             if len(pool) == 0:
                 break
-            with classifier.inference():
+            with without_gradients:
                 decided = pool.step()
             queue.count(decided)
             if on_copies is not None and decided.keys:

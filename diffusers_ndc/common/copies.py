@@ -98,7 +98,7 @@ class BaseClassifier(Protocol):
         """Raise a `TypeError` or `ValueError` if the classifier cannot take these images, shape `(N, C, H, W)`."""
 
     def inference(self) -> AbstractContextManager:
-        """Context for evaluations without gradients."""
+        """Context for evaluations without gradients, which can be entered again and again."""
 
     def pool(self) -> Pool:
         """An empty pool."""
@@ -251,27 +251,25 @@ def group_by_kind(images: Iterable[torch.Tensor]) -> Iterator[Iterator[tuple[int
         yield group
 
 
-def decide_all(
-    pool: Pool, copies: Iterable[Copy], context: Callable[[], AbstractContextManager] = nullcontext
-) -> Iterator[Decided]:
+def decide_all(pool: Pool, copies: Iterable[Copy], context: AbstractContextManager | None = None) -> Iterator[Decided]:
     """Classify copies of one kind, all of them, in the order in which they are decided.
 
     Args:
         pool: An empty pool.
         copies: The copies, read when there is room for them.
-        context: Makes the context of the classifier's work, such as `BaseClassifier.inference`. It is not active while
-            the caller works.
+        context: Context of the classifier's work, such as that of `BaseClassifier.inference`. It is not active while
+            the caller works. Default: none.
     """
-    waiting = iter(copies)
+    waiting, context = iter(copies), context or nullcontext()
     while True:
         while pool.room > 0:
             batch = list(islice(waiting, pool.room))
             if not batch:
                 break
-            with context():
+            with context:
                 pool.add(batch)
         if len(pool) == 0:
             return
-        with context():
+        with context:
             decided = pool.step()
         yield decided

@@ -79,6 +79,6 @@ class DenoiserClassifier(nn.Module):
                 yield Copy((number, image_hash), image, own_seed)
 
         for group in group_by_kind(images):
-            for decided in decide_all(self.pool(), copies(group), self.inference):
+            for decided in decide_all(self.pool(), copies(group), self.inference()):
                 for (number, image_hash), logits, spent in zip(*decided, strict=True):
                     yield number, Classified(image_hash, logits, spent)
