@@ -114,6 +114,7 @@ class Subject:
         rules: For each argument that is to be spoilt, which values are acceptable (`helpers.acceptable`).
         together: Whether arguments that are acceptable one by one must be accepted together (`None`: left open).
         extra: Further values for some of the arguments, beside the hostile ones.
+        left_out: For some arguments, which values are not tried because a test of its own shows what they do.
     """
 
     call: Callable[..., object]
@@ -121,10 +122,12 @@ class Subject:
     rules: dict[str, Rule]
     together: Callable[[dict], bool | None] = anything_goes
     extra: dict[str, list] = field(default_factory=dict)
+    left_out: dict[str, Callable[[object], bool]] = field(default_factory=dict)
 
     def values(self, name: str) -> list:
         """All values that are tried for an argument."""
-        return [*self.extra.get(name, ()), *HOSTILE]
+        left_out = self.left_out.get(name, lambda value: False)
+        return [value for value in (*self.extra.get(name, ()), *HOSTILE) if not left_out(value)]
 
     def acceptable_values(self, name: str) -> list:
         """Those of them that its rule accepts."""
