@@ -7,7 +7,7 @@ its `result` when it needs no more. `voting.collect_votes` serves many of them a
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
-from ..common.checks import check_integer
+from ..common.checks import check_integer, plain_numbers
 from .bounds import ANYTIME, BOUNDS, CURTAILED, MAX_N, SOFT, check_alpha, majority_pvalue
 from .certificate import Certificate, draws_to_settle, plurality
 from .stopping import STEP, StoppingRule, check_stopping, largest_provable
@@ -217,6 +217,8 @@ class CertifyEarly(Certify):
     """
 
     def __init__(self, sigma: float, sampling: Sampling, origin: dict):
+        if sampling.radii is not None:  # of an array or a tensor
+            sampling = replace(sampling, radii=plain_numbers("radii", sampling.radii, "radii"))
         super().__init__(sigma, sampling, origin, made=min(sampling.n, STEP))
         self.best: Certificate | None = None
 

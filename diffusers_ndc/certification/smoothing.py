@@ -66,7 +66,7 @@ class SmoothedClassifier:
     ):
         self.base_classifier = as_base_classifier(base_classifier)
         self.noise = SmoothingNoise(sigma, grid)
-        self.sigma = sigma
+        self.sigma = self.noise.sigma
         self.grid = grid
 
     def predict(

@@ -28,7 +28,7 @@ class SmoothingNoise:
             raise ValueError("`sigma` must be a noise level above 0 (pixel units), got 0.")
         if grid is not None:
             check_grid(grid, sigma)
-        self.sigma = sigma
+        self.sigma = float(sigma)
         self.grid = grid
 
     def noisy_copies(self, image: torch.Tensor, seeds: Sequence[int]) -> torch.Tensor:

@@ -32,7 +32,7 @@ def check_pixel_range(images: torch.Tensor, sigma: float = 0.0) -> None:
         sigma: Standard deviation of the noise that the images carry, pixel units. Ten times this is allowed for.
     """
     low, high = images.min().item(), images.max().item()
-    margin = 10 * sigma
+    margin = 10 * float(sigma)  # `sigma` may be an unsigned integer of numpy
     if not (low >= -margin and high <= 1 + margin):
         noise = f" plus noise of sigma={sigma}" if sigma else ""
         raise ValueError(f"`images` must have values in [0, 1]{noise}, without NaN, got {low:.4g} to {high:.4g}.")

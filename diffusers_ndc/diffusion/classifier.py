@@ -74,6 +74,7 @@ class NoisedDiffusionClassifier(DenoiserClassifier):
         super().__init__()
         check_kind("denoiser", denoiser, Denoiser)
         check_sigma(sigma)
+        sigma = float(sigma)
         self.likelihood = get_likelihood(method, sigma)
         check_batch_size(batch_size)
         check_seed(seed)

@@ -65,7 +65,7 @@ class DenoisedClassifier(DenoiserClassifier):
         self.denoiser = denoiser
         self.classifier = classifier
         self.preprocessing = read_preprocessing(image_processor, self.num_channels)
-        self.sigma = sigma
+        self.sigma = float(sigma)
         self.batch_size = batch_size
         self.evaluations = 0
         self.eval()

@@ -48,7 +48,7 @@ class DenoisedDiffusionClassifier(DenoiserClassifier):
         check_channels(denoiser, classifier.denoiser.image_channels)
         self.denoiser = denoiser
         self.classifier = classifier
-        self.sigma = sigma
+        self.sigma = float(sigma)
         self.num_denoised = 0
 
     @property

@@ -132,6 +132,7 @@ class NoiseLevels:
             check_number("cap", self.cap, expected)
             if not 0 < self.cap <= 4:
                 raise ValueError(f"`cap` must be {expected}, got {self.cap}.")
+            object.__setattr__(self, "cap", float(self.cap))
 
     def __len__(self) -> int:
         return len(self.sigmas)

@@ -61,7 +61,8 @@ def plot(reports: Sequence[Report], path: str | Path) -> None:
     axis.set_xlabel("l2 radius (pixel units, images in [0, 1])")
     axis.set_ylabel("certified accuracy (share of images)\nband or bar: 95% interval")
     axis.grid(alpha=0.3)
-    labels = [textwrap.fill(handle.get_label(), MAX_LEGEND_WIDTH) for handle in handles]
+    # a dollar in a name would begin a formula
+    labels = [textwrap.fill(handle.get_label(), MAX_LEGEND_WIDTH).replace("$", r"\$") for handle in handles]
     figure.legend(handles, labels, loc="outside upper center", fontsize="small")
     rows = sum(label.count("\n") + 1 for label in labels)
     figure.set_size_inches(8, 4.7 + 0.18 * rows)  # the axes keep their height, however long the legend

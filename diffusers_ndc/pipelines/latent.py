@@ -126,6 +126,7 @@ class LatentDiffusionClassifierPipeline(CertifyingPipeline):
         """
         id2label = integer_labels(id2label)
         prompts = _check_prompts(prompts, self.tokenizer, self.text_encoder, id2label)
+        check_names(id2label, len(prompts))
         self.register_to_config(prompts=prompts, id2label=id2label)
 
     @property

@@ -427,7 +427,6 @@ SET_PROMPTS = Subject(
 )
 
 
-@pytest.mark.xfail(strict=True, reason="`set_prompts` counts the names and does not look at their class indices")
 def test_names_of_other_classes_are_refused_with_new_prompts():
     """A pipeline with them could be saved, and not loaded again."""
     with pytest.raises(ValueError, match="id2label"):

@@ -260,7 +260,7 @@ def lines(draw):
 @cases(300)
 @given(
     # lone surrogates in a name would end as an error when the report is written as UTF-8
-    run=changed(SETTINGS_OF_RUN).filter(lambda run: "\\ud800" not in json.dumps(run)) | st.just(SETTINGS_OF_RUN),
+    run=changed(SETTINGS_OF_RUN) | st.just(SETTINGS_OF_RUN),
     records=lines(),
     clean=st.booleans(),
 )
@@ -335,7 +335,7 @@ def test_the_report_program_ends_with_a_report_or_a_line(tmp_path_factory, run, 
             main()
         except SystemExit as error:
             assert str(error.code).startswith("error: ")
-            valid = (run, records) == (SETTINGS_OF_RUN, json.dumps(RECORD)) and "$" not in name
+            valid = (run, records) == (SETTINGS_OF_RUN, json.dumps(RECORD))
             assert not valid, "a valid run is refused"
             return
     assert (folder / "certified_accuracy.png").stat().st_size > 1000

@@ -40,7 +40,6 @@ def cap_of_losses(value) -> bool | None:
     return None if accepted and isinstance(value, np.number) else accepted
 
 
-@pytest.mark.xfail(strict=True, raises=TypeError, reason="`cap` stays a number of numpy, which JSON does not have")
 def test_levels_with_a_cap_of_numpy_can_be_saved():
     json.dumps(NoiseLevels((1.0,), (1.0,), cap=np.float32(0.25)).to_dict())
 
