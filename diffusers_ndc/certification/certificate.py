@@ -121,6 +121,10 @@ class Certificate(Record):
         check_alpha(alpha)
         n0 = sum(selection_counts.values()) if n0 is None else n0
         n = sum(counts.values()) if n is None else n
+        for name in ("u", "score_sum", "score_squares"):
+            if record.get(name) is not None:
+                check_number(name, record[name], "a number or None")
+                record[name] = float(record[name])
         abstention = cls(None, 0.0, float(sigma), float(alpha), n0, n, selection_counts, counts, bound, **record)
         flaw = first_flaw(abstention._flaw_of_draws)
         if flaw is not None:
@@ -229,6 +233,7 @@ class Certificate(Record):
             check_integer("num_classes", self.num_classes, max(labels, default=0) + 1, MAX_N)
         if self.grid is not None:
             check_grid(self.grid, self.sigma)
+        if self.grid is not None or self.pixels is not None:
             check_integer("pixels", self.pixels, 1, EXACT)
         for name, value in (("u", self.u), ("score_sum", self.score_sum), ("score_squares", self.score_squares)):
             if value is not None:
@@ -247,8 +252,11 @@ class Certificate(Record):
         needs_num_classes = self.bound == "runner-up" or self.n0 == 0
         if needs_num_classes and (self.num_classes is None or self.num_classes < 2):
             return f"num_classes is {self.num_classes}; the bound {self.bound} with n0 = {self.n0} needs at least 2"
-        if self.bound == "randomized-clopper-pearson" and (self.u is None or not 0 <= self.u <= 1):
-            return f"u is {self.u}; the bound {self.bound} needs a number from 0 to 1"
+        if self.bound == "randomized-clopper-pearson":
+            if self.u is None or not 0 <= self.u <= 1:
+                return f"u is {self.u}; the bound {self.bound} needs a number from 0 to 1"
+            if self.seed is None or self.image_hash is None:  # u could have been chosen, to prove any radius
+                return f"the bound {self.bound} needs the seed and the image_hash that u comes from"
         if self.n0 == 0 and self.bound not in ANYTIME | CURTAILED:
             return f"n0 is 0; the bound {self.bound} needs selection votes"
         if self.bound in SOFT:

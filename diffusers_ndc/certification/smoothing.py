@@ -197,8 +197,10 @@ class SmoothedClassifier:
             TypeError, ValueError: An argument is not as described (at once), or an image (when it is read).
             FloatingPointError: A logit of the base classifier is not finite.
         """
-        if not isinstance(images, Iterable):
-            raise TypeError(f"`images` must be an iterable of images, got {type(images).__name__}.")
+        try:
+            images = iter(images)
+        except TypeError:
+            raise TypeError(f"`images` must be an iterable of images, got {type(images).__name__}.") from None
         sampling = Sampling.with_defaults(n0, n, alpha, bound, radii, resolution)
         sampling.check(self.sigma, self.base_classifier.num_classes)
         seed = self._resolve_seed(seed, on_copies)

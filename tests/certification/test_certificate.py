@@ -110,6 +110,18 @@ def test_u_follows_from_seed_and_image():
     assert Certificate.from_counts(**votes, u=uniform_number(1, "00ff")).verify()
 
 
+@pytest.mark.parametrize("known", [{}, {"seed": 1}, {"image_hash": "00ff"}])
+def test_a_u_that_may_have_been_chosen_proves_nothing(known):
+    """With u = 0.03 a single vote would prove a radius of 2.05 at sigma 0.25."""
+    lucky = {"bound": "randomized-clopper-pearson", "n0": 1, "n": 1, "u": 0.03, **known}
+    with pytest.raises(ValueError, match="needs the seed and the image_hash that u comes from"):
+        Certificate.from_counts({0: 1}, {0: 1}, 0.25, 0.05, **lucky)
+    genuine = Certificate.from_counts(
+        {1: 20}, {1: 500}, 0.25, 0.001, lucky["bound"], seed=1, image_hash="00ff", u=uniform_number(1, "00ff")
+    )
+    assert not replace(genuine, **{"seed": None, "image_hash": None, **known}).verify()
+
+
 def test_json_round_trip_verifies(certificate):
     read = through_json(certificate.to_dict())
     assert read == certificate and read.verify()

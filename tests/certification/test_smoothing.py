@@ -268,6 +268,36 @@ def test_a_callable_with_randomness_of_its_own_is_replayed_by_its_seeds():
     assert smoothed.certify(image, n0=0, n=150, seed=4)[0].selection_counts == {}
 
 
+def betrayed(unit):
+    """A classifier that answers 1 if values next to zero have bits below `unit`.
+
+    In half precision the sum of 2^-9 and noise cannot end there, whatever the noise: both are multiples of `unit`.
+    """
+
+    def classify(images):
+        values = images.double()
+        has_fine_bits = (values.abs() < 2.0**-10) & ((values / unit).frac() != 0)
+        return torch.nn.functional.one_hot(has_fine_bits.flatten(1).any(dim=1).long(), 2).double()
+
+    return classify
+
+
+@pytest.mark.parametrize("dtype, unit", [(torch.bfloat16, 2.0**-17), (torch.float16, 2.0**-20)])
+def test_noise_in_half_precision_does_not_betray_the_image(dtype, unit):
+    black = torch.zeros(1, 3, 32, 32, dtype=dtype)
+    other = black + 2.0**-9
+    distance = (other - black).double().norm().item()  # 0.108
+    smoothed = SmoothedClassifier(betrayed(unit), SIGMA)
+    (certificate,) = smoothed.certify(black, n0=10, n=1000, seed=0)
+    (prediction,) = smoothed.predict(other, n=1000, seed=0)
+    assert certificate.radius > 0.5 > distance and prediction.label == certificate.label == 1
+    # the control: a sum in half precision is certified as well, and another class just beside
+    noise = standard_normal((3, 32, 32), range(1000), torch.float32, torch.device("cpu"))
+    naive = {name: image + (SIGMA * noise).to(dtype) for name, image in (("black", black), ("other", other))}
+    assert betrayed(unit)(naive["black"]).argmax(dim=1).sum() > 980
+    assert betrayed(unit)(naive["other"]).argmax(dim=1).sum() == 0
+
+
 def test_purpose_seed_and_image_each_change_the_draws():
     def draws(run):
         watcher = Watcher()

@@ -36,7 +36,7 @@ from helpers.models import IMAGES, LARGE_IMAGES, LEVELS, latent_model, pixel_mod
 from hypothesis import given
 from hypothesis import strategies as st
 
-from diffusers_ndc import Certificate, NoisedDiffusionClassifierPipeline, NoiseLevels, Prediction, SmoothedClassifier
+from diffusers_ndc import Certificate, NoiseLevels, Prediction, SmoothedClassifier
 from diffusers_ndc.certification.bounds import BOUNDS
 
 

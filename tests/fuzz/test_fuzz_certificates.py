@@ -183,7 +183,7 @@ def record_fits(arguments) -> bool | None:
     bound, u, grid = arguments["bound"], arguments["u"], arguments["grid"]
     if bound == "runner-up" and arguments["num_classes"] is None:
         return False
-    if bound == "randomized-clopper-pearson" and u is None:
+    if bound == "randomized-clopper-pearson" and None in (u, arguments["seed"], arguments["image_hash"]):
         return False
     if bound == "empirical-bernstein" and None in (arguments["score_sum"], arguments["score_squares"]):
         return False
