@@ -43,7 +43,11 @@ class SmoothingNoise:
         """
         image, shape = image.detach(), tuple(image.shape)
         if self.grid is None:
-            return image + self.sigma * standard_normal(shape, seeds, image.dtype, image.device)
+            # The sum is made in float32 or better: in half precision it would betray the image. Rounding it afterwards
+            # is a function of the sum alone, and so part of the base classifier.
+            exact = image.to(torch.promote_types(image.dtype, torch.float32))
+            noise = standard_normal(shape, seeds, exact.dtype, image.device)
+            return (exact + self.sigma * noise).to(image.dtype)
         steps = torch.from_numpy(grid_steps(shape, seeds, self.sigma, self.grid)).to(image.device)
         on_grid = (image.double() * EIGHT_BIT_STEPS).round().long() * self.grid + steps
         return (on_grid.double() / (EIGHT_BIT_STEPS * self.grid)).to(image.dtype)  # of the grid point alone
