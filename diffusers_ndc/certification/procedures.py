@@ -72,6 +72,21 @@ class Sampling:
             bound = "mixture" if stops_early else "clopper-pearson"
         return cls(n0, n, alpha, bound, radii, resolution)
 
+    def purpose(self, stage: str) -> str:
+        """What the draws of a stage are for; draws for different purposes are independent.
+
+        A bound for an n fixed beforehand is worth nothing if n is chosen after looking. Its draws are therefore keyed
+        by
+        n0, n, alpha and bound as well: a run with another n has other draws, and the best prefix of a longer run does
+        not replay. An anytime bound holds at all n at once, and its draws need no such key.
+
+        Args:
+            stage: "select" (the candidate) or "estimate" (its probability).
+        """
+        if self.bound in ANYTIME:
+            return stage
+        return f"{stage}, n0={self.n0}, n={self.n}, alpha={float(self.alpha)!r}, bound={self.bound}"
+
     @property
     def stops_early(self) -> bool:
         """Whether the run ends as soon as nothing is left to be found out."""
@@ -119,12 +134,12 @@ class Select:
     The candidate is the class that leads among all `n0`: copies that could not change it are not drawn.
     """
 
-    def __init__(self, n0: int):
-        self.n0, self.result = n0, Votes()
+    def __init__(self, sampling: Sampling):
+        self.sampling, self.result = sampling, Votes()
 
     def next_draws(self) -> Draws | None:
-        missing = draws_to_settle(self.result.counts, self.n0 - self.result.n)
-        return Draws("select", self.result.n, missing) if missing else None
+        missing = draws_to_settle(self.result.counts, self.sampling.n0 - self.result.n)
+        return Draws(self.sampling.purpose("select"), self.result.n, missing) if missing else None
 
     def add(self, votes: Votes) -> None:
         self.result = self.result + votes
@@ -180,7 +195,7 @@ class Certify:
 
     def __init__(self, sigma: float, sampling: Sampling, origin: dict, made: int | None = None):
         self.sigma, self.sampling, self.origin = sigma, sampling, origin
-        self.selection, self.votes = Select(sampling.n0), Votes()
+        self.selection, self.votes = Select(sampling), Votes()
         self.missing = sampling.n if made is None else made
 
     def next_draws(self) -> Draws | None:
@@ -189,7 +204,7 @@ class Certify:
             return selection_draws
         if self.missing == 0:
             return None
-        return Draws("estimate", self.votes.n, self.missing, self._scored())
+        return Draws(self.sampling.purpose("estimate"), self.votes.n, self.missing, self._scored())
 
     def add(self, votes: Votes) -> None:
         if self.selection.next_draws() is not None:

@@ -257,10 +257,10 @@ class SmoothedClassifier:
             ((_, votes),) = self._collect([image], seed, lambda *_: procedure, on_copies)
             return votes
 
-        selection, votes = votes_on(Select(sampling.n0)), Votes()
+        selection, votes = votes_on(Select(sampling)), Votes()
         while votes.n < sampling.n:
             more = min(STEP, sampling.n - votes.n)
-            votes = votes + votes_on(Ask(Draws("estimate", votes.n, more)))
+            votes = votes + votes_on(Ask(Draws(sampling.purpose("estimate"), votes.n, more)))
             so_far = Sampling(sampling.n0, votes.n, sampling.alpha, sampling.bound)
             yield certificate_of(selection, votes, self.sigma, so_far, origin)
 
@@ -285,47 +285,50 @@ class SmoothedClassifier:
                 has no seed, or is about another image or classifier, another `sigma` or `grid`, or another kind of
                 device, where the same seed gives other noise.
         """
-        self.check_images(image, "CHW")
-        check_kind("certificate", certificate, Certificate)
-        seed = certificate.seed_of_draws
-        origin = self._origin(seed, image, content_hash(image), certificate.bound)
-        certificate.check_origin({**origin, "bound": certificate.bound, "sigma": self.sigma})
-        sampling = Sampling(certificate.n0, certificate.n, certificate.alpha, certificate.bound)
+        sampling, origin = self._recorded(image, certificate)
         made = sum(certificate.counts.values())
 
         def begin(image: torch.Tensor, image_hash: str) -> Certify:
             return Certify(self.sigma, sampling, origin, made)
 
-        ((_, again),) = self._collect([image], seed, begin, on_copies)
+        ((_, again),) = self._collect([image], origin["seed"], begin, on_copies)
         return again
 
     def noisy_copies(
-        self, image: torch.Tensor, count: int, seed: int, start: int = 0, purpose: str = "estimate"
+        self, image: torch.Tensor, certificate: Certificate, count: int, start: int = 0, stage: str = "estimate"
     ) -> torch.Tensor:
-        """The noisy copies that vote in `predict` and `certify`, for a look at them.
+        """The noisy copies that voted for a certificate, for a look at them.
 
         Args:
-            image: The clean image, shape `(C, H, W)`, values in [0, 1].
+            image: The certified image, shape `(C, H, W)`, values in [0, 1].
+            certificate: Its certificate, with a seed.
             count: How many copies.
-            seed: Seed of all draws, as on the certificate.
             start: Number of the first copy.
-            purpose: What the copies vote for: "select" (the candidate), "estimate" (its probability) or "predict".
+            stage: "estimate" (the copies that the bound rests on) or "select" (those that chose the candidate).
 
         Returns:
             Shape `(count, C, H, W)`, pixel units, not clipped.
 
         Raises:
-            TypeError, ValueError: An argument is not as described.
+            TypeError, ValueError: An argument is not as described, or the certificate is about another image or other
+                noise.
         """
-        self.check_images(image, "CHW")
+        sampling, origin = self._recorded(image, certificate)
         check_integer("count", count, 1, MAX_N, "a number of noisy copies")
         check_integer("start", start, 0, MAX_N, "the number of a noisy copy")
-        check_integer("seed", seed, 0, 2**63 - 1)
-        purposes = ("select", "estimate", "predict")
-        if purpose not in purposes:
-            raise ValueError(f"`purpose` must be one of {purposes}, got {purpose!r}.")
-        seeds = draw_seeds(seed, content_hash(image), purpose, range(start, start + count))
+        if stage not in ("estimate", "select"):
+            raise ValueError(f"`stage` must be 'estimate' or 'select', got {stage!r}.")
+        numbers = range(start, start + count)
+        seeds = draw_seeds(origin["seed"], origin["image_hash"], sampling.purpose(stage), numbers)
         return self.noise.noisy_copies(image, [smoothing_seed for smoothing_seed, _ in seeds])
+
+    def _recorded(self, image: torch.Tensor, certificate: Certificate) -> tuple[Sampling, dict]:
+        """The sampling and the origin of a certificate, if it is about this classifier and this image."""
+        self.check_images(image, "CHW")
+        check_kind("certificate", certificate, Certificate)
+        origin = self._origin(certificate.seed_of_draws, image, content_hash(image), certificate.bound)
+        certificate.check_origin({**origin, "sigma": self.sigma})
+        return Sampling(certificate.n0, certificate.n, certificate.alpha, certificate.bound), origin
 
     def check_images(self, images: torch.Tensor, axes: str = "NCHW") -> None:
         """Raise unless these are images with such axes and values in [0, 1], of 8 bits if noise is drawn on a grid.

@@ -94,7 +94,7 @@ def first_copies(
     batch, _ = to_pixel_batch(picture, pipe.unet.config.in_channels, pipe.denoiser.image_size)
     image = batch[0].to(pipe.unet.device)
     smoothed = SmoothedClassifier(pipe.classifier(certificate.sigma), certificate.sigma)
-    noisy = smoothed.noisy_copies(image, count, certificate.seed)
+    noisy = smoothed.noisy_copies(image, certificate, count)
     with STEP, pipe.denoiser.inference():
         denoised = pixel_images(pipe.denoiser.denoise(model_images(noisy), model_sigma(certificate.sigma)))
     return image.cpu(), noisy.cpu(), denoised.float().cpu()

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from diffusers_ndc.certification.certificate import draws_to_settle, plurality
-from diffusers_ndc.certification.procedures import Select
+from diffusers_ndc.certification.procedures import Sampling, Select
 from diffusers_ndc.certification.voting import Draws, Votes, collect_votes
 from diffusers_ndc.common.copies import BatchPool, CallableClassifier, Decided
 from diffusers_ndc.common.noise import standard_normal
@@ -36,7 +36,7 @@ def test_selection_chooses_what_all_draws_would_have_chosen():
     generator = torch.Generator().manual_seed(0)
     for _ in range(200):
         votes = torch.randint(4, (15,), generator=generator).tolist()
-        selection = Select(15)
+        selection = Select(Sampling(15, 1, 0.001, "mixture"))
         while (draws := selection.next_draws()) is not None:
             labels = votes[draws.start : draws.start + draws.count]
             selection.add(Votes({label: labels.count(label) for label in set(labels)}))
