@@ -44,7 +44,8 @@ class FourierTimesteps(nn.Module):
         return self
 
     def forward(self, timesteps: torch.Tensor) -> torch.Tensor:
-        phases = 2 * math.pi * timesteps.float()[:, None] * self.frequencies
+        # Phases reach 10^5, where float32 is coarse: round the products in the order of training.
+        phases = timesteps.float()[:, None] * (2 * math.pi * self.frequencies)
         return torch.cat([phases.sin(), phases.cos()], dim=1)
 
 

@@ -2,9 +2,9 @@
 
 The published files are pickles that contain the source text of their classes, and an ordinary load runs it. Here, no
 name in a file leads to an import: each of the few names that such a file needs stands for a function of this module,
-and every other name is an error. What those functions return is inert: it cannot be called, and the pickle cannot set
-its state. Memo indices far beyond the number of values, and strides that make a large tensor of a small storage, raise
-an error before they take memory.
+and every other name is an error. What those functions return is a plain value or inert: it cannot be called, and the
+pickle cannot set its state. Memo indices far beyond the number of values, strides that make a large tensor of a small
+storage, and sets and bytes that are copied again and again raise an error before they take memory.
 """
 
 import io
@@ -96,15 +96,35 @@ class StorageKey(Inert):
         self.dtype, self.key, self.numel = dtype, key, numel
 
 
-class DoubleType(Inert):
-    """The numpy dtype of a pickled number. Its state contains the byte order."""
+class NumberType(Inert):
+    """The numpy dtype of a pickled number: its format for `struct`. Its state contains the byte order."""
 
-    __slots__ = ()
+    __slots__ = ("format",)
+
+    def __init__(self, format: str):
+        self.format = format
 
     def __setstate__(self, state):
-        if not isinstance(state, tuple) or len(state) < 2 or state[1] != "<":
+        order = "|" if struct.calcsize(self.format) == 1 else "<"
+        if not isinstance(state, tuple) or len(state) < 2 or state[1] != order:
             raise pickle.UnpicklingError("has a number that is not little-endian")
 
+
+NUMBER_FORMATS = {
+    "b1": "<?",
+    "i1": "<b",
+    "i2": "<h",
+    "i4": "<i",
+    "i8": "<q",
+    "u1": "<B",
+    "u2": "<H",
+    "u4": "<I",
+    "u8": "<Q",
+    "f2": "<e",
+    "f4": "<f",
+    "f8": "<d",
+}
+"""The numpy types of numbers, and their formats for `struct`."""
 
 STORAGE_TYPES: dict[str, np.dtype] = {
     "HalfStorage": np.dtype("<f2"),
@@ -125,6 +145,7 @@ class SparingUnpickler(pickle.Unpickler):
         for count, (opcode, argument, _) in enumerate(pickletools.genops(file)):
             if opcode.name in ("PUT", "BINPUT", "LONG_BINPUT") and (argument or 0) > count:
                 raise pickle.UnpicklingError(f"has the memo index {argument} after {count} opcodes")
+        self.size = file.tell() - start
         file.seek(start)
         super().__init__(file)
 
@@ -197,16 +218,32 @@ def _rebuild_module(meta: Any) -> Module:
     return Module(meta["class_name"], meta["state"])
 
 
-def _rebuild_double_type(code: Any, *_: object) -> DoubleType:
-    if code != "f8":
+def _rebuild_number_type(code: Any, *_: object) -> NumberType:
+    if type(code) is not str or code not in NUMBER_FORMATS:  # the hash of nested tuples could take forever
         raise pickle.UnpicklingError(f"has a number of the type {repr(code)}")
-    return DoubleType()
+    return NumberType(NUMBER_FORMATS[code])
 
 
-def _rebuild_number(dtype: Any, raw: Any) -> float:
-    if not isinstance(dtype, DoubleType):
+def _rebuild_number(dtype: Any, raw: Any) -> bool | int | float:
+    if not isinstance(dtype, NumberType):
         raise pickle.UnpicklingError("has a number without a type")
-    return struct.unpack("<d", raw)[0]
+    if type(raw) is not bytes:
+        raise pickle.UnpicklingError("has a number without bytes")
+    size = struct.calcsize(dtype.format)
+    if len(raw) != size:
+        raise pickle.UnpicklingError(f"has a number of {len(raw)} bytes, which needs {size}")
+    return struct.unpack(dtype.format, raw)[0]
+
+
+OBJECT = Inert()
+"""Stands for the class `object`, the base of a `ModuleDict` in protocols 0 and 1."""
+
+
+def _reconstruct(cls: Any, base: Any, state: Any) -> ModuleDict:
+    """What protocols 0 and 1 call to make an object without its `__dict__`."""
+    if cls is not ModuleDict or base is not OBJECT or state is not None:
+        raise pickle.UnpicklingError("reconstructs something other than an empty ModuleDict")
+    return ModuleDict()
 
 
 GLOBALS = {
@@ -216,17 +253,40 @@ GLOBALS = {
     ("torch._utils", "_rebuild_parameter"): Function(_rebuild_parameter),
     ("torch._utils", "_rebuild_tensor_v2"): Function(_rebuild_tensor),
     ("torch.storage", "_load_from_bytes"): Function(_rebuild_storage),
-    ("numpy", "dtype"): Function(_rebuild_double_type),
+    ("numpy", "dtype"): Function(_rebuild_number_type),
     ("numpy.core.multiarray", "scalar"): Function(_rebuild_number),
     ("numpy._core.multiarray", "scalar"): Function(_rebuild_number),
+    ("copyreg", "_reconstructor"): Function(_reconstruct),
+    ("copy_reg", "_reconstructor"): Function(_reconstruct),
+    ("builtins", "object"): OBJECT,
+    ("__builtin__", "object"): OBJECT,
 }
-"""All names that a pickle may contain, and what they stand for here."""
+"""Names that a pickle may contain, and what they stand for here. `EDMUnpickler` adds sets and bytes.
+
+Protocols 0 to 2 use Python 2's names of modules: `__builtin__`, `copy_reg`.
+"""
+
+PLAIN = (type(None), bool, int, float, str)
+"""Types of the arguments of a network, of the values in those arguments that are lists, and of the values of a set."""
 
 
 class EDMUnpickler(SparingUnpickler):
-    """An unpickler of EDM networks that never imports anything."""
+    """An unpickler of EDM networks that never imports anything.
+
+    Protocols 0 to 3 make a set of a list, and protocols 0 to 2 make bytes of a text. A pickler writes each list and
+    text once, but a hostile file could have one of them copied again and again: all these sets and bytes together
+    may hold at most as many values as the pickle has bytes.
+    """
+
+    def __init__(self, file: BinaryIO):
+        super().__init__(file)
+        self.copied = 0
 
     def find_class(self, module, name):
+        if (module, name) in (("builtins", "set"), ("__builtin__", "set")):
+            return Function(self._rebuild_set)
+        if (module, name) == ("_codecs", "encode"):
+            return Function(self._rebuild_bytes)
         if (module, name) not in GLOBALS:
             raise pickle.UnpicklingError(f"names {module}.{name}, which no EDM network needs")
         return GLOBALS[module, name]
@@ -234,9 +294,23 @@ class EDMUnpickler(SparingUnpickler):
     def persistent_load(self, pid):
         raise pickle.UnpicklingError("has a persistent id outside of a storage")
 
+    def _rebuild_set(self, values: Any) -> set:
+        if type(values) is not list or not all(type(value) in PLAIN for value in values):
+            raise pickle.UnpicklingError("has a set of something other than a list of numbers and strings")
+        self._check_copied(len(values))
+        return set(values)
 
-PLAIN = (type(None), bool, int, float, str)
-"""Types of the arguments of a network, and of the values in those arguments that are lists."""
+    def _rebuild_bytes(self, text: Any, codec: Any) -> bytes:
+        if type(text) is not str or codec != "latin1":
+            raise pickle.UnpicklingError("has bytes of something other than a text in latin1")
+        self._check_copied(len(text))
+        return text.encode("latin1")
+
+    def _check_copied(self, count: int) -> None:
+        self.copied += count
+        if self.copied > self.size:
+            raise pickle.UnpicklingError(f"has sets and bytes of more values than its own {self.size} bytes")
+
 
 KINDS = ("_parameters", "_buffers", "_modules")
 """Dictionaries of a module's `__dict__` that hold its contents by name."""

@@ -300,14 +300,20 @@ class NoiseLevels:
     ) -> "NoiseLevels":
         """The grid of the NDC authors' program: `num_points` evenly spaced points on [tau, 3], without both ends.
 
-        `edm-reference` also reproduces that program's weights, `reference_weights` or for `epndc`
-        `reference_epndc_weights`: a term that noises the image to `s' = s_{i+1}` reads the (misprinted) density at
-        `s = s_i`, one point of the grid `s_0 = tau < s_1 < ...` earlier. For `epndc` the program leaves out the pairs
-        i = 0 to 4. Its losses are means over pixels, the losses here are sums: a factor C*H*W common to all classes.
+        `edm-reference` also reproduces the terms of that program on the points `s_0 = tau < s_1 < ... < 3`, of which
+        it never uses the last. Its (misprinted) density is read at an earlier point than the level:
+
+        - `dc` and `apndc-clean`: level `s_{i+1}`, density at `s_i`, for i = 0, 1, ... (`reference_weights`).
+        - `apndc`: level `s_{i+2}`, density at `s_i`, for i = 0, 1, ... (`reference_weights`). There is no term at
+          `s_1`, so there is one level fewer.
+        - `epndc`: level `s_{i+1}`, density at `s_i`, for i = 5, 6, ... (`reference_epndc_weights`). The program leaves
+          out the first five.
+
+        The program's losses are means over pixels, the losses here are sums: a factor C*H*W common to all classes.
 
         Args:
             tau: Noise of the image, model units, below 3.
-            num_points: Number of grid points, at least 3 (`epndc` with `edm-reference`: 8).
+            num_points: Number of grid points, at least 3 (with `edm-reference`: 4 for `apndc`, 8 for `epndc`).
             weighting: `elbo`, `edm`, `edm-reference` or `uniform`.
             method: Likelihood that the levels are for. Only `edm-reference` depends on it.
 
@@ -318,13 +324,17 @@ class NoiseLevels:
         _check_tau(tau)
         check_kind("weighting", weighting, str)
         check_kind("method", method, str)
-        skipped = 5 if (weighting, method) == ("edm-reference", "epndc") else 0
-        check_integer("num_points", num_points, skipped + 3, MAX_LEVELS)
+        skipped, distance = 0, 1  # pairs left out; points from the density to its level
+        if weighting == "edm-reference" and method == "epndc":
+            skipped = 5
+        elif weighting == "edm-reference" and method == "apndc":
+            distance = 2
+        check_integer("num_points", num_points, skipped + distance + 2, MAX_LEVELS)
         if not tau < 3:
             raise ValueError(f"`tau` must be a noise level below 3 (model units), got {tau}.")
         grid = np.linspace(tau, 3.0, num_points)[:-1]
         ds = (3.0 - tau) / (num_points - 1)
-        s, s_next = grid[skipped:-1], grid[skipped + 1 :]
+        s, s_next = grid[skipped:-distance], grid[skipped + distance :]
         if weighting != "edm-reference":
             weights = interval_weights(weighting, s_next, widths=np.full_like(s_next, ds))
         elif method == "epndc":

@@ -66,11 +66,12 @@ def interval_weights(
 def reference_weights(s: np.ndarray, s_next: np.ndarray, ds: float) -> np.ndarray:
     """Weights of the NDC authors' program for DC, APNDC and APNDC-clean: `lambda(s') * p(s) * ds`.
 
-    The image is noised to `s'`, while the density is read one grid point earlier, at `s`.
+    The image is noised to `s'`, while the density is read at an earlier grid point `s`: one point earlier for DC and
+    APNDC-clean, two for APNDC.
 
     Args:
-        s: Grid points, shape `(T,)`, above 0.
-        s_next: The grid points `s'` that follow them, shape `(T,)`.
+        s: Grid points where the density is read, shape `(T,)`, above 0.
+        s_next: The noise levels `s'`, later grid points, shape `(T,)`.
         ds: Distance between two grid points.
     """
     return edm_lambda(s_next) * reference_density(s) * ds

@@ -16,6 +16,7 @@ from diffusers_ndc.checkpoints import (
     convert_network,
     convert_scheduler,
 )
+from diffusers_ndc.checkpoints.edm_unet import FourierTimesteps
 from diffusers_ndc.common.seeds import derive_seeds
 from diffusers_ndc.diffusion import classifier
 
@@ -161,6 +162,24 @@ def test_other_preconditionings_are_those_of_the_paper():
     assert (ve.config.sigma_min, ve.config.sigma_max) == (0.02, 100)
     converted = convert_scheduler(EDMCheckpoint("VEPrecond", {"img_resolution": 16, "img_channels": 3}, {}, "VE"))
     assert type(converted) is VEPrecondScheduler and dict(converted.config) == dict(ve.config)
+
+
+def test_fourier_phases_are_rounded_in_the_published_order():
+    """The network was trained with `t * (2 pi b)` in float32, where the phase reaches 10^5 at `t` = 999.
+
+    Rounding there moves a phase by up to 0.01, so another order of the products gives another embedding.
+    """
+    timesteps = FourierTimesteps(256)
+    timesteps.frequencies.copy_(16 * torch.randn(128, generator=torch.Generator().manual_seed(0)))
+    t = torch.tensor([0.0, 0.5, 500.25, 999.0])
+    b, two_pi = timesteps.frequencies.double(), torch.tensor(2 * math.pi)  # 2 pi in float32
+    published = (t.double()[:, None] * (two_pi * b).float().double()).float().double()
+    expected = torch.cat([published.sin(), published.cos()], dim=1)
+    torch.testing.assert_close(timesteps(t).double(), expected, rtol=0, atol=1e-6)
+
+    other = ((two_pi * t.double()).float().double()[:, None] * b).float().double()
+    off = torch.cat([other.sin(), other.cos()], dim=1) - expected
+    assert off[3].abs().max() > 1e-3
 
 
 def test_iddpm_tells_the_network_the_nearest_trained_level():

@@ -6,6 +6,7 @@ import struct
 import subprocess
 import sys
 
+import numpy as np
 import pytest
 import torch
 from helpers.edm_files import Persistent, golden, save_published
@@ -33,6 +34,46 @@ def test_a_published_pickle_holds_what_was_pickled(small, published):
     assert read.init_kwargs == small.init_kwargs
     assert read.state_dict.keys() == small.state_dict.keys()
     assert all(torch.equal(read.state_dict[key], value) for key, value in small.state_dict.items())
+
+
+@pytest.mark.parametrize("protocol", range(6))
+@pytest.mark.parametrize("name", ["d", "b"])
+def test_every_protocol_of_pickle_is_read(name, protocol, tmp_path):
+    checkpoint = golden(name)[0]
+    read = read_checkpoint(save_published(tmp_path / "network.pkl", checkpoint, protocol=protocol))
+    assert (read.class_name, read.init_kwargs) == (checkpoint.class_name, checkpoint.init_kwargs)
+    assert read.state_dict.keys() == checkpoint.state_dict.keys()
+    assert all(torch.equal(read.state_dict[key], value.float()) for key, value in checkpoint.state_dict.items())
+
+
+@pytest.mark.parametrize("protocol", range(6))
+def test_numbers_of_numpy_become_numbers_of_python(protocol, tmp_path):
+    checkpoint = golden("b")[0]
+    changes = {"label_dim": np.int64(10), "dropout": np.float32(0.25), "use_fp16": np.bool_(False)}
+    kwargs = {**checkpoint.init_kwargs, **changes, "num_blocks": np.uint8(checkpoint.init_kwargs["num_blocks"])}
+    scalars = EDMCheckpoint(checkpoint.class_name, kwargs, checkpoint.state_dict, "x")
+    read = read_checkpoint(save_published(tmp_path / "network.pkl", scalars, protocol=protocol))
+    assert read.init_kwargs == kwargs and read.num_classes == 10
+    assert [type(read.init_kwargs[name]) for name in changes] == [int, float, bool]
+    assert type(read.init_kwargs["num_blocks"]) is int
+    assert convert_network(read).config.num_class_embeds == 10
+
+
+@pytest.mark.parametrize("code", "?bBhHiIqQefd")
+def test_numbers_of_numpy_of_every_type(code, small, tmp_path):
+    value = np.array([1]).astype(code)[0]
+    scalar = EDMCheckpoint("VPPrecond", {**small.init_kwargs, "epsilon_t": value}, small.state_dict, "x")
+    read = read_checkpoint(save_published(tmp_path / "network.pkl", scalar)).init_kwargs["epsilon_t"]
+    assert type(read) is type(value.item()) and read == 1
+
+
+@pytest.mark.parametrize(
+    "value", [np.complex128(1), np.longdouble(1), np.datetime64(1, "s"), np.str_("x"), np.ones(1), np.dtype("i8")]
+)
+def test_refuses_other_values_of_numpy(value, small, tmp_path):
+    other = EDMCheckpoint("VPPrecond", {**small.init_kwargs, "epsilon_t": value}, small.state_dict, "x")
+    with pytest.raises(ValueError, match="cannot be read"):
+        read_checkpoint(save_published(tmp_path / "network.pkl", other))
 
 
 @pytest.mark.parametrize("suffix, save", [(".pt", torch.save), (".safetensors", save_file)])
@@ -77,9 +118,30 @@ def build(module, name, state):
     return b"\x80\x04" + named(module, name) + state + b"b."
 
 
+def many(module, name, *arguments):
+    """One call of 1000 values, 1000 times over by the memo."""
+    function, arguments = named(module, name) + b"q\x00", b"(" + b"".join(arguments) + b"tq\x01"
+    return b"\x80\x04(" + function + arguments + b"R" + b"h\x00h\x01R" * 999 + b"t."
+
+
+def scalar(dtype, raw):
+    return call("numpy.core.multiarray", "scalar", dtype, b"C" + bytes([len(raw)]) + raw)
+
+
+def number_type(code, order="<"):
+    made = named("numpy", "dtype") + b"(" + text(code) + b"\x89\x88tR"
+    return made + b"(K\x03" + text(order) + b"NNNJ\xff\xff\xff\xffJ\xff\xff\xff\xffK\x00tb"
+
+
+def set_of(items):
+    """A set of a list, as protocols 0 to 3 pickle it."""
+    return call("builtins", "set", b"](" + items + b"e")
+
+
 EVIL = text("touch MARK")
 SLOTS = b"(N}" + text("function") + named("collections", "OrderedDict") + b"st"
 PLAIN = b"}" + text("function") + named("collections", "OrderedDict") + b"s"
+MODULE_DICT = named("torch.nn.modules.container", "ModuleDict")
 TENSOR = ("torch._utils", "_rebuild_tensor_v2")
 EMPTY = pickle.dumps(torch.ones(2), protocol=4)[:-1]  # a genuine tensor, left on the stack
 HEADER = pickle.dumps(0x1950A86A20F9469CFC6C, 2) + pickle.dumps(1001, 2) + pickle.dumps({"little_endian": True}, 2)
@@ -132,6 +194,61 @@ HOSTILE = {
     "memo place far away in a storage": storage(HEADER + b"\x80\x02}" + FAR_AWAY + b"."),
     "values whose text would be endless": storage(HEADER + b"\x80\x02K\x01" + b"2\x86" * 60 + b"Q."),
 }
+
+# Misuse of what protocols 0 to 3 and numbers of numpy need, and what the message must say.
+MALFORMED = {
+    "set of lists": (set_of(b"]"), "set of something other than"),
+    "set of sets": (set_of(b"\x8f"), "set of something other than"),
+    "set of tuples": (set_of(b")"), "set of something other than"),
+    "set of functions": (set_of(named("collections", "OrderedDict")), "set of something other than"),
+    "set of a text": (call("builtins", "set", text("abc")), "set of something other than"),
+    "set of a dictionary": (call("builtins", "set", b"}"), "set of something other than"),
+    "set of nothing": (call("builtins", "set"), "TypeError"),
+    "set, protocol 0": (b"c__builtin__\nset\n((lp0\n(lp1\natR.", "set of something other than"),
+    "many sets of one list": (many("builtins", "set", b"](" + b"N" * 1000 + b"e"), "sets and bytes"),
+    "many bytes of one text": (
+        many("_codecs", "encode", b"X\xe8\x03\0\0" + b"a" * 1000, text("latin1")),
+        "sets and bytes",
+    ),
+    "BUILD on the set function": (build("builtins", "set", PLAIN), "sets the state of a function"),
+    "BUILD on a set": (set_of(b"K\x01")[:-1] + PLAIN + b"b.", "AttributeError"),
+    "NEWOBJ of a set": (b"\x80\x04" + named("builtins", "set") + b"]\x85\x81.", "NEWOBJ"),
+    "object": (call("builtins", "object"), "TypeError"),
+    "encode with another codec": (call("_codecs", "encode", text("a"), text("rot13")), "other than a text in latin1"),
+    "encode without a codec": (call("_codecs", "encode", text("a")), "TypeError"),
+    "encode of a number": (call("_codecs", "encode", b"K\x01", text("latin1")), "other than a text in latin1"),
+    "_reconstructor of a dictionary": (
+        call("copy_reg", "_reconstructor", named("collections", "OrderedDict"), named("builtins", "object"), b"N"),
+        "other than an empty ModuleDict",
+    ),
+    "_reconstructor with a state": (
+        call("copyreg", "_reconstructor", MODULE_DICT, named("builtins", "object"), b"}"),
+        "other than an empty ModuleDict",
+    ),
+    "_reconstructor with another base": (
+        call("copyreg", "_reconstructor", MODULE_DICT, MODULE_DICT, b"N"),
+        "other than an empty ModuleDict",
+    ),
+    "number with too few bytes": (scalar(number_type("i8"), b"\0" * 7), "number of 7 bytes, which needs 8"),
+    "number with too many bytes": (scalar(number_type("i1", "|"), b"\0" * 255), "number of 255 bytes, which needs 1"),
+    "number without bytes": (
+        call("numpy._core.multiarray", "scalar", number_type("i8"), text("12345678")),
+        "number without bytes",
+    ),
+    "number of objects": (scalar(number_type("O8", "|"), b"\0" * 8), "number of the type 'O8'"),
+    "number of structures": (scalar(number_type("V8", "|"), b"\0" * 8), "number of the type 'V8'"),
+    "number of a type that is a list": (
+        scalar(named("numpy", "dtype") + b"]\x85R", b"\0" * 8),
+        "number of the type []",
+    ),
+    "number of an endless type": (
+        scalar(named("numpy", "dtype") + b"K\x01" + b"2\x86" * 60 + b"\x85R", b"\0" * 8),
+        "number of the type ((",
+    ),
+    "number without a type": (scalar(text("i8"), b"\0" * 8), "number without a type"),
+    "big-endian number": (scalar(number_type("i8", ">"), b"\0" * 8), "not little-endian"),
+}
+HOSTILE |= {name: data for name, (data, _) in MALFORMED.items()}
 
 LOAD_EACH = """
 import json, sys
@@ -199,6 +316,11 @@ def test_refusals_name_what_was_found(audited):
     assert "persistent id" in audited[0]["persistent id"][1]
     assert "has the memo index 2147483647" in audited[0]["memo place far away"][1]
     assert len(audited[0]["values whose text would be endless"][1]) < 1000
+
+
+@pytest.mark.parametrize("name", MALFORMED)
+def test_misuse_of_what_older_pickles_need_is_refused_by_name(name, audited):
+    assert MALFORMED[name][1] in audited[0][name][1]
 
 
 @pytest.mark.parametrize(

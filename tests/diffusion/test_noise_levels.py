@@ -45,6 +45,25 @@ def test_reference_weights_of_epndc(sigma, points):
     np.testing.assert_allclose(on_posterior_means, REFERENCE[run + "weights"], rtol=2e-5)
 
 
+def test_reference_weights_of_plain_apndc():
+    """Their program reads the density two grid points before the level, and gives the first point after tau no term.
+
+    The five points on [1, 3] are 1, 1.5, 2, 2.5 and 3. The terms are those at 2 and 2.5:
+    lambda(2) = (4 + 0.25) / (2 * 0.5)^2 = 4.25 and lambda(2.5) = (6.25 + 0.25) / (2.5 * 0.5)^2 = 4.16;
+    p(1) = exp(-(0 + 1.2)^2 / 2 * 1.44) / (1 * 1.2 * sqrt(2 pi)) = exp(-1.0368) / 3.007954 = 0.117883 and
+    p(1.5) = exp(-(0.405465 + 1.2)^2 / 2 * 1.44) / (1.5 * 3.007954) = exp(-1.855814) / 4.511930 = 0.034647;
+    ds = 0.5.
+    """
+    levels = NoiseLevels.reference_grid(1.0, 5, "edm-reference", "apndc")
+    assert levels.sigmas == (2.0, 2.5)
+    np.testing.assert_allclose(levels.weights, (4.25 * 0.117883 * 0.5, 4.16 * 0.034647 * 0.5), rtol=2e-5)
+
+    assert len(NoiseLevels.reference_grid(1.0, 126, "edm-reference", "apndc")) == 123
+    assert len(NoiseLevels.reference_grid(1.0, 126, "edm-reference", "apndc-clean")) == 124
+    assert NoiseLevels.reference_grid(1.0, 4, "edm-reference", "apndc").sigmas == pytest.approx((7 / 3,))
+    assert NoiseLevels.reference_grid(1.0, 5, "edm", "apndc") == NoiseLevels.reference_grid(1.0, 5, "edm", "dc")
+
+
 def test_elbo_weights_integrate_the_elbo():
     """Each grid's weights integrate d sigma / sigma^3 over the range that its levels stand for."""
     log_grid = NoiseLevels.log_grid(0.5, 5.0, 2_000)
@@ -146,7 +165,9 @@ def test_a_saved_rule_needs_thresholds():
         (lambda: NoiseLevels.quantile_grid(0.5, 6, p_std=0), "`p_std` must be .*got 0"),
         (lambda: NoiseLevels.reference_grid(3.0), "`tau` must be .*below 3.*got 3.0"),
         (lambda: NoiseLevels.reference_grid(0.5, 7, method="epndc"), "`num_points` must be .*got 7"),
+        (lambda: NoiseLevels.reference_grid(0.5, 3, method="apndc"), "`num_points` must be .*got 3"),
         (lambda: NoiseLevels.reference_grid(0.0), "`tau` must be above 0 .*got 0"),
+        (lambda: NoiseLevels.reference_grid(0.0, method="apndc"), "`tau` must be above 0 .*got 0"),
         (lambda: NoiseLevels((1.0,), (1.0,), cap=0.0), "`cap` must be .*got 0.0"),
         (lambda: NoiseLevels((1.0,), (1.0,), cap=4.1), "`cap` must be .*got 4.1"),
         (lambda: NoiseLevels((1.0,), (1.0,), cap=float("nan")), "`cap` must be .*got nan"),

@@ -147,13 +147,13 @@ QUANTILE_GRID = Subject(
 
 
 def reference_grid_fits(arguments) -> bool | None:
-    """Whether the authors' weights exist: not at noise 0, and not for the first five pairs of points of epndc."""
+    """Whether the authors' weights exist: not at noise 0, nor on grids too short for apndc or epndc."""
     tau, points = float(arguments["tau"]), arguments["num_points"]
     if arguments["weighting"] != "edm-reference":
         return True
     if arguments["method"] == "epndc":
         return points >= 8
-    if tau == 0:
+    if tau == 0 or (arguments["method"] == "apndc" and points < 4):
         return False
     return True if tau > 1e-30 else None
 
@@ -168,7 +168,7 @@ REFERENCE_GRID = Subject(
         "method": method_name,
     },
     reference_grid_fits,
-    {"weighting": WEIGHTINGS, "method": ["apndc-clean"]},
+    {"weighting": WEIGHTINGS, "method": ["apndc-clean", "apndc"]},
 )
 
 

@@ -92,7 +92,9 @@ def module_state(tensors: dict, source: str, classes: dict, prefix: str = "") ->
     }
 
 
-def save_published(path, checkpoint: EDMCheckpoint, source="raise SystemExit('run')", model_class=None, **outer):
+def save_published(
+    path, checkpoint: EDMCheckpoint, source="raise SystemExit('run')", model_class=None, protocol=4, **outer
+):
     """Write a checkpoint in the published format, a pickle whose classes are source text."""
     classes = {"model": model_class or checkpoint.model_type}
     state = module_state({k: v.float() for k, v in checkpoint.state_dict.items()}, source, classes)
@@ -107,7 +109,7 @@ def save_published(path, checkpoint: EDMCheckpoint, source="raise SystemExit('ru
     exec("def _reconstruct_persistent_obj(meta): raise NotImplementedError", stand_in.__dict__)
     sys.modules["torch_utils"], sys.modules["torch_utils.persistence"] = types.ModuleType("torch_utils"), stand_in
     try:
-        Path(path).write_bytes(pickle.dumps(content | outer, protocol=4))
+        Path(path).write_bytes(pickle.dumps(content | outer, protocol))
     finally:
         del sys.modules["torch_utils"], sys.modules["torch_utils.persistence"]
     return path
