@@ -5,7 +5,7 @@
 
 or plain `python examples/evaluate.py ...` for one process. Each finished image is one line in --output. To resume a
 run that was killed, give the same command again, with any number of processes. --config names a YAML file with the
-same keys. At the end --output holds report.md, report.json, certified_accuracy.png and a model card (README.md). The
+same keys. At the end --output holds report.md, report.json, two pictures and a model card (README.md). The
 report can be made again from the records alone, with several runs in one picture:
 
     python -m diffusers_ndc.evaluation.report runs/mnist runs/others --output compared

@@ -14,7 +14,6 @@ if TYPE_CHECKING:
     from .data import load_labelled_images as load_labelled_images
     from .figures import Outcome as Outcome
     from .figures import Report as Report
-    from .figures import Share as Share
     from .model_card import fill_card as fill_card
     from .model_card import push_to_hub as push_to_hub
     from .records import RecordWriter as RecordWriter
@@ -25,18 +24,20 @@ if TYPE_CHECKING:
     from .run import evaluate as evaluate
     from .settings import Settings as Settings
     from .settings import parse as parse
+    from .share import Share as Share
     from .subject import weight_hash as weight_hash
 else:
     __getattr__, __all__ = lazy_exports(
         __name__,
         {
             "data": ["LabelledImages", "find_columns", "load_labelled_images"],
-            "figures": ["Outcome", "Report", "Share"],
+            "figures": ["Outcome", "Report"],
             "model_card": ["fill_card", "push_to_hub"],
             "records": ["RecordWriter", "read_records", "read_run"],
             "report": ["to_markdown", "write_report"],
             "run": ["evaluate"],
             "settings": ["Settings", "parse"],
+            "share": ["Share"],
             "subject": ["weight_hash"],
         },
     )

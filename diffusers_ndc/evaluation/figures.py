@@ -10,48 +10,15 @@ from pathlib import Path
 from statistics import fmean, median
 from typing import Any, NamedTuple
 
-from ..certification.bounds import clopper_pearson_lower
+from ..certification.bounds import SOFT
 from ..certification.certificate import Certificate
 from ..common.checks import EXACT
+from .lower_bound import EDGES, PERCENT, bin_counts, images_for_half, quantile
 from .records import read_records, read_run
+from .share import Share
 
 
 MEANING_OF_SECONDS = "seconds: an image's share of its process's time, by network evaluations"
-
-
-@dataclass(frozen=True)
-class Share:
-    """A share of a set of images.
-
-    Args:
-        count: Number of images that have the property.
-        total: Number of all images.
-    """
-
-    count: int
-    total: int
-
-    @property
-    def value(self) -> float:
-        """The share itself, 0 if there are no images."""
-        return self.count / self.total if self.total else 0.0
-
-    @property
-    def interval(self) -> tuple[float, float]:
-        """Two-sided 95% Clopper-Pearson interval of the share among all images that could have been drawn.
-
-        It covers that share with probability at least 0.95 over a random sample of images; the error probability
-        `alpha` of each certificate is another matter.
-        """
-        if not self.total:
-            return 0.0, 1.0
-        low = clopper_pearson_lower(self.count, self.total, 0.025)
-        return low, 1 - clopper_pearson_lower(self.total - self.count, self.total, 0.025)
-
-    def to_dict(self) -> dict:
-        """Convert to plain values, for JSON."""
-        low, high = self.interval
-        return {"share": self.value, "count": self.count, "total": self.total, "low": low, "high": high}
 
 
 class Outcome(NamedTuple):
@@ -63,6 +30,9 @@ class Outcome(NamedTuple):
         radius: Certified radius, pixel units; 0 for an abstention, and in a run without certificates.
         evaluations: Number of network evaluations, `None` if unknown.
         seconds: The image's share of its process's time, `None` if unknown.
+        p_lower: The certificate's `p_lower`, from which the radius follows; 0 for an incorrect class or an abstention,
+            and in a run without certificates. With the bound `runner-up` it is not a bound on the class's probability.
+        bound: Name of the certificate's bound, one of `bounds.BOUNDS`; `None` in a run without certificates.
     """
 
     label: int
@@ -70,6 +40,8 @@ class Outcome(NamedTuple):
     radius: float
     evaluations: int | None
     seconds: float | None
+    p_lower: float = 0.0
+    bound: str | None = None
 
     @property
     def proved(self) -> float:
@@ -154,6 +126,38 @@ class Report:
         return fmean(max(outcome.proved, 0.0) for outcome in self.outcomes)
 
     @property
+    def images_for_half(self) -> Share | None:
+        """The smallest share of the images whose radii make at least half of the total radius.
+
+        The total is the sum of the radii that `average_radius` averages. The images are those with the largest radii,
+        see `lower_bound.images_for_half`; `None` if no radius is above 0. This share is a figure of this set of
+        images: its `interval` has no meaning.
+        """
+        number = images_for_half([max(outcome.proved, 0.0) for outcome in self.outcomes])
+        return None if number is None else Share(number, len(self.outcomes))
+
+    @property
+    def p_lower_bins(self) -> list[tuple[float, float, Share]]:
+        """Lower edge, upper edge and share of the images for each bin of `p_lower`, in ascending order.
+
+        An incorrect label or an abstention counts as 0, so the first bin holds what is not correctly certified.
+        """
+        counts = bin_counts([outcome.p_lower for outcome in self.outcomes])
+        edges = zip([0.0, *EDGES], [*EDGES, 1.0], counts, strict=True)
+        return [(low, high, Share(count, len(self.outcomes))) for low, high, count in edges]
+
+    @property
+    def p_lower_quantiles(self) -> dict[int, float]:
+        """Quantiles of `p_lower` over all images by per cent, empty without images.
+
+        An incorrect label or an abstention counts as 0.
+        """
+        if not self.outcomes:
+            return {}
+        values = [outcome.p_lower for outcome in self.outcomes]
+        return {percent: quantile(values, percent) for percent in PERCENT}
+
+    @property
     def abstentions(self) -> Share:
         """Images without a certified class."""
         return Share(sum(outcome.predicted is None for outcome in self.outcomes), len(self.outcomes))
@@ -184,6 +188,28 @@ class Report:
         )
 
     @property
+    def meaning_of_p_lower(self) -> str:
+        """What `p_lower` is in this run, with what its bound and its early stops mean for it."""
+        bounds = {outcome.bound for outcome in self.outcomes}
+        sentences = [
+            "p_lower is the lower bound on the probability of the certified class under noise, from which the radius "
+            "follows: sigma * Phi^-1(p_lower). It counts as 0 for incorrect labels and abstentions."
+        ]
+        if "runner-up" in bounds:
+            sentences.append(
+                "With the bound runner-up it is no bound on that probability, but the probability that alone would "
+                "give the radius of the two bounds."
+            )
+        if bounds & SOFT:
+            sentences.append("With soft votes it bounds the mean probability that the votes give the class.")
+        if self.run.get("stop_early"):
+            sentences.append(
+                f"This run stopped early and sought no radius beyond {self.radii[-1]:g}, so its p_lower is limited by "
+                "what the run set out to prove: the true probabilities may be much higher."
+            )
+        return " ".join(sentences)
+
+    @property
     def cost(self) -> dict[str, tuple[float, float] | None]:
         """Mean and median of network evaluations and of seconds per image, `None` if no record has them."""
         evaluations = [outcome.evaluations for outcome in self.outcomes if outcome.evaluations is not None]
@@ -211,9 +237,24 @@ class Report:
         if self.certified:
             values["certificates"] = len(self.outcomes)
             values["average_certified_radius"] = self.average_radius
+            values["lower_bound"] = self._lower_bound()
             values["abstentions"] = self.abstentions.to_dict()
             values["meaning_of_alpha"] = self.meaning_of_alpha
         return values
+
+    def _lower_bound(self) -> dict:
+        quantiles = self.p_lower_quantiles.items()
+        half = self.images_for_half
+        if half is None:
+            half_of_total_radius = None
+        else:
+            half_of_total_radius = {"share": half.value, "count": half.count, "total": half.total}
+        return {
+            "meaning": self.meaning_of_p_lower,
+            "quantiles": [{"quantile": percent / 100, "p_lower": value} for percent, value in quantiles],
+            "bins": [{"from": low, "to": high, **share.to_dict()} for low, high, share in self.p_lower_bins],
+            "half_of_total_radius": half_of_total_radius,
+        }
 
     def _accuracy(self) -> dict:
         values: dict[str, Any] = {"clean_accuracy": self.at(0).to_dict()}
@@ -290,8 +331,15 @@ def _certified_outcome(record: dict, run: dict) -> Outcome:
         )
     if record.get("image_hash") != certificate.image_hash:
         raise ValueError("the certificate is of another image.")
+    correct = certificate.label == record["label"]
     return Outcome(
-        record["label"], certificate.label, certificate.radius, certificate.evaluations, record.get("seconds")
+        record["label"],
+        certificate.label,
+        certificate.radius,
+        certificate.evaluations,
+        record.get("seconds"),
+        p_lower=certificate.p_lower if correct else 0.0,
+        bound=certificate.bound,
     )
 
 

@@ -1,4 +1,4 @@
-"""Write the report of one or several runs, from their records alone: Markdown, JSON, and a picture.
+"""Write the report of one or several runs, from their records alone: Markdown, JSON, and pictures.
 
     python -m diffusers_ndc.evaluation.report runs/sigma-0.25 runs/sigma-0.5 --output compared
 
@@ -7,14 +7,16 @@ Every certificate is recomputed from its votes. One that does not follow from th
 
 import argparse
 import json
+import math
 import os
 import sys
 from collections.abc import Iterable
 from pathlib import Path
 
 from ..common.markdown import fill, table
-from .figures import MEANING_OF_SECONDS, Report, Share
-from .plot import PICTURE, plot
+from .figures import MEANING_OF_SECONDS, Report
+from .plot import LOWER_BOUND_PICTURE, PICTURE, plot, plot_lower_bound
+from .share import Share
 
 
 SETTINGS_SHOWN = ("model", "dataset", "split", "method", "sigma", "n0", "n", "alpha", "seed")
@@ -22,7 +24,9 @@ SETTINGS_SHOWN = ("model", "dataset", "split", "method", "sigma", "n0", "n", "al
 
 
 def write_report(folders: Iterable[str | Path], output: str | Path) -> tuple[str, list[Report]]:
-    """Write `report.json`, `report.md` and `certified_accuracy.png` of one or several runs.
+    """Write `report.json`, `report.md` and the pictures of one or several runs.
+
+    The pictures are `certified_accuracy.png` and, unless no run has certificates, `lower_bound.png`.
 
     Args:
         folders: Folders of the runs.
@@ -43,7 +47,12 @@ def write_report(folders: Iterable[str | Path], output: str | Path) -> tuple[str
     output = Path(output)
     output.mkdir(parents=True, exist_ok=True)
     runs = "\n\n".join(to_markdown(report) for report in reports)
-    text = fill(__package__, "report", picture=PICTURE, runs=runs) + "\n"
+    certified = [report for report in reports if report.certified]
+    lower_bound = ""
+    if certified:
+        plot_lower_bound(certified, output / LOWER_BOUND_PICTURE)
+        lower_bound = f"![Share of images with at least this p_lower]({LOWER_BOUND_PICTURE})"
+    text = fill(__package__, "report", picture=PICTURE, lower_bound=lower_bound, runs=runs) + "\n"
     # a model or data set may have a name that is not valid Unicode
     (output / "report.md").write_text(text, encoding="utf-8", errors="backslashreplace")
     values = {"runs": [report.to_dict() for report in reports]}
@@ -56,13 +65,17 @@ def to_markdown(report: Report) -> str:
     """The figures of one run as a section of Markdown, without a newline at its end."""
     run = report.run
     settings = [f"{name} {run[name]}" for name in SETTINGS_SHOWN if run.get(name) is not None]
-    unfinished = average_radius = meaning_of_alpha = ""
+    unfinished = average_radius = half = lower_bound = quantiles = meaning_of_p_lower = meaning_of_alpha = ""
     if report.missing:
         unfinished = f"**Not finished: {report.missing:,} of {run['images']:,} images have no record here.**"
     if report.certified:
         average_radius = (
             f"Average certified radius, with 0 for incorrect labels and abstentions: {report.average_radius:.3f}."
         )
+        half = _half(report)
+        lower_bound = _lower_bound(report)
+        quantiles = _quantiles(report)
+        meaning_of_p_lower = report.meaning_of_p_lower
         meaning_of_alpha = report.meaning_of_alpha
     return fill(
         __package__,
@@ -72,6 +85,10 @@ def to_markdown(report: Report) -> str:
         unfinished=unfinished,
         shares=_shares(report),
         average_radius=average_radius,
+        half=half,
+        lower_bound=lower_bound,
+        quantiles=quantiles,
+        meaning_of_p_lower=meaning_of_p_lower,
         meaning_of_alpha=meaning_of_alpha,
         cost=_cost(report),
         meaning_of_seconds=MEANING_OF_SECONDS,
@@ -99,6 +116,40 @@ def _shares(report: Report) -> str:
         images = "were classified"
         rows = [["correct (clean accuracy)", *share_cells(report.at(0))]]
     return table([f"of the images that {images}", "share", "", "95% interval"], rows)
+
+
+def _half(report: Report) -> str:
+    """How few images the average radius rests on, empty if no radius is above 0."""
+    half = report.images_for_half
+    if half is None:
+        return ""
+    return (
+        f"Half of the total radius comes from {half.value:.1%} of the images ({half.count:,} of {half.total:,}). "
+        "It would be half of the images if all had the same radius."
+    )
+
+
+def _lower_bound(report: Report) -> str:
+    rows = []
+    for low, high, share in report.p_lower_bins:
+        if low == 0:
+            interval = f"below {high:g} (incorrect, or not certified)"
+        elif high == 1:
+            interval = f"{low:g} to 1"
+        else:
+            interval = f"{low:g} to below {high:g}"
+        rows.append([interval, *share_cells(share)])
+    return table(["p_lower", "share of the images", "", "95% interval"], rows)
+
+
+def _quantiles(report: Report) -> str:
+    """Quantiles of `p_lower`, rounded down: a lower bound stays one."""
+    quantiles = report.p_lower_quantiles
+    if not quantiles:
+        return ""
+    cells = [f"{math.floor(value * 1e5) / 1e5:.5f}" for value in quantiles.values()]
+    heads = [f"{percent}%" for percent in quantiles]
+    return table(["of the images", *heads], [["have at most this p_lower", *cells]])
 
 
 def _cost(report: Report) -> str:

@@ -11,9 +11,10 @@ from helpers.runs import IMAGES, RADII, RUN, make_run, record_of
 from scipy import stats
 
 from diffusers_ndc import Certificate
-from diffusers_ndc.evaluation.figures import Report, Share
+from diffusers_ndc.evaluation.figures import Report
 from diffusers_ndc.evaluation.records import write_run
 from diffusers_ndc.evaluation.report import to_markdown, write_report
+from diffusers_ndc.evaluation.share import Share
 
 
 @pytest.fixture
@@ -160,6 +161,8 @@ def test_a_run_without_certificates_has_accuracy_and_cost_and_claims_nothing_mor
     body = text[text.index("## clean") :]
     for word in ("alpha", "abstain", "radius", "None"):
         assert word not in body and not any(word in name for name in [*run, *run["by_class"][0]])
+    assert "p_lower" not in text and "lower_bound" not in text and "lower_bound" not in run
+    assert not (tmp_path / "lower_bound.png").exists()
 
 
 @pytest.mark.parametrize(
@@ -271,6 +274,7 @@ def test_command_makes_the_report_again_from_the_records_alone(folder):
     text = (folder / "report.md").read_text()
     assert done.stdout == text and "## run" in text and done.stderr == ""
     assert (folder / "report.json").stat().st_size > 0 and (folder / "certified_accuracy.png").stat().st_size > 0
+    assert "(lower_bound.png)" in text and (folder / "lower_bound.png").stat().st_size > 0
 
 
 def test_command_compares_runs(tmp_path):
