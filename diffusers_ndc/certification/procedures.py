@@ -4,14 +4,14 @@ An object says by `next_draws()` which noisy copies it needs votes on, is given 
 its `result` when it needs no more. `voting.collect_votes` serves many of them at once.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 
 from ..common.checks import check_integer, plain_numbers
 from .bounds import ANYTIME, BOUNDS, CURTAILED, MAX_N, SOFT, check_alpha, majority_pvalue
 from .certificate import Certificate, draws_to_settle, plurality
 from .stopping import STEP, StoppingRule, check_stopping, largest_provable
-from .voting import Draws, Votes
+from .voting import Draws, Procedure, Votes
 
 
 @dataclass(frozen=True)
@@ -21,7 +21,7 @@ class Prediction:
     With probability at least `1 - alpha`, `label` is the smoothed classifier's class or `None`.
 
     Args:
-        label: The predicted class, or `None` if the two leading classes cannot be told apart (abstention).
+        label: The predicted class, or `None` if the two leading classes cannot be distinguished (abstention).
         counts: Votes of each class. Classes without a vote are left out.
         alpha: Probability with which a label that is not `None` may differ from the smoothed classifier's.
         seed: Seed of all draws.
@@ -76,9 +76,8 @@ class Sampling:
         """What the draws of a stage are for; draws for different purposes are independent.
 
         A bound for an n fixed beforehand is worth nothing if n is chosen after looking. Its draws are therefore keyed
-        by
-        n0, n, alpha and bound as well: a run with another n has other draws, and the best prefix of a longer run does
-        not replay. An anytime bound holds at all n at once, and its draws need no such key.
+        by n0, n, alpha and bound as well: a run with another n has other draws, and the best prefix of a longer run
+        does not replay. An anytime bound holds at all n at once, and its draws need no such key.
 
         Args:
             stage: "select" (the candidate) or "estimate" (its probability).
@@ -89,7 +88,7 @@ class Sampling:
 
     @property
     def stops_early(self) -> bool:
-        """Whether the run ends as soon as nothing is left to be found out."""
+        """Whether the run ends as soon as the result is settled."""
         return self.radii is not None or self.resolution is not None
 
     def check(self, sigma: float, num_classes: int | None) -> None:
@@ -111,7 +110,9 @@ class Sampling:
                 f"resolution={self.resolution!r}, got {self.bound!r}."
             )
         if self.stops_early:
-            share = self.alpha if self.n0 else self.alpha / (num_classes or 1)
+            share = self.alpha
+            if self.n0 == 0 and num_classes is not None:
+                share = self.alpha / num_classes
             check_stopping(self.radii, self.resolution, largest_provable(sigma, share, self.bound, self.n))
 
 
@@ -223,12 +224,11 @@ class Certify:
 
 
 class CertifyEarly(Certify):
-    """CERTIFY that ends as soon as nothing is left to be found out, by a bound that allows for it.
+    """CERTIFY that ends as soon as the result is settled, by a bound that allows for it.
 
     Votes are looked at every now and then; the `StoppingRule` says how many more copies are worth drawing. The result
-    is
-    the certificate with the largest radius that was seen: an anytime bound holds at all looks at once, and a curtailed
-    one counts the copies that were not drawn as failures.
+    is the certificate with the largest radius that was seen: an anytime bound holds at all looks at once, and a
+    curtailed one counts the copies that were not drawn as failures.
     """
 
     def __init__(self, sigma: float, sampling: Sampling, origin: dict):
@@ -261,6 +261,24 @@ class CertifyEarly(Certify):
         spent = self.selection.result.evaluations + self.votes.evaluations
         assert self.best is not None  # n is at least 1
         return replace(self.best, evaluations=spent)
+
+
+def growing_certificates(
+    votes_on: Callable[[Procedure[Votes]], Votes], sigma: float, sampling: Sampling, origin: dict
+) -> Iterator[Certificate]:
+    """CERTIFY as it goes: a certificate after every `STEP` noisy copies, on all votes so far.
+
+    Args:
+        votes_on: Runs a procedure on the image.
+        sigma: Smoothing noise, pixel units.
+        sampling: Numbers of copies, and an anytime bound.
+        origin: Further fields of the certificates: where the votes come from.
+    """
+    selection, votes = votes_on(Select(sampling)), Votes()
+    while votes.n < sampling.n:
+        more = min(STEP, sampling.n - votes.n)
+        votes = votes + votes_on(Ask(Draws(sampling.purpose("estimate"), votes.n, more)))
+        yield certificate_of(selection, votes, sigma, replace(sampling, n=votes.n), origin)
 
 
 def certificate_of(selection: Votes, votes: Votes, sigma: float, sampling: Sampling, origin: dict) -> Certificate:

@@ -6,25 +6,14 @@ import torch
 
 from ..common.checks import check_integer, check_kind, check_seed
 from ..common.copies import BaseClassifier, as_base_classifier
-from ..common.images import check_floating, check_pixel_range, content_hash
+from ..common.images import check_clean_images, content_hash
 from ..common.noise import fresh_seed
 from ..common.seeds import uniform_number
 from .bounds import MAX_N
 from .certificate import Certificate
-from .procedures import (
-    Ask,
-    Certify,
-    CertifyEarly,
-    Predict,
-    Prediction,
-    Sampling,
-    Select,
-    certificate_of,
-    check_predicting,
-)
+from .procedures import Certify, CertifyEarly, Predict, Prediction, Sampling, check_predicting, growing_certificates
 from .smoothing_noise import SmoothingNoise
-from .stopping import STEP
-from .voting import Draws, Votes, collect_votes, draw_seeds
+from .voting import Procedure, Votes, collect_votes, draw_seeds
 
 
 class SmoothedClassifier:
@@ -34,7 +23,7 @@ class SmoothedClassifier:
     seeds that are hashed from (seed, image, purpose, number of the draw), and the draws that select the candidate are
     not used again. Counts therefore depend neither on batch sizes nor on which images are certified together, and `f`
     is one and the same function for all images, as the proof requires. Votes are looked at when all draws up to a
-    number have been counted, never when the quick ones have.
+    number have been counted, never as soon as the fast ones are done.
 
     Args:
         base_classifier: Any callable from images `(N, C, H, W)` to logits `(N, K)`, such as a `torch.nn.Module`, or a
@@ -121,7 +110,7 @@ class SmoothedClassifier:
         2019, Proposition 2). `alpha` is for one image: of m certificates about `alpha * m` may be wrong.
 
         Without `radii` and `resolution` all `n` copies are drawn and looked at once. With one of them an image is done
-        as soon as nothing is left to be found out, under one of two bounds:
+        as soon as the result is settled, under one of two bounds:
 
         - `mixture` (default) holds at all numbers of copies at once (`bounds.mixture_lower`), so that looking at the
           votes and stopping by them leaves the guarantee as it is. A radius is settled when it is proved, or when the
@@ -173,8 +162,9 @@ class SmoothedClassifier:
     ) -> Iterator[tuple[int, Certificate]]:
         """CERTIFY for images that come one by one: each certificate as soon as it is there.
 
-        The guarantee is that of `certify`. The next image is read when those under way have no copies left to fill the
-        batches.
+        For each image, with probability at least `1 - alpha`, the certificate is true (Cohen et al. 2019, Proposition
+        2). With `radii` or `resolution` an image is done as soon as the result is settled, by a bound that allows for
+        it. The next image is read when those under way have no copies left to fill the batches.
 
         Args:
             images: Clean images of shape `(C, H, W)`, values in [0, 1]. Consecutive ones of the same shape, dtype and
@@ -246,23 +236,14 @@ class SmoothedClassifier:
         self.check_images(image, "CHW")
         sampling = Sampling(n0, n, alpha, "mixture")
         sampling.check(self.sigma, self.base_classifier.num_classes)
-        return self._grow(image, sampling, self._resolve_seed(seed, on_copies), on_copies)
-
-    def _grow(
-        self, image: torch.Tensor, sampling: Sampling, seed: int, on_copies: Callable[[int], object] | None
-    ) -> Iterator[Certificate]:
+        seed = self._resolve_seed(seed, on_copies)
         origin = self._origin(seed, image, content_hash(image), sampling.bound)
 
-        def votes_on(procedure: Select | Ask) -> Votes:
+        def votes_on(procedure: Procedure[Votes]) -> Votes:
             ((_, votes),) = self._collect([image], seed, lambda *_: procedure, on_copies)
             return votes
 
-        selection, votes = votes_on(Select(sampling)), Votes()
-        while votes.n < sampling.n:
-            more = min(STEP, sampling.n - votes.n)
-            votes = votes + votes_on(Ask(Draws(sampling.purpose("estimate"), votes.n, more)))
-            so_far = Sampling(sampling.n0, votes.n, sampling.alpha, sampling.bound)
-            yield certificate_of(selection, votes, self.sigma, so_far, origin)
+        return growing_certificates(votes_on, self.sigma, sampling, origin)
 
     def replay(
         self, image: torch.Tensor, certificate: Certificate, on_copies: Callable[[int], object] | None = None
@@ -331,7 +312,8 @@ class SmoothedClassifier:
         return Sampling(certificate.n0, certificate.n, certificate.alpha, certificate.bound), origin
 
     def check_images(self, images: torch.Tensor, axes: str = "NCHW") -> None:
-        """Raise unless these are images with such axes and values in [0, 1], of 8 bits if noise is drawn on a grid.
+        """Raise unless these are images with the given axes and values in [0, 1], of 8 bits if noise is drawn on a
+        grid.
 
         Args:
             images: The images, pixel units.
@@ -341,13 +323,8 @@ class SmoothedClassifier:
             TypeError: `images` is not a dense floating-point tensor.
             ValueError: It has other axes or values, or the base classifier cannot take it.
         """
-        check_floating(images)
-        if images.ndim != len(axes) or images.numel() == 0:
-            raise ValueError(
-                f"`images` must have the shape ({', '.join(axes)}), without a 0, got {tuple(images.shape)}."
-            )
+        check_clean_images(images, axes)
         self.base_classifier.check_images(images.view(-1, *images.shape[-3:]))
-        check_pixel_range(images)
         self.noise.check_images(images)
 
     def _resolve_seed(self, seed: int | None, on_copies: Callable[[int], object] | None) -> int:

@@ -43,7 +43,7 @@ class SmoothingNoise:
         """
         image, shape = image.detach(), tuple(image.shape)
         if self.grid is None:
-            # The sum is made in float32 or better: in half precision it would betray the image. Rounding it afterwards
+            # The sum is made in float32 or better: in half precision it would reveal the image. Rounding it afterwards
             # is a function of the sum alone, and so part of the base classifier.
             exact = image.to(torch.promote_types(image.dtype, torch.float32))
             noise = standard_normal(shape, seeds, exact.dtype, image.device)
@@ -61,5 +61,5 @@ class SmoothingNoise:
         if off > 1e-3:
             raise ValueError(
                 "`images` must be integers from 0 to 255 divided by 255 (8-bit values) if `grid` is given, got values "
-                f"up to {off:.2g} of a step beside them."
+                f"up to {off:.2g} of a step away from them."
             )

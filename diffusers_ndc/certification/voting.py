@@ -5,7 +5,7 @@ given their votes. The loop in `collect_votes` asks images for noisy copies, add
 the pool, and hands the votes back, so that all images under way share full network batches.
 
 Votes are handed over when *all* draws that were asked for have been classified. Copies come back as they are decided,
-the easy ones early, and a look at those that are back would be a look at a biased sample.
+the easy ones early: to look at those that are back would bias the sample.
 """
 
 from collections import Counter, deque

@@ -202,10 +202,15 @@ def as_base_classifier(classifier: BaseClassifier | Callable[..., torch.Tensor])
     """The classifier itself, or the adapter around a plain callable.
 
     Raises:
-        TypeError: `classifier` is not callable.
+        TypeError: `classifier` is not callable, or has some members of a `BaseClassifier` and not all.
     """
     if isinstance(classifier, BaseClassifier):
         return classifier
+    if hasattr(classifier, "pool"):  # meant to be one; as a plain callable its own randomness would not be seen
+        raise TypeError(
+            f"`base_classifier` must have all members of BaseClassifier or be a plain callable, got "
+            f"{type(classifier).__name__}, which has a `pool` but not all of them."
+        )
     if not callable(classifier):
         raise TypeError(
             f"`base_classifier` must be a callable from images to logits, got {type(classifier).__name__}."
@@ -260,7 +265,9 @@ def decide_all(pool: Pool, copies: Iterable[Copy], context: AbstractContextManag
         context: Context of the classifier's work, such as that of `BaseClassifier.inference`. It is not active while
             the caller works. Default: none.
     """
-    waiting, context = iter(copies), context or nullcontext()
+    waiting = iter(copies)
+    if context is None:
+        context = nullcontext()
     while True:
         while pool.room > 0:
             batch = list(islice(waiting, pool.room))

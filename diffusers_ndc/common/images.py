@@ -38,6 +38,22 @@ def check_pixel_range(images: torch.Tensor, sigma: float = 0.0) -> None:
         raise ValueError(f"`images` must have values in [0, 1]{noise}, without NaN, got {low:.4g} to {high:.4g}.")
 
 
+def check_clean_images(images: torch.Tensor, axes: str) -> None:
+    """Raise unless these are clean images: a dense floating-point tensor with such axes and values in [0, 1].
+
+    Args:
+        images: The images, pixel units.
+        axes: "NCHW" for a batch, "CHW" for one image.
+
+    Raises:
+        TypeError, ValueError: They are not.
+    """
+    check_floating(images)
+    if images.ndim != len(axes) or images.numel() == 0:
+        raise ValueError(f"`images` must have the shape ({', '.join(axes)}), without a 0, got {tuple(images.shape)}.")
+    check_pixel_range(images)
+
+
 def content_hash(image: torch.Tensor) -> str:
     """Hash of an image's shape and values (as float32): 32 hexadecimal digits, the same on every device."""
     values = image.detach().to("cpu", torch.float32).contiguous()

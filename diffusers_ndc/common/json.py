@@ -11,20 +11,20 @@ def loads(text: str) -> Any:
         ValueError: The text is not JSON, contains NaN, infinity or a duplicate key, or is nested too deeply.
     """
     try:
-        return json.loads(text, object_pairs_hook=_object, parse_constant=_refuse)
+        return json.loads(text, object_pairs_hook=_object, parse_constant=_raise_not_finite)
     except RecursionError:
-        raise ValueError("JSON must not be nested that deeply.") from None
+        raise ValueError("`text` must not be nested this deeply.") from None
 
 
 def _object(pairs: list[tuple[str, object]]) -> dict:
     values = dict(pairs)
     if len(values) < len(pairs):
-        raise ValueError(f"keys of a JSON object must be unique, got a duplicate among {sorted(values)}.")
+        raise ValueError(f"`text` must have unique keys in each object, got a duplicate among {sorted(values)}.")
     return values
 
 
-def _refuse(constant: str) -> NoReturn:
-    raise ValueError(f"numbers in JSON must be finite, got {constant}.")
+def _raise_not_finite(constant: str) -> NoReturn:
+    raise ValueError(f"`text` must have finite numbers, got {constant}.")
 
 
 def differences(a: dict, b: dict) -> dict[str, tuple[object, object]]:

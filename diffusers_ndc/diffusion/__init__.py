@@ -4,8 +4,9 @@ from .classifier import NoisedDiffusionClassifier
 from .denoised import DenoisedClassifier
 from .denoised_diffusion import DenoisedDiffusionClassifier
 from .denoiser import Denoiser
-from .noise_levels import NoiseLevels, SiftingRule
+from .noise_levels import NoiseLevels
 from .prompts import embed_prompts
+from .sifting_rule import SiftingRule
 
 
 __all__ = [

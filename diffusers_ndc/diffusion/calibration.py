@@ -17,7 +17,8 @@ from ..common.noise import standard_normal
 from ..common.seeds import derive_seeds
 from .classifier import NoisedDiffusionClassifier
 from .likelihoods import get_likelihood
-from .noise_levels import NoiseLevels, SiftingRule
+from .noise_levels import NoiseLevels
+from .sifting_rule import SiftingRule
 
 
 GROUP = 32

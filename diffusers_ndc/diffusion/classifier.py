@@ -15,7 +15,7 @@ from .denoiser import SAME_NOISE, Denoiser, check_evaluation_mode
 from .likelihoods import get_likelihood
 from .noise_levels import NoiseLevels
 from .sifting import POOL_BATCHES, OpenCopies, SiftingPool, Triples
-from .units import model_images, model_sigma
+from .units import model_images, model_sigma, pixel_sigma
 
 
 SAME_SIGMA = 1e-5
@@ -156,13 +156,16 @@ class NoisedDiffusionClassifier(DenoiserClassifier):
 
         Args:
             images: Shape `(N, C, H, W)`, pixel units, carrying noise `sigma`.
-            seeds: One seed of 63 bits per image, as for `forward`.
+            seeds: One seed of 63 bits per image for the classifier's own noise. Default: the classifier's `seed`, or
+                fresh entropy.
 
         Returns:
             Shape `(N, levels, classes)`.
 
         Raises:
-            TypeError, ValueError, FloatingPointError: As `forward`.
+            TypeError: `images` is not a floating-point tensor.
+            ValueError: The network cannot take images of this shape, or `seeds` are not N integers of 63 bits.
+            FloatingPointError: A loss is not finite.
         """
         copies = self.open_copies(self._copies(images, seeds))
         shape = (len(images), len(self.levels), self.num_classes)
@@ -211,8 +214,8 @@ class NoisedDiffusionClassifier(DenoiserClassifier):
     def squared_errors_of(self, copies: OpenCopies, triples: Triples) -> torch.Tensor:
         """Squared error of each (copy, level, class) triple (for the pool).
 
-        The noise of a (copy, level) pair comes from a seed of its own, and all classes share it. What is no evaluation
-        of the network is done for `POOL_BATCHES` batches at a time, which is faster than in between them.
+        The noise of a (copy, level) pair comes from a seed of its own, and all classes share it. All work
+        but the network's is done for `POOL_BATCHES` batches at a time, which is faster than in between them.
 
         Args:
             copies: The copies.
@@ -308,14 +311,14 @@ def check_trained_sigma(sigma: float, denoiser: Denoiser) -> None:
     low, high = denoiser.sigma_range
     if not low <= model_sigma(sigma) < high:
         raise ValueError(
-            f"`sigma` must be from {low / 2:.4g} to {high / 2:.4g} (pixel units), the noise that the model was "
-            f"trained with, got {sigma}."
+            f"`sigma` must be from {pixel_sigma(low):.4g} to {pixel_sigma(high):.4g} (pixel units), the noise that "
+            f"the model was trained with, got {sigma}."
         )
 
 
 def check_told_sigma(sigma: float, denoiser: Denoiser) -> None:
     """Raise a `ValueError` if the model cannot be told truthfully that images carry noise of `sigma` (pixel units)."""
-    nearest = denoiser.nearest_sigma(model_sigma(sigma)) / 2
+    nearest = pixel_sigma(denoiser.nearest_sigma(model_sigma(sigma)))
     if not math.isclose(sigma, nearest, rel_tol=SAME_NOISE):
         raise ValueError(
             f"`sigma` must be the noise of a whole training step, such as {nearest:.6g} (pixel units), since this "

@@ -31,7 +31,7 @@ class DenoisedClassifier(DenoiserClassifier):
         classifier: An image classification model of transformers (`AutoModelForImageClassification`), with as many
             channels as the denoiser, or three if that has one (grey). Both networks are put in evaluation mode.
         image_processor: The classifier's (`AutoImageProcessor`). Its `size`, `resample` (bilinear or bicubic),
-            `image_mean`, `image_std`, `do_resize` and `do_normalize` are used; those that do more are refused.
+            `image_mean`, `image_std`, `do_resize` and `do_normalize` are used; others must be off.
         sigma: Standard deviation of the Gaussian noise that the images carry, pixel units, above 0.
         batch_size: Images per evaluation of either network. Peak memory depends on it.
 
@@ -182,7 +182,7 @@ def check_front(denoiser: Denoiser, sigma: float) -> None:
 
 
 def check_channels(denoiser: Denoiser, num_channels: int) -> None:
-    """Raise a `ValueError` if a classifier with so many channels cannot take the denoiser's images."""
+    """Raise a `ValueError` if a classifier with `num_channels` channels cannot take the denoiser's images."""
     channels = denoiser.image_channels
     if channels != num_channels and (channels, num_channels) != (1, 3):
         raise ValueError(

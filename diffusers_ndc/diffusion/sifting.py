@@ -180,7 +180,7 @@ class SiftingPool:
 
     @property
     def room(self) -> int:
-        """Copies to add: enough for a full batch of the unconditional denoiser, but no heap of triples."""
+        """Copies to add: enough for a full batch of the unconditional denoiser, but a limited number of triples."""
         scorer = self.scorer
         under_way = 0 if self.copies is None else self.levels_per_step * sum(self.copies.num_in_play)
         if under_way >= POOL_BATCHES * scorer.batch_size:
@@ -201,7 +201,7 @@ class SiftingPool:
             FloatingPointError: A loss is not finite.
         """
         if self.copies is None:
-            raise RuntimeError("a pool without copies cannot step")
+            raise RuntimeError("`pool` must hold copies before a step, got none.")
         triples_of = [self.levels_per_step * number for number in self.copies.num_in_play]
         rows = rows_that_fill(triples_of, self.scorer.batch_size)
         self._score(self.copies, rows)
@@ -250,8 +250,10 @@ class SiftingPool:
         open_rows: list[int] = []
         decided_rows: list[int] = []
         for row, (number, level) in enumerate(zip(copies.num_in_play, copies.level.tolist(), strict=True)):
-            is_open = number > 1 and level < self.num_levels
-            (open_rows if is_open else decided_rows).append(row)
+            if number > 1 and level < self.num_levels:
+                open_rows.append(row)
+            else:
+                decided_rows.append(row)
         decided = copies.rows(decided_rows)
         self.copies = copies.rows(open_rows) if open_rows else None
         return Decided(decided.keys, decided.logits(), decided.evaluations)

@@ -20,3 +20,8 @@ def pixel_images(images: torch.Tensor) -> torch.Tensor:
 def model_sigma(sigma: float) -> float:
     """A noise level from pixel units to model units."""
     return 2 * sigma
+
+
+def pixel_sigma(sigma: float) -> float:
+    """A noise level from model units to pixel units."""
+    return sigma / 2

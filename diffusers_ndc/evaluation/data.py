@@ -64,7 +64,7 @@ class LabelledImages:
             numbers = {name: number for number, name in id2label.items()}
             if not set(self.label_names) <= set(numbers):
                 raise ValueError(
-                    f"the data set's classes must be among the model's, {list(numbers)}, got {self.label_names}."
+                    f"`--dataset` must have classes among the model's, {list(numbers)}, got {self.label_names}."
                 )
             return [None if label is None else numbers[self.label_names[label]] for label in labels]
         self._check_numbers(labels, num_classes, id2label)
@@ -73,7 +73,7 @@ class LabelledImages:
     def _check_numbers(self, labels: list[int | None], num_classes: int, id2label: Mapping[int, str] | None) -> None:
         """Raise a `ValueError` unless all labels are numbers of the model's classes."""
         model_classes = f"0 to {num_classes - 1}" if id2label is None else f"{list(id2label.values())}"
-        message = f"the data set's classes must be among the model's, {model_classes}, got"
+        message = f"`--dataset` must have classes among the model's, {model_classes}, got"
         if self.label_names is not None and len(self.label_names) > num_classes:
             raise ValueError(f"{message} {self.label_names}.")
         unknown = sorted({label for label in labels if label is not None and not 0 <= label < num_classes})
@@ -92,7 +92,7 @@ def load_labelled_images(settings: Settings) -> LabelledImages:
     loaded = _load(settings)
     if loaded.features is None:
         raise ValueError(
-            f"`--streaming` must be left out for {settings.dataset}: the columns of its stream are not known."
+            f"`--streaming` must be left out for {settings.dataset}: the columns of its stream are not known, got it."
         )
     image_column, label_column = find_columns(loaded.features, settings.image_column, settings.label_column)
     label_feature = loaded.features[label_column]

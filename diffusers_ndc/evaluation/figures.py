@@ -323,14 +323,14 @@ def _classified_outcome(record: dict) -> Outcome:
 def _certified_outcome(record: dict, run: dict) -> Outcome:
     certificate = Certificate.from_dict(record.get("certificate", {}))
     if not certificate.verify():
-        raise ValueError("label and radius do not follow from the votes.")
+        raise ValueError("`certificate` must have a label and a radius that follow from its votes, got others.")
     if (certificate.sigma, certificate.alpha) != (run["sigma"], run["alpha"]):
         raise ValueError(
             f"`certificate` must have the run's sigma {run['sigma']} and alpha {run['alpha']}, got sigma "
             f"{certificate.sigma} and alpha {certificate.alpha}."
         )
     if record.get("image_hash") != certificate.image_hash:
-        raise ValueError("the certificate is of another image.")
+        raise ValueError("`certificate` must be of this image, got one of another image.")
     correct = certificate.label == record["label"]
     return Outcome(
         record["label"],

@@ -234,7 +234,7 @@ class _Run:
             index, label = self.subject.data.indices[number], self.subject.labels[number]
             try:
                 if label is None:
-                    raise ValueError("it has no label.")
+                    raise ValueError("`label` must be a class, got none.")
                 image = self.subject.image(number)
             except FAULTS as error:
                 self._record({"index": index, "failed": f"{type(error).__name__}: {error}"})

@@ -53,7 +53,7 @@ def _check(data: object) -> tuple[Certificate | LipschitzCertificate, str | None
     if isinstance(data, dict) and "certificate" in data:
         data = data["certificate"]
     if not isinstance(data, dict):
-        raise ValueError(f"a certificate must be a dictionary, got {type(data).__name__}.")
+        raise ValueError(f"`certificate` must be a dictionary, got {type(data).__name__}.")
     kind = LipschitzCertificate if "score_sums" in data else Certificate
     certificate = kind.from_dict(data)
     if "digest" not in data:

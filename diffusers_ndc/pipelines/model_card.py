@@ -64,7 +64,7 @@ def with_section(text: str, name: str, section: str) -> str:
     counts = text.count(begin), text.count(end)
     if counts != (1, 1) or text.index(end) < text.index(begin):
         raise ValueError(
-            f"the card must have one {begin!r} and one {end!r} after it, or neither, got {counts[0]} and {counts[1]}."
+            f"`card` must have one {begin!r} and one {end!r} after it, or neither, got {counts[0]} and {counts[1]}."
         )
     before, _, rest = text.partition(begin)
     _, _, after = rest.partition(end)

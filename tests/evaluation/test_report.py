@@ -82,10 +82,10 @@ def test_the_interval_covers_at_its_rate():
 @pytest.mark.parametrize(
     ("changes", "reason"),
     [
-        ({"radius": 0.9}, "do not follow"),
-        ({"label": 1}, "do not follow"),
-        ({"counts": {"0": 101}}, "do not follow"),
-        ({"sigma": 0.25}, "do not follow"),
+        ({"radius": 0.9}, "follow from its votes"),
+        ({"label": 1}, "follow from its votes"),
+        ({"counts": {"0": 101}}, "follow from its votes"),
+        ({"sigma": 0.25}, "follow from its votes"),
         ({"image_hash": "f" * 32}, "of another image"),
         ({"guess": 1}, "guess"),
         (Certificate.from_counts({0: 10}, {0: 100}, 0.25, 0.001).to_dict(), "sigma 0.25"),
@@ -307,7 +307,7 @@ def test_command_fails_on_a_tampered_certificate_and_still_reports(tmp_path):
     assert done.returncode == 1 and "do not verify" in done.stderr and "[6]" in done.stderr
     text = (tmp_path / "report.md").read_text()
     assert done.stdout == text and "Records that do not verify, in none of these figures: 1" in text
-    assert "- image 6: label and radius do not follow from the votes" in text
+    assert "- image 6: `certificate` must have a label and a radius that follow from its votes" in text
 
 
 def finished_of(folder, images):

@@ -258,7 +258,7 @@ def test_images_without_a_label_are_recorded_and_the_run_goes_on(run, folders):
     shutil.rmtree(folders[1] / "test")
     Dataset.from_dict(rows, features=features).to_parquet(folders[1] / "test.parquet")
     report = run()
-    assert report.failed == {1: "ValueError: it has no label."} and len(report.outcomes) == 2
+    assert report.failed == {1: "ValueError: `label` must be a class, got none."} and len(report.outcomes) == 2
 
 
 def test_a_second_run_in_the_folder_raises(run, tmp_path):

@@ -36,7 +36,7 @@ from helpers.models import IMAGES, LARGE_IMAGES, LEVELS, latent_model, pixel_mod
 from hypothesis import given
 from hypothesis import strategies as st
 
-from diffusers_ndc import Certificate, NoiseLevels, Prediction, SmoothedClassifier
+from diffusers_ndc import CallableClassifier, Certificate, NoiseLevels, Prediction, SmoothedClassifier
 from diffusers_ndc.certification.bounds import BOUNDS
 
 
@@ -50,8 +50,8 @@ class Threshold(torch.nn.Module):
         return torch.stack([-score, score, score - 1], dim=1)
 
 
-THRESHOLD = Threshold()
-CALLS = Network(THRESHOLD)
+MODULE = Threshold()
+THRESHOLD, CALLS = CallableClassifier(MODULE, num_classes=3), Network(MODULE)
 
 
 def check_certificates(certificates) -> None:
