@@ -17,6 +17,9 @@ from .bounds import MAX_N, are_sums_of_scores, check_alpha, empirical_bernstein_
 from .record import Record, first_flaw
 
 
+RADIUS_ROUND_OFF = 0.01
+"""Largest relative difference of the radii from the same draws on other hardware or in other batches."""
+
 ROUND_OFF = 1e-4
 """Largest difference between the mean scores of the same draws on other hardware or in other batches."""
 
@@ -223,11 +226,13 @@ class LipschitzCertificate(Record):
         return None, 0.0
 
     def agrees(self, again: "LipschitzCertificate") -> bool:
-        """Whether a certificate from the same draws has the same scores, to within round-off.
+        """Whether a certificate from the same draws has the same scores and proves as much, to within round-off.
 
         Args:
             again: The certificate that `replay` returns.
         """
+        if self.label != again.label or self.radius > again.radius * (1 + RADIUS_ROUND_OFF):
+            return False
         for name in ("n0", "n", "num_classes", "candidate"):
             if getattr(self, name) != getattr(again, name):
                 return False

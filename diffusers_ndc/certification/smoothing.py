@@ -234,6 +234,7 @@ class SmoothedClassifier:
             FloatingPointError: A logit of the base classifier is not finite.
         """
         self.check_images(image, "CHW")
+        image = image.detach().clone()  # the caller may change it between two certificates
         sampling = Sampling(n0, n, alpha, "mixture")
         sampling.check(self.sigma, self.base_classifier.num_classes)
         seed = self._resolve_seed(seed, on_copies)

@@ -149,9 +149,9 @@ def collect_votes(
             with without_gradients:
                 decided = pool.step()
             queue.count(decided)
+            yield from queue.pop_results()  # before the callback, which may fail
             if on_copies is not None and decided.keys:
                 on_copies(len(decided.keys))
-            yield from queue.pop_results()
         yield from queue.pop_results()  # of images that needed no draws
 
 
@@ -197,6 +197,7 @@ class _Queue:
         return results
 
     def _open(self, number: int, image: torch.Tensor) -> None:
+        image = image.detach().clone()  # the source may use its memory for the next image
         image_hash = content_hash(image)
         self._continue(_OpenImage(number, image, image_hash, self.begin(image, image_hash)))
 

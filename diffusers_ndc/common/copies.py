@@ -206,6 +206,11 @@ def as_base_classifier(classifier: BaseClassifier | Callable[..., torch.Tensor])
     """
     if isinstance(classifier, BaseClassifier):
         return classifier
+    if getattr(classifier, "randomized", False) is True and not hasattr(classifier, "pool"):
+        raise TypeError(
+            "`base_classifier` must be wrapped as `CallableClassifier(function, randomized=True)` if it has "
+            f"randomness of its own, got {type(classifier).__name__} with an attribute `randomized`."
+        )
     if hasattr(classifier, "pool"):  # meant to be one; as a plain callable its own randomness would not be seen
         raise TypeError(
             f"`base_classifier` must have all members of BaseClassifier or be a plain callable, got "

@@ -74,6 +74,7 @@ class DenoiserClassifier(nn.Module):
 
         def copies(group: Iterator[tuple[int, torch.Tensor]]) -> Iterator[Copy]:
             for number, image in group:
+                image = image.detach().clone()  # the source may use its memory for the next image
                 image_hash = content_hash(image)
                 (own_seed,) = derive_seeds((seed, image_hash, "classify"), 1)
                 yield Copy((number, image_hash), image, own_seed)

@@ -60,19 +60,22 @@ def draw_margins(
     image: torch.Tensor,
     n0: int,
     n: int,
+    alpha: float,
     seed: int,
     on_draws: Callable[[int], object] | None = None,
 ) -> MarginScores:
     """Draw the margins of all classes over the one that leads a first few draws.
 
-    Each draw scores all classes at all levels with fresh noise, from a seed of the key (seed, image, purpose, number
-    of the draw). The draws that choose the candidate are not used again.
+    Each draw scores all classes at all levels with fresh noise, from a seed of the key (seed, image, purpose, n0, n,
+    alpha, number of the draw). The draws that choose the candidate are not used again. The bound on the margins is one
+    for an n fixed beforehand: with n in the key, the best prefix of a longer run does not replay.
 
     Args:
         classifier: With the method `dc`, and levels as `with_bounded_losses` returns them.
         image: Shape `(C, H, W)`, values in [0, 1].
         n0: Number of draws that choose the candidate, at least 1.
         n: Number of further draws, at least 1.
+        alpha: Error probability of the bound; it enters the seeds only.
         seed: Seed of all draws.
         on_draws: Called with the number of new draws after each call of the classifier.
 
@@ -88,16 +91,17 @@ def draw_margins(
         raise ValueError("`classifier` must have levels with a cap, got levels without one.")
     largest = levels.cap * sum(levels.weights)
     before = classifier.evaluations
+    plan = f"n0={n0}, n={n}, alpha={float(alpha)!r}"
 
     totals = torch.zeros(num_classes, dtype=torch.double)
-    for losses in _losses(classifier, image, n0, seed, "select-margin", on_draws):
+    for losses in _losses(classifier, image, n0, seed, f"select-margin, {plan}", on_draws):
         totals += losses.sum(0)
     selection_losses = totals / n0
     candidate = int(selection_losses.argmin())
 
     sums = torch.zeros(num_classes, dtype=torch.double)
     squares = torch.zeros(num_classes, dtype=torch.double)
-    for losses in _losses(classifier, image, n, seed, "margin", on_draws):
+    for losses in _losses(classifier, image, n, seed, f"margin, {plan}", on_draws):
         margins = losses - losses[:, [candidate]]
         scores = ((margins / largest + 1) / 2).clamp(0, 1)  # round-off
         sums += scores.sum(0)

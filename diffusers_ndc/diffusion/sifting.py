@@ -250,7 +250,7 @@ class SiftingPool:
         open_rows: list[int] = []
         decided_rows: list[int] = []
         for row, (number, level) in enumerate(zip(copies.num_in_play, copies.level.tolist(), strict=True)):
-            if number > 1 and level < self.num_levels:
+            if level == 0 or (number > 1 and level < self.num_levels):
                 open_rows.append(row)
             else:
                 decided_rows.append(row)

@@ -58,7 +58,7 @@ def certify_image(
         FloatingPointError: A loss is not finite.
     """
     check_unsmoothed(classifier, n0, n, alpha, seed)
-    scores = draw_margins(classifier, image, n0, n, seed, on_draws)
+    scores = draw_margins(classifier, image, n0, n, alpha, seed, on_draws)
     return LipschitzCertificate.from_scores(
         alpha=float(alpha),
         n0=n0,

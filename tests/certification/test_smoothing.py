@@ -275,6 +275,46 @@ def test_a_callable_with_randomness_of_its_own_is_replayed_by_its_seeds():
     assert smoothed.certify(image, n0=0, n=150, seed=4)[0].selection_counts == {}
 
 
+def test_a_source_of_images_may_use_its_memory_again():
+    images = [halfspace_image(distance)[0] for distance in (0.0, 0.5, 0.3, -0.4)]
+
+    def one_buffer():
+        buffer = torch.empty_like(images[0])
+        for image in images:
+            yield buffer.copy_(image)
+
+    smoothed = SmoothedClassifier(halfspace, SIGMA)
+    how = {"n0": 10, "n": 250, "seed": 1}
+    assert dict(smoothed.certify_each(one_buffer(), **how)) == dict(
+        enumerate(smoothed.certify(torch.stack(images), **how))
+    )
+    changing = images[1].clone()
+    growing = smoothed.certify_iter(changing, n0=5, n=60, seed=1)
+    certificates = [next(growing)]
+    changing.fill_(0.0)
+    certificates += growing
+    assert certificates == list(smoothed.certify_iter(images[1], n0=5, n=60, seed=1))
+
+
+def test_a_classifier_that_is_neither_plain_nor_complete_is_refused():
+    class Randomized:
+        randomized = True
+
+        def __call__(self, images, seeds):
+            return halfspace(images)
+
+    class WithoutSettings:
+        def pool(self):
+            return None
+
+        def __call__(self, images):
+            return halfspace(images)
+
+    for incomplete, match in ((Randomized(), "CallableClassifier"), (WithoutSettings(), "all members")):
+        with pytest.raises(TypeError, match=f"`base_classifier` must .*{match}"):
+            SmoothedClassifier(incomplete, SIGMA)
+
+
 def betrayed(unit):
     """A classifier that answers 1 if values next to zero have bits below `unit`.
 

@@ -59,10 +59,10 @@ def test_scores_worked_out_by_hand(images):
     """Fresh seeds for each draw, the candidate chosen by draws of their own, margins mapped to [0, 1]."""
     levels, (n0, n, seed), updates = NoiseLevels((1.0, 5.0), (0.5, 1.5), cap=0.5), (3, 110, 7), []
     classifier = NoisedDiffusionClassifier(Denoiser(tiny_unet(), EDMEulerScheduler(), null_class=3), 0.0, "dc", levels)
-    scores = draw_margins(classifier, images[0], n0, n, seed, updates.append)
+    scores = draw_margins(classifier, images[0], n0, n, 0.05, seed, updates.append)
 
     def losses(purpose, count):
-        key = (seed, content_hash(images[0]), purpose)
+        key = (seed, content_hash(images[0]), f"{purpose}, n0=3, n=110, alpha=0.05")
         seeds = [derive_seeds((*key, number), 1)[0] for number in range(count)]
         with torch.no_grad():
             return -classifier(images[:1].expand(count, -1, -1, -1), seeds=seeds).double() / 64
@@ -83,4 +83,4 @@ def test_refuses_losses_without_a_cap(images):
     levels = NoiseLevels((1.0,), (1.0,))
     classifier = NoisedDiffusionClassifier(Denoiser(tiny_unet(), EDMEulerScheduler()), 0.0, "dc", levels)
     with pytest.raises(ValueError, match="`classifier` must have levels with a cap"):
-        draw_margins(classifier, images[0], 1, 1, 0)
+        draw_margins(classifier, images[0], 1, 1, 0.05, 0)
