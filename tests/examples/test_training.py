@@ -60,7 +60,6 @@ def test_trains_resumes_and_classifies(folder, tmp_path):
     assert pipe([dark, light], seed=0).labels == [0, 1]
 
 
-@pytest.mark.slow
 def test_ddpm_objective_on_two_processes_with_mixed_precision(folder, tmp_path):
     launcher = [sys.executable, "-m", "accelerate.commands.launch", "--multi_gpu", "--num_processes", 2]
     launcher += ["--num_machines", 1, "--mixed_precision", "bf16", "--dynamo_backend", "no", "--main_process_port", 0]

@@ -185,7 +185,11 @@ def test_prompt_embeddings_worked_out_by_hand():
 def test_latents_and_their_denoiser_worked_out_by_hand(sd, pictures):
     """The mode of the encoder's distribution, shifted and scaled; the class as text; the empty prompt as no class."""
     denoiser = Denoiser(
-        sd.unet, sd.scheduler, null_class=3, prompt_embeddings=sd._prompt_embeddings(), vae=tiny_vae(shift_factor=0.1)
+        sd.unet,
+        sd.scheduler,
+        null_class=3,
+        prompt_embeddings=embed_prompts(PROMPTS, sd.tokenizer, sd.text_encoder),
+        vae=tiny_vae(shift_factor=0.1),
     )
     x = 2 * pictures - 1
     z = denoiser.encode(x)
@@ -219,7 +223,9 @@ def test_a_dit_denoiser_worked_out_by_hand(pictures):
 def test_losses_are_those_of_the_latents(sd, pictures):
     """The diffusion classifier of the pipeline is that of latents given as images."""
     classifier = sd.classifier(levels=LEVELS, seed=5)
-    in_space = Denoiser(sd.unet, sd.scheduler, null_class=3, prompt_embeddings=sd._prompt_embeddings())
+    in_space = Denoiser(
+        sd.unet, sd.scheduler, null_class=3, prompt_embeddings=embed_prompts(PROMPTS, sd.tokenizer, sd.text_encoder)
+    )
     with torch.no_grad():
         latents = sd.denoiser.encode(2 * pictures - 1)
         expected = NoisedDiffusionClassifier(in_space, levels=LEVELS, seed=5)((latents + 1) / 2)
