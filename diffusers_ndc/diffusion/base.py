@@ -9,7 +9,8 @@ from torch import nn
 from ..common.copies import Copy, Pool, decide_all, group_by_kind
 from ..common.images import content_hash
 from ..common.seeds import derive_seeds
-from .denoiser import Denoiser, inference
+from .denoiser import Denoiser
+from .networks import inference
 
 
 class Classified(NamedTuple):

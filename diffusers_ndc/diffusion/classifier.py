@@ -11,8 +11,9 @@ from ..common.copies import Copy
 from ..common.noise import fresh_seed, standard_normal
 from ..common.seeds import derive_seeds
 from .base import DenoiserClassifier
-from .denoiser import SAME_NOISE, Denoiser, check_evaluation_mode
+from .denoiser import SAME_NOISE, Denoiser
 from .likelihoods import get_likelihood
+from .networks import check_evaluation_mode
 from .noise_levels import NoiseLevels
 from .sifting import POOL_BATCHES, OpenCopies, SiftingPool, Triples
 from .units import model_images, model_sigma, pixel_sigma

@@ -10,7 +10,8 @@ from ..common.checks import check_kind, check_sigma
 from ..common.copies import BatchPool, Copy, Decided
 from .base import DenoiserClassifier
 from .classifier import check_batch_size, check_told_sigma, check_trained_sigma
-from .denoiser import Denoiser, computing_dtype
+from .denoiser import Denoiser
+from .networks import computing_dtype
 from .preprocessing import preprocess, read_preprocessing
 from .units import model_images, model_sigma, pixel_images
 

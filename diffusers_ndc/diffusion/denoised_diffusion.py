@@ -9,7 +9,8 @@ from ..common.copies import Copy, Decided, Pool
 from .base import DenoiserClassifier
 from .classifier import NoisedDiffusionClassifier
 from .denoised import check_channels, check_front, denoise_once
-from .denoiser import Denoiser, check_evaluation_mode
+from .denoiser import Denoiser
+from .networks import check_evaluation_mode
 from .preprocessing import preprocess
 
 

@@ -18,7 +18,6 @@ from ..common.checks import check_kind, check_number
 from ..common.images import check_floating
 from .conditioning import ClassLabels, Conditioning, NoClasses, PromptEmbeddings
 from .latents import LatentEncoder
-from .networks import check_evaluation_mode as check_evaluation_mode
 from .networks import check_network, check_weights, computing_dtype, inference, timestep_table_size, uncompiled
 from .parametrisation import parametrisation
 

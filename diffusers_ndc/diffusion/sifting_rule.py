@@ -7,6 +7,7 @@ from ..common.checks import check_integer, check_number, plain_numbers
 
 
 MAX_CLASSES = 10**9
+"""Largest `max_classes`: beyond the number of classes of any model."""
 
 
 @dataclass(frozen=True)
