@@ -11,11 +11,12 @@ from ..common.checks import check_seed, check_sigma
 from ..common.images import check_pixel_range
 from ..common.noise import resolve_seed
 from ..diffusion.calibration import calibrate_levels, levels_key
-from ..diffusion.classifier import NoisedDiffusionClassifier, default_levels
+from ..diffusion.classifier import NoisedDiffusionClassifier
 from ..diffusion.denoised_diffusion import DenoisedDiffusionClassifier
 from ..diffusion.denoiser import Denoiser
 from ..diffusion.likelihoods import get_likelihood
 from ..diffusion.noise_levels import NoiseLevels
+from ..diffusion.trained_levels import default_levels
 from .inputs import Image, Images, to_pixel_batch
 from .saving import SharedPipeline
 
