@@ -119,6 +119,19 @@ class FeatureSift(nn.Module):
             "dtype": self.dtype,
         }
 
+    def with_rule(self, **changes: float) -> "FeatureSift":
+        """The same map with another `gap`, `min_classes`, `loss_weight` or `expected_classes`.
+
+        Args:
+            changes: The new values, by name.
+
+        Raises:
+            TypeError, ValueError: A value is not as the class describes it.
+        """
+        changed = FeatureSift(**{**self.config, **changes}).to(self.mean.device)
+        changed.load_state_dict(self.state_dict())
+        return changed.eval()
+
     @cached_property
     def settings(self) -> dict:
         """What a record states: the rule, and a hash of it with all parameters (computed once: they may be many)."""
@@ -180,25 +193,34 @@ class ClassSifter(ModelMixin, ConfigMixin):
         7.4
     """
 
-    _keep_in_fp32_modules = ["sifts"]
-
     @register_to_config
     def __init__(self, sifts: Sequence[dict] = ()):
         super().__init__()
-        self.sifts = nn.ModuleList(FeatureSift(**arguments) for arguments in sifts)
-        keys = [(sift.smoothing_sigma, sift.method) for sift in self._all()]
+        self.maps = nn.ModuleList(FeatureSift(**arguments) for arguments in sifts)
+        keys = [(sift.smoothing_sigma, sift.method) for sift in self.all_sifts()]
         if len(set(keys)) < len(keys):
             raise ValueError(f"`sifts` must have one entry for each noise and method, got {keys}.")
 
-    def _all(self) -> list[FeatureSift]:
-        return [sift for sift in self.sifts if isinstance(sift, FeatureSift)]
+    @classmethod
+    def from_pretrained(cls, *args, dtype=None, torch_dtype=None, **kwargs) -> "ClassSifter":
+        """As `ModelMixin.from_pretrained`, but always in float32: in a lower precision candidates would change."""
+        return super().from_pretrained(*args, **kwargs)
+
+    def all_sifts(self) -> list[FeatureSift]:
+        """All sifts."""
+        return [sift for sift in self.maps if isinstance(sift, FeatureSift)]
 
     def find(self, sigma: float, method: str | None = None) -> FeatureSift | None:
         """The sift for a smoothing noise (pixel units) and method, or `None`; without a method, the first for it."""
-        for sift in self._all():
+        for sift in self.all_sifts():
             if math.isclose(sift.smoothing_sigma, sigma, rel_tol=SAME_SIGMA) and method in (None, sift.method):
                 return sift
         return None
+
+    def without(self, sigma: float, method: str) -> "ClassSifter":
+        """This sifter without the sift for a smoothing noise (pixel units) and method, if it has one."""
+        found = self.find(sigma, method)
+        return type(self).of([sift for sift in self.all_sifts() if sift is not found])
 
     @classmethod
     def of(cls, sifts: Sequence[FeatureSift]) -> "ClassSifter":
@@ -209,9 +231,21 @@ class ClassSifter(ModelMixin, ConfigMixin):
         """
         latest = {(sift.smoothing_sigma, sift.method): sift for sift in sifts}
         sifter = cls([sift.config for sift in latest.values()])
-        sifter.sifts = nn.ModuleList(latest.values())
+        sifter.maps = nn.ModuleList(latest.values())
         return sifter.eval()
 
     def with_sift(self, sift: FeatureSift) -> "ClassSifter":
         """This sifter with one more sift, which replaces one for the same noise and method."""
-        return type(self).of([*self._all(), sift])
+        return type(self).of([*self.all_sifts(), sift])
+
+
+def check_sifter(sifter: ClassSifter, denoiser: Denoiser) -> None:
+    """Raise unless a sifter fits a model.
+
+    Raises:
+        TypeError: `sifter` is of another kind.
+        ValueError: It has another number of classes, or names blocks that the network does not have.
+    """
+    check_kind("sifter", sifter, ClassSifter)
+    for sift in sifter.all_sifts():
+        check_sift(sift, sift.smoothing_sigma, sift.method, denoiser)

@@ -201,6 +201,14 @@ class NoisedDiffusionClassifier(DenoiserClassifier):
             seeds = derive_seeds((fresh_seed(),), len(images))
         return [Copy(number, image, seed) for number, (image, seed) in enumerate(zip(images, seeds, strict=True))]
 
+    def to_model(self, images: torch.Tensor) -> torch.Tensor:
+        """Images `(N, C, H, W)` in pixel units as the network denoises them: in model units, or latents; float32."""
+        x_tau = model_images(images)
+        x_tau = x_tau.to(torch.promote_types(x_tau.dtype, torch.float32))
+        if self.denoiser.encoder is None:
+            return x_tau
+        return torch.cat([self.denoiser.encode(part) for part in x_tau.split(self.batch_size)])
+
     def open_copies(self, copies: Sequence[Copy], sift: bool = True) -> OpenCopies:
         """Copies before their first level (for the pool).
 
@@ -208,10 +216,7 @@ class NoisedDiffusionClassifier(DenoiserClassifier):
             copies: The copies.
             sift: Whether the sift, if there is one, chooses the classes in play. Without it all of them are.
         """
-        x_tau = model_images(torch.stack([copy.image for copy in copies]))
-        x_tau = x_tau.to(torch.promote_types(x_tau.dtype, torch.float32))
-        if self.denoiser.encoder is not None:
-            x_tau = torch.cat([self.denoiser.encode(part) for part in x_tau.split(self.batch_size)])
+        x_tau = self.to_model(torch.stack([copy.image for copy in copies]))
         seeds = [derive_seeds((self._seed_of(copy),), len(self.levels) + 1) for copy in copies]
         x0_hat, scores = self._pass_without_class(x_tau, [own[-1] for own in seeds], sift)
         zeros = x_tau.new_zeros(len(copies), self.num_classes)

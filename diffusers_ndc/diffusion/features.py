@@ -3,7 +3,7 @@
 The pass that denoises a copy without a class computes them anyway, and they tell a lot about the class.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 
 import torch
@@ -87,7 +87,7 @@ class FeatureReader:
             self.stack.callback(module.register_forward_hook(self._hook(parts)).remove)
         return self
 
-    def __exit__(self, *error) -> None:
+    def __exit__(self, *error: object) -> None:
         self.stack.close()
 
     @property
@@ -98,7 +98,7 @@ class FeatureReader:
         """
         return torch.cat([torch.cat(parts).to(self.parts[0][0].device) for parts in self.parts], dim=1)
 
-    def _hook(self, parts: list[torch.Tensor]):
+    def _hook(self, parts: list[torch.Tensor]) -> Callable:
         def read(module: nn.Module, inputs: tuple, output: torch.Tensor | tuple) -> None:
             if sum(map(len, parts)) < self.num_images:
                 parts.append(channel_statistics(output[0] if isinstance(output, tuple) else output))

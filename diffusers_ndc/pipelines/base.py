@@ -7,13 +7,15 @@ from dataclasses import dataclass
 import torch
 from diffusers.utils import BaseOutput
 
-from ..common.checks import check_seed, check_sigma
+from ..common.checks import check_kind, check_seed, check_sigma
 from ..common.images import check_pixel_range
 from ..common.noise import resolve_seed
-from ..diffusion.calibration import calibrate_levels, levels_key
+from ..diffusion.calibration import ROUNDS, calibrate_levels, calibrate_sifted, levels_key
+from ..diffusion.class_sifter import ClassSifter, FeatureSift
 from ..diffusion.classifier import NoisedDiffusionClassifier
 from ..diffusion.denoised_diffusion import DenoisedDiffusionClassifier
 from ..diffusion.denoiser import Denoiser
+from ..diffusion.feature_classifier import FeatureClassifier
 from ..diffusion.likelihoods import get_likelihood
 from ..diffusion.noise_levels import NoiseLevels
 from ..diffusion.trained_levels import default_levels
@@ -21,7 +23,7 @@ from .inputs import Image, Images, to_pixel_batch
 from .saving import SharedPipeline
 
 
-DiffusionClassifier = NoisedDiffusionClassifier | DenoisedDiffusionClassifier
+DiffusionClassifier = NoisedDiffusionClassifier | DenoisedDiffusionClassifier | FeatureClassifier
 """The modules that `classifier` returns."""
 
 
@@ -44,8 +46,11 @@ class ClassifierOutput(BaseOutput):
 class ClassifierPipeline(SharedPipeline, ABC):
     """Base class of the pipelines: a diffusion model as a classifier of images.
 
-    A subclass registers the components, and the config values `id2label` and `levels`.
+    A subclass registers the components, among them the `sifter` (or `None`), and the config values `id2label` and
+    `levels`.
     """
+
+    sifter: ClassSifter | None
 
     @property
     @abstractmethod
@@ -60,6 +65,7 @@ class ClassifierPipeline(SharedPipeline, ABC):
         levels: NoiseLevels | None = None,
         batch_size: int = 64,
         seed: int | None = None,
+        sift: bool | None = None,
     ) -> DiffusionClassifier:
         """The classifier as a `torch.nn.Module` from images `(N, C, H, W)` in pixel units to logits `(N, K)`.
 
@@ -69,6 +75,8 @@ class ClassifierPipeline(SharedPipeline, ABC):
             levels: Noise levels and weights. Default: the levels that were calibrated, else `default_levels`.
             batch_size: (image, class, level) triples per network evaluation; peak memory depends on it alone.
             seed: Seed of the noise that every image meets. Default: fresh noise for each image.
+            sift: Whether the pipeline's `sifter` chooses each image's candidate classes. Default: where it was fitted
+                for this sigma and method, unless `levels` are given. True raises a `ValueError` where it was not.
 
         Raises:
             TypeError, ValueError: An argument is not as described, or beyond what the model was trained for.
@@ -86,6 +94,7 @@ class ClassifierPipeline(SharedPipeline, ABC):
         seed: int | None = None,
         return_dict: bool = True,
         *,
+        sift: bool | None = None,
         image: Images | None = None,
     ) -> ClassifierOutput | tuple:
         """Classify images: clean ones (`sigma=0`), or images that carry Gaussian noise.
@@ -106,6 +115,8 @@ class ClassifierPipeline(SharedPipeline, ABC):
             generator: Source of the seed. An image's noise depends on seed and image, not on its place in a batch.
             seed: The seed itself, instead of a `generator`. Default: from the operating system's entropy.
             return_dict: Whether to return a `ClassifierOutput` or a plain tuple of its three values.
+            sift: Whether the pipeline's `sifter` chooses each image's candidate classes. Default: where it was fitted
+                for this sigma and method, unless `levels` are given. True raises a `ValueError` where it was not.
             image: The same as `images`, by the name that other pipelines use. Give one of the two.
 
         Returns:
@@ -125,7 +136,7 @@ class ClassifierPipeline(SharedPipeline, ABC):
             raise TypeError("`images` or `image` must be given, got both.")
         if images is None:
             raise TypeError("`images` or `image` must be given, got neither.")
-        classifier = self.classifier(sigma, method, levels, batch_size)
+        classifier = self.classifier(sigma, method, levels, batch_size, sift=sift)
         seed = resolve_seed(generator, seed)
         batch, _ = self._preprocess(images, classifier)
         check_pixel_range(batch, sigma)
@@ -150,12 +161,18 @@ class ClassifierPipeline(SharedPipeline, ABC):
         quantile: float | None = 0.998,
         batch_size: int = 64,
         seed: int = 0,
+        sift: str | None = "features",
+        sift_quantile: float = 0.995,
+        num_copies: int = 4,
+        level_zero: bool = False,
     ) -> NoiseLevels:
-        """Choose a few noise levels, their weights and a sifting rule on labelled images; keep them with the model.
+        """Fit a sifter and choose a few noise levels, with weights, on labelled images; keep them with the model.
 
-        From then on they are the default for this sigma and method, and `save_pretrained` saves them. Fewer levels,
-        and fewer classes at most of them, make every later call cheaper. The certificates stay sound whatever is
-        chosen; but accuracies mean something only on images that were not used here.
+        From then on they are the default for this sigma and method, and `save_pretrained` saves them. The sifter
+        (`ClassSifter`) chooses a noisy copy's candidate classes by features of the pass without a class, so that its
+        cost hardly depends on the number of classes. Fewer levels, and fewer classes at most of them, make every later
+        call cheaper still. The certificates stay sound whatever is chosen; but accuracies mean something only on
+        images that were not used here.
 
         Args:
             images: Clean labelled images, a few hundred at least: PIL images, numpy arrays `(N, H, W, C)`, tensors
@@ -170,9 +187,16 @@ class ClassifierPipeline(SharedPipeline, ABC):
                 `default_levels`.
             quantile: Share of the noisy copies whose true class must survive the sifting after each level: classes
                 are dropped whose loss exceeds the best one by more than the true class's loss does in this share.
-                `None`: no sifting.
+                `None`: no sifting between levels.
             batch_size: (image, class, level) triples per network evaluation; peak memory depends on it alone.
             seed: Seed of the noise.
+            sift: `features`: fit a sifter, which needs two images of each class, and sift between levels.
+                `losses`: all classes are scored at the first level, and sifted from there on. `None`: all classes are
+                scored at all levels.
+            sift_quantile: Share of the noisy copies whose true class must be a candidate (with `features`).
+            num_copies: Noisy copies of each image (with `features`).
+            level_zero: Whether the sifter's scores count in the loss like those of a level, and decide alone where
+                they are clear (with `features`). This is cheaper, and the decision is then partly discriminative.
 
         Returns:
             The chosen levels.
@@ -188,17 +212,43 @@ class ClassifierPipeline(SharedPipeline, ABC):
         check_sigma(sigma)
         if candidates is None:
             candidates = default_levels(sigma, self.denoiser)
+        if sift not in ("features", "losses", None):
+            raise ValueError(f"`sift` must be 'features', 'losses' or None, got {sift!r}.")
+        check_kind("level_zero", level_zero, bool)
         classifier = self._diffusion_classifier(sigma, method, candidates, batch_size)
         batch, _ = self._preprocess(images, classifier)
         check_pixel_range(batch)
         check_seed(seed)
-        with self.progress_bar(total=len(batch)) as bar:
-            levels = calibrate_levels(classifier, batch, labels, num_levels, quantile, seed, bar.update)
+        fitted: FeatureSift | None = None
+        with self.progress_bar(total=len(batch) * (ROUNDS if sift == "features" else 1)) as bar:
+            if sift == "features":
+                levels, fitted = calibrate_sifted(
+                    classifier,
+                    batch,
+                    labels,
+                    num_levels,
+                    quantile,
+                    sift_quantile,
+                    num_copies,
+                    level_zero,
+                    seed,
+                    bar.update,
+                )
+            else:
+                quantile = quantile if sift == "losses" else None
+                levels = calibrate_levels(classifier, batch, labels, num_levels, quantile, seed, bar.update)
         self.maybe_free_model_hooks()
+        self._keep_sift(fitted, sigma, classifier.likelihood.name)
         table = {key: dict(methods) for key, methods in (self.config.levels or {}).items()}
         table.setdefault(levels_key(sigma), {})[classifier.likelihood.name] = levels.to_dict()
         self.register_to_config(levels=table)
         return levels
+
+    def _keep_sift(self, fitted: FeatureSift | None, sigma: float, method: str) -> None:
+        """Make `fitted` the sift for a noise and method; `None`: there is none any more."""
+        sifter = ClassSifter() if self.sifter is None else self.sifter
+        sifter = sifter.without(sigma, method) if fitted is None else sifter.with_sift(fitted)
+        self.register_modules(sifter=sifter if sifter.all_sifts() else None)
 
     def _diffusion_classifier(
         self,
@@ -207,14 +257,34 @@ class ClassifierPipeline(SharedPipeline, ABC):
         levels: NoiseLevels | None,
         batch_size: int,
         seed: int | None = None,
+        sift: bool | None = None,
     ) -> NoisedDiffusionClassifier:
-        """The classifier that scores the classes with `denoiser`, by default with the calibrated levels."""
+        """The classifier that scores the classes with `denoiser`, by default with the calibrated levels and sifter."""
         check_sigma(sigma)
+        check_kind("sift", sift, bool, type(None))
         method = get_likelihood(method, sigma).name
+        wanted = levels is None if sift is None else sift
+        found = self.sifter.find(sigma, method) if wanted and self.sifter is not None else None
+        if sift and found is None:
+            raise ValueError(
+                f"`sift` must be False or None without a sifter that was fitted for sigma={sigma} and "
+                f"method={method!r} (see `calibrate`), got True."
+            )
         calibrated = (self.config.levels or {}).get(levels_key(sigma), {}).get(method)
         if levels is None and calibrated is not None:
             levels = NoiseLevels.from_dict(calibrated)
-        return NoisedDiffusionClassifier(self.denoiser, sigma, method, levels, batch_size, seed)
+        return NoisedDiffusionClassifier(self.denoiser, sigma, method, levels, batch_size, seed, found)
+
+    def _feature_classifier(self, sigma: float, batch_size: int) -> FeatureClassifier:
+        """The sifter alone."""
+        check_sigma(sigma)
+        found = None if self.sifter is None else self.sifter.find(sigma)
+        if found is None or sigma == 0:
+            raise ValueError(
+                "`method` must be a likelihood without a sifter that was fitted for noisy images with this sigma (see "
+                f"`calibrate`), got 'features' for sigma={sigma}."
+            )
+        return FeatureClassifier(self.denoiser, found, batch_size)
 
     def _preprocess(self, images: Images, classifier: DiffusionClassifier) -> tuple[torch.Tensor, bool]:
         """One batch on the pipeline's device, shape `(N, C, H, W)`, and whether `images` was a single image."""

@@ -15,18 +15,22 @@ from diffusers.pipelines.pipeline_loading_utils import LOADABLE_CLASSES
 from huggingface_hub import HfApi
 
 from ..checkpoints import EDMUNet2DModel, IDDPMPrecondScheduler, VEPrecondScheduler, VPPrecondScheduler
+from ..diffusion.class_sifter import ClassSifter
 from ..diffusion.noise_levels import NoiseLevels
 from .model_card import add_metadata, certifying, model_section, read_card, with_section, write_card
 
 
 COMPONENT_CLASSES = {
     component.__name__: component
-    for component in (EDMUNet2DModel, IDDPMPrecondScheduler, VEPrecondScheduler, VPPrecondScheduler)
+    for component in (ClassSifter, EDMUNet2DModel, IDDPMPrecondScheduler, VEPrecondScheduler, VPPrecondScheduler)
 }
 """Networks and schedulers that diffusers does not have, by name."""
 
-COMPONENT_ROOM = "diffusers_ndc.checkpoints"
-"""Public module from which saved folders import these classes, so that the files behind it can move."""
+
+def public_room(component: type) -> str:
+    """Public module from which saved folders import a component's class, so that the file behind it can move."""
+    return component.__module__.rpartition(".")[0]
+
 
 COMPONENT_FILE = "diffusers_ndc_component"
 """Name of the Python file (without `.py`) beside the weights of such a component."""
@@ -38,7 +42,7 @@ except ImportError as error:
 """
 
 # diffusers refuses a repository of the Hub whose index names a module without an entry here. It looks for these base
-# classes in the module itself, which is why the modules that define the components are named, not `COMPONENT_ROOM`.
+# classes in the module itself, which is why the modules that define the components are named, not `public_room`.
 for _component in COMPONENT_CLASSES.values():
     LOADABLE_CLASSES[_component.__module__] = {
         name: ["save_pretrained", "from_pretrained"] for name in ("ModelMixin", "SchedulerMixin")
@@ -58,7 +62,7 @@ class SharedPipeline(DiffusionPipeline):
         files = {"pipeline.py": ("diffusers_ndc", type(self).__name__)}
         for component, value in config.items():
             if isinstance(value, list) and value[1] in COMPONENT_CLASSES:
-                files[f"{component}/{COMPONENT_FILE}.py"] = (COMPONENT_ROOM, value[1])
+                files[f"{component}/{COMPONENT_FILE}.py"] = (public_room(COMPONENT_CLASSES[value[1]]), value[1])
                 config[component] = [COMPONENT_FILE, value[1]]
         index.write_text(json.dumps(config, indent=2, sort_keys=True) + "\n")
         for file, (module, name) in files.items():
