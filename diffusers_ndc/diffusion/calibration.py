@@ -31,6 +31,10 @@ GROUP = 32
 ROUNDS = 3
 """Times that `calibrate_sifted` looks at each image."""
 
+NO_TELLING_LEVEL = (
+    "`candidates` must include a level at which the model can tell the classes of `labels` apart, got none."
+)
+
 MOST_CANDIDATES = 32
 """Candidates of an image by whose errors levels are chosen."""
 
@@ -109,6 +113,8 @@ def calibrate_levels(
     everything = np.ones((len(classes), classifier.num_classes), dtype=bool)
     data = CandidateErrors(errors, classes, everything, np.zeros(everything.shape))
     levels, _ = fit_levels(classifier, data, num_levels, quantile)
+    if levels is None:
+        raise ValueError(NO_TELLING_LEVEL)
     return levels
 
 
@@ -128,7 +134,7 @@ def fit_levels(
     num_levels: int,
     quantile: float | None,
     with_scores: bool = False,
-) -> tuple[NoiseLevels, float]:
+) -> tuple[NoiseLevels | None, float]:
     """Choose levels by the errors of the candidates, with weights and thresholds.
 
     Args:
@@ -139,10 +145,8 @@ def fit_levels(
         with_scores: Whether the scores of the sifter count as a first level, whose weight is fitted with the others.
 
     Returns:
-        The levels, and the weight of the scores (0 without them).
-
-    Raises:
-        ValueError: The model tells the classes apart at none of the levels.
+        The levels, `None` if none of them helps to tell the classes apart, and the weight of the scores (0 without
+        them).
     """
     errors, prior, given = data.errors, np.array(classifier.levels.weights), 0
     if with_scores:
@@ -150,9 +154,7 @@ def fit_levels(
         prior, given = np.concatenate([[1.0], prior]), 1
     chosen, weights = choose_levels(errors, data.labels, prior, num_levels, data.kept, given)
     if len(chosen) == given:
-        raise ValueError(
-            "`candidates` must include a level at which the model can tell the classes of `labels` apart, got none."
-        )
+        return None, 0.0
     sifting = None
     if quantile is not None:
         thresholds = sift_thresholds(errors[:, chosen], weights, data.labels, quantile, data.kept)
@@ -205,7 +207,6 @@ def calibrate_sifted(
     quantile: float | None = 0.998,
     sift_quantile: float = 0.995,
     num_copies: int = 4,
-    with_scores: bool = False,
     seed: int = 0,
     on_images: Callable[[int], object] | None = None,
 ) -> tuple[NoiseLevels, FeatureSift]:
@@ -223,13 +224,13 @@ def calibrate_sifted(
         quantile: Fraction of the noisy copies whose true class survives each level's sifting. `None`: only features
             sift.
         sift_quantile: Fraction of the noisy copies whose true class is a candidate.
-        num_copies: Noisy copies of each image that the sift is fitted to.
-        with_scores: Whether the scores count in the loss as a first level, and may decide alone.
+        num_copies: Noisy copies of each image.
         seed: Seed of the noise, 63 bits.
         on_images: Called with the number of images after each group of images, in each of the three rounds.
 
     Returns:
-        Levels and sift, for the classifier's `sigma` and method.
+        Levels and sift, for the classifier's `sigma` and method. The sift also has the levels for the case that its
+        scores count in the loss (`FeatureSift.with_scores`).
 
     Raises:
         TypeError: An argument has the wrong type.
@@ -240,12 +241,14 @@ def calibrate_sifted(
     check_calibrating(classifier, num_levels, quantile)
     fit = fit_sift(classifier, images, classes, sift_quantile, num_copies, seed=seed, on_images=on_images)
     data = candidate_errors(classifier, images, classes, fit, num_copies, seed, on_images)
-    levels, loss_weight = fit_levels(classifier, data, num_levels, quantile, with_scores)
-    sift = fit.sift.with_rule(
-        min_classes=1 if with_scores else fit.sift.min_classes,
-        loss_weight=loss_weight,
-        expected_classes=float(data.kept.sum(axis=1).mean()),
-    )
+    levels, _ = fit_levels(classifier, data, num_levels, quantile)
+    if levels is None:
+        raise ValueError(NO_TELLING_LEVEL)
+    level_zero = None
+    levels_after_scores, loss_weight = fit_levels(classifier, data, num_levels, quantile, with_scores=True)
+    if levels_after_scores is not None and loss_weight > 0:
+        level_zero = {"loss_weight": loss_weight, "levels": levels_after_scores.to_dict()}
+    sift = fit.sift.with_rule(expected_classes=float(data.kept.sum(axis=1).mean()), level_zero=level_zero)
     return levels, sift
 
 

@@ -12,6 +12,7 @@ import hashlib
 import math
 from collections.abc import Sequence
 from functools import cached_property
+from typing import Any
 
 import torch
 from diffusers import ConfigMixin, ModelMixin
@@ -21,6 +22,7 @@ from torch import nn
 from ..common.checks import check_integer, check_kind, check_number, check_sigma
 from .denoiser import Denoiser
 from .features import check_blocks
+from .noise_levels import NoiseLevels
 from .trained_levels import SAME_SIGMA
 
 
@@ -43,6 +45,8 @@ class FeatureSift(nn.Module):
             candidates. Above 0 the scores are a first level of the loss ("level 0"), and the decision is partly
             discriminative.
         expected_classes: Mean number of candidates of a noisy copy; batches are planned by it.
+        level_zero: `loss_weight` and `levels` (as `NoiseLevels.to_dict`) for scores that count in the loss, as fitted
+            together; see `with_scores`. `None` if there are none.
         dtype: Name of the dtype that the network computed in when this was fitted.
 
     Raises:
@@ -67,6 +71,7 @@ class FeatureSift(nn.Module):
         min_classes: int = 2,
         loss_weight: float = 0.0,
         expected_classes: float | None = None,
+        level_zero: dict | None = None,
         dtype: str = "float32",
     ):
         super().__init__()
@@ -89,6 +94,9 @@ class FeatureSift(nn.Module):
             expected_classes = float(num_classes)
         check_number("expected_classes", expected_classes, "a mean number of candidates")
         self.expected_classes = float(expected_classes)
+        self.level_zero = level_zero
+        if level_zero is not None:
+            _check_level_zero(level_zero)
         shapes = {
             "mean": (num_features,),
             "scale": (num_features,),
@@ -116,11 +124,25 @@ class FeatureSift(nn.Module):
             "min_classes": self.min_classes,
             "loss_weight": self.loss_weight,
             "expected_classes": self.expected_classes,
+            "level_zero": self.level_zero,
             "dtype": self.dtype,
         }
 
-    def with_rule(self, **changes: float) -> "FeatureSift":
-        """The same map with another `gap`, `min_classes`, `loss_weight` or `expected_classes`.
+    def with_scores(self) -> tuple["FeatureSift", NoiseLevels]:
+        """The same map with scores that count in the loss as a first level, and the levels that come after it.
+
+        Where the scores leave one candidate they decide alone.
+
+        Raises:
+            ValueError: No weight was fitted for the scores.
+        """
+        if self.level_zero is None:
+            raise ValueError("`sift` must be 'candidates' with a sifter whose scores have no weight, got 'scores'.")
+        levels = NoiseLevels.from_dict(self.level_zero["levels"])
+        return self.with_rule(min_classes=1, loss_weight=self.level_zero["loss_weight"], level_zero=None), levels
+
+    def with_rule(self, **changes: float | dict | None) -> "FeatureSift":
+        """The same map with another `gap`, `min_classes`, `loss_weight`, `expected_classes` or `level_zero`.
 
         Args:
             changes: The new values, by name.
@@ -135,7 +157,8 @@ class FeatureSift(nn.Module):
     @cached_property
     def settings(self) -> dict:
         """What a record states: the rule, and a hash of it with all parameters (computed once: they may be many)."""
-        digest = hashlib.sha256(repr(sorted(self.config.items())).encode())
+        rule = {name: value for name, value in self.config.items() if name not in ("expected_classes", "level_zero")}
+        digest = hashlib.sha256(repr(sorted(rule.items())).encode())
         for parameter in (self.mean, self.scale, self.weight, self.bias):
             digest.update(parameter.detach().cpu().contiguous().numpy().tobytes())
         return {
@@ -156,6 +179,15 @@ class FeatureSift(nn.Module):
         near = scores >= scores.amax(dim=1, keepdim=True) - self.gap
         rank = scores.argsort(dim=1, descending=True, stable=True).argsort(dim=1)
         return near | (rank < self.min_classes)
+
+
+def _check_level_zero(level_zero: dict) -> None:
+    """Raise a `ValueError` unless this is a weight of the scores, with levels."""
+    expected = "a dictionary of loss_weight and levels, or None"
+    if not isinstance(level_zero, dict) or set(level_zero) != {"loss_weight", "levels"}:
+        raise ValueError(f"`level_zero` must be {expected}, got {level_zero!r}.")
+    NoiseLevels.from_dict(level_zero["levels"])
+    check_number("loss_weight", level_zero["loss_weight"], "a finite number of at least 0")
 
 
 def check_sift(sift: FeatureSift, sigma: float, method: str, denoiser: Denoiser) -> None:
@@ -202,7 +234,7 @@ class ClassSifter(ModelMixin, ConfigMixin):
             raise ValueError(f"`sifts` must have one entry for each noise and method, got {keys}.")
 
     @classmethod
-    def from_pretrained(cls, *args, dtype=None, torch_dtype=None, **kwargs) -> "ClassSifter":
+    def from_pretrained(cls, *args: Any, dtype: Any = None, torch_dtype: Any = None, **kwargs: Any) -> "ClassSifter":
         """As `ModelMixin.from_pretrained`, but always in float32: in a lower precision candidates would change."""
         return super().from_pretrained(*args, **kwargs)
 

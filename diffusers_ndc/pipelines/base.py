@@ -3,11 +3,12 @@
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Literal
 
 import torch
 from diffusers.utils import BaseOutput
 
-from ..common.checks import check_kind, check_seed, check_sigma
+from ..common.checks import check_seed, check_sigma
 from ..common.images import check_pixel_range
 from ..common.noise import resolve_seed
 from ..diffusion.calibration import ROUNDS, calibrate_levels, calibrate_sifted, levels_key
@@ -25,6 +26,9 @@ from .saving import SharedPipeline
 
 DiffusionClassifier = NoisedDiffusionClassifier | DenoisedDiffusionClassifier | FeatureClassifier
 """The modules that `classifier` returns."""
+
+Sift = Literal["candidates", "scores", False]
+"""What a sifter does for a classifier."""
 
 
 @dataclass
@@ -50,8 +54,6 @@ class ClassifierPipeline(SharedPipeline, ABC):
     `levels`.
     """
 
-    sifter: ClassSifter | None
-
     @property
     @abstractmethod
     def denoiser(self) -> Denoiser:
@@ -65,7 +67,7 @@ class ClassifierPipeline(SharedPipeline, ABC):
         levels: NoiseLevels | None = None,
         batch_size: int = 64,
         seed: int | None = None,
-        sift: bool | None = None,
+        sift: Sift | None = None,
     ) -> DiffusionClassifier:
         """The classifier as a `torch.nn.Module` from images `(N, C, H, W)` in pixel units to logits `(N, K)`.
 
@@ -75,8 +77,9 @@ class ClassifierPipeline(SharedPipeline, ABC):
             levels: Noise levels and weights. Default: the levels that were calibrated, else `default_levels`.
             batch_size: (image, class, level) triples per network evaluation; peak memory depends on it alone.
             seed: Seed of the noise that every image meets. Default: fresh noise for each image.
-            sift: Whether the pipeline's `sifter` chooses each image's candidate classes. Default: where it was fitted
-                for this sigma and method, unless `levels` are given. True raises a `ValueError` where it was not.
+            sift: What the pipeline's `sifter` does for each image: choose its candidate classes ("candidates"), count
+                in the loss as well ("scores", which makes the decision partly discriminative), or nothing (False).
+                Default: "candidates" if it was fitted for this sigma and method and no `levels` are given, else False.
 
         Raises:
             TypeError, ValueError: An argument is not as described, or beyond what the model was trained for.
@@ -94,7 +97,7 @@ class ClassifierPipeline(SharedPipeline, ABC):
         seed: int | None = None,
         return_dict: bool = True,
         *,
-        sift: bool | None = None,
+        sift: Sift | None = None,
         image: Images | None = None,
     ) -> ClassifierOutput | tuple:
         """Classify images: clean ones (`sigma=0`), or images that carry Gaussian noise.
@@ -115,8 +118,9 @@ class ClassifierPipeline(SharedPipeline, ABC):
             generator: Source of the seed. An image's noise depends on seed and image, not on its place in a batch.
             seed: The seed itself, instead of a `generator`. Default: from the operating system's entropy.
             return_dict: Whether to return a `ClassifierOutput` or a plain tuple of its three values.
-            sift: Whether the pipeline's `sifter` chooses each image's candidate classes. Default: where it was fitted
-                for this sigma and method, unless `levels` are given. True raises a `ValueError` where it was not.
+            sift: What the pipeline's `sifter` does for each image: choose its candidate classes ("candidates"), count
+                in the loss as well ("scores", which makes the decision partly discriminative), or nothing (False).
+                Default: "candidates" if it was fitted for this sigma and method and no `levels` are given, else False.
             image: The same as `images`, by the name that other pipelines use. Give one of the two.
 
         Returns:
@@ -164,7 +168,6 @@ class ClassifierPipeline(SharedPipeline, ABC):
         sift: str | None = "features",
         sift_quantile: float = 0.995,
         num_copies: int = 4,
-        level_zero: bool = False,
     ) -> NoiseLevels:
         """Fit a sifter and choose a few noise levels, with weights, on labelled images; keep them with the model.
 
@@ -195,8 +198,6 @@ class ClassifierPipeline(SharedPipeline, ABC):
                 scored at all levels.
             sift_quantile: Share of the noisy copies whose true class must be a candidate (with `features`).
             num_copies: Noisy copies of each image (with `features`).
-            level_zero: Whether the sifter's scores count in the loss like those of a level, and decide alone where
-                they are clear (with `features`). This is cheaper, and the decision is then partly discriminative.
 
         Returns:
             The chosen levels.
@@ -214,7 +215,6 @@ class ClassifierPipeline(SharedPipeline, ABC):
             candidates = default_levels(sigma, self.denoiser)
         if sift not in ("features", "losses", None):
             raise ValueError(f"`sift` must be 'features', 'losses' or None, got {sift!r}.")
-        check_kind("level_zero", level_zero, bool)
         classifier = self._diffusion_classifier(sigma, method, candidates, batch_size)
         batch, _ = self._preprocess(images, classifier)
         check_pixel_range(batch)
@@ -230,7 +230,6 @@ class ClassifierPipeline(SharedPipeline, ABC):
                     quantile,
                     sift_quantile,
                     num_copies,
-                    level_zero,
                     seed,
                     bar.update,
                 )
@@ -257,19 +256,20 @@ class ClassifierPipeline(SharedPipeline, ABC):
         levels: NoiseLevels | None,
         batch_size: int,
         seed: int | None = None,
-        sift: bool | None = None,
+        sift: Sift | None = None,
     ) -> NoisedDiffusionClassifier:
         """The classifier that scores the classes with `denoiser`, by default with the calibrated levels and sifter."""
         check_sigma(sigma)
-        check_kind("sift", sift, bool, type(None))
         method = get_likelihood(method, sigma).name
-        wanted = levels is None if sift is None else sift
-        found = self.sifter.find(sigma, method) if wanted and self.sifter is not None else None
-        if sift and found is None:
-            raise ValueError(
-                f"`sift` must be False or None without a sifter that was fitted for sigma={sigma} and "
-                f"method={method!r} (see `calibrate`), got True."
-            )
+        found = None if self.sifter is None else self.sifter.find(sigma, method)
+        if sift is None:
+            sift = "candidates" if found is not None and levels is None else False
+        check_sift_argument(sift, found, sigma, method)
+        if sift is False:
+            found = None
+        if sift == "scores" and found is not None:
+            found, scored_levels = found.with_scores()
+            levels = scored_levels if levels is None else levels
         calibrated = (self.config.levels or {}).get(levels_key(sigma), {}).get(method)
         if levels is None and calibrated is not None:
             levels = NoiseLevels.from_dict(calibrated)
@@ -299,6 +299,24 @@ class ClassifierPipeline(SharedPipeline, ABC):
         if not single:
             raise ValueError(f"`image` must be a single image, got a batch of {len(batch)}.")
         return batch[0]
+
+
+def check_sift_argument(sift: Sift, found: FeatureSift | None, sigma: float, method: str) -> None:
+    """Raise a `ValueError` unless this is a possible value of `sift` with the sift that was found, or none."""
+    if sift is not False and not (isinstance(sift, str) and sift in ("candidates", "scores")):
+        raise ValueError(f"`sift` must be 'candidates', 'scores', False or None, got {sift!r}.")
+    if sift is not False and found is None:
+        raise ValueError(
+            f"`sift` must be False or None without a sifter that was fitted for sigma={sigma} and method={method!r} "
+            f"(see `calibrate`), got {sift!r}."
+        )
+
+
+def recorded_sift(settings: dict) -> Sift:
+    """What the sifter did for the base classifier of a record."""
+    if "sifter" not in settings:
+        return False
+    return "scores" if settings["sifter"]["loss_weight"] > 0 else "candidates"
 
 
 def integer_labels(id2label: dict | None) -> dict[int, str] | None:

@@ -13,7 +13,7 @@ from ..common.images import check_pixel_range
 from ..common.noise import resolve_seed
 from ..diffusion.margins import UNSMOOTHED_LEVELS, with_bounded_losses
 from ..diffusion.noise_levels import NoiseLevels
-from .base import ClassifierPipeline
+from .base import ClassifierPipeline, Sift, recorded_sift
 from .inputs import Image, Images
 from .unsmoothed import certify_image, check_unsmoothed, replay_image
 
@@ -35,7 +35,7 @@ class CertifyingPipeline(ClassifierPipeline):
         batch_size: int = 64,
         generator: torch.Generator | None = None,
         seed: int | None = None,
-        sift: bool | None = None,
+        sift: Sift | None = None,
     ) -> Prediction | list[Prediction]:
         """Class of the smoothed classifier at clean images, or an abstention (PREDICT of Cohen et al. 2019).
 
@@ -56,8 +56,9 @@ class CertifyingPipeline(ClassifierPipeline):
             batch_size: (image, class, level) triples per network evaluation; peak memory depends on it alone.
             generator: Source of the seed. An image's noise depends on seed and image, not on its place in a batch.
             seed: The seed itself, instead of a `generator`. Default: from the operating system's entropy.
-            sift: Whether the pipeline's `sifter` chooses each copy's candidate classes. Default: where it was fitted
-                for this sigma and method, unless `levels` are given. True raises a `ValueError` where it was not.
+            sift: What the pipeline's `sifter` does for each copy: choose its candidate classes ("candidates"), count
+                in the loss as well ("scores", which makes the decision partly discriminative), or nothing (False).
+                Default: "candidates" if it was fitted for this sigma and method and no `levels` are given, else False.
 
         Returns:
             One `Prediction` for a single image, else a list of them.
@@ -97,7 +98,7 @@ class CertifyingPipeline(ClassifierPipeline):
         resolution: float | None = None,
         bound: str | None = None,
         grid: int | None = None,
-        sift: bool | None = None,
+        sift: Sift | None = None,
     ) -> Certificate | list[Certificate]:
         """Class and proved l2 radius of the smoothed classifier at clean images (CERTIFY of Cohen et al. 2019).
 
@@ -133,8 +134,9 @@ class CertifyingPipeline(ClassifierPipeline):
                 or `mixture` with `radii` or `resolution`.
             grid: For 8-bit images: draw the noise on a grid with this many steps between two of their values, so that
                 rounding in floating point cannot break the proof; see `SmoothedClassifier`. 16 is a good choice.
-            sift: Whether the pipeline's `sifter` chooses each copy's candidate classes. Default: where it was fitted
-                for this sigma and method, unless `levels` are given. True raises a `ValueError` where it was not.
+            sift: What the pipeline's `sifter` does for each copy: choose its candidate classes ("candidates"), count
+                in the loss as well ("scores", which makes the decision partly discriminative), or nothing (False).
+                Default: "candidates" if it was fitted for this sigma and method and no `levels` are given, else False.
 
         Returns:
             One `Certificate` for a single image, else a list of them.
@@ -235,7 +237,7 @@ class CertifyingPipeline(ClassifierPipeline):
         generator: torch.Generator | None = None,
         seed: int | None = None,
         grid: int | None = None,
-        sift: bool | None = None,
+        sift: Sift | None = None,
     ) -> Iterator[Certificate]:
         """A growing certificate of one clean image: one after every few noisy copies, on all votes so far.
 
@@ -259,8 +261,9 @@ class CertifyingPipeline(ClassifierPipeline):
             seed: The seed itself, instead of a `generator`. Default: from the operating system's entropy.
             grid: For 8-bit images: draw the noise on a grid with this many steps between two of their values, so that
                 rounding in floating point cannot break the proof; see `SmoothedClassifier`. 16 is a good choice.
-            sift: Whether the pipeline's `sifter` chooses each copy's candidate classes. Default: where it was fitted
-                for this sigma and method, unless `levels` are given. True raises a `ValueError` where it was not.
+            sift: What the pipeline's `sifter` does for each copy: choose its candidate classes ("candidates"), count
+                in the loss as well ("scores", which makes the decision partly discriminative), or nothing (False).
+                Default: "candidates" if it was fitted for this sigma and method and no `levels` are given, else False.
 
         Returns:
             An iterator over the certificates. The arguments are checked at once.
@@ -330,7 +333,7 @@ class CertifyingPipeline(ClassifierPipeline):
             if method == "features":
                 classifier = self.classifier(certificate.sigma, method, batch_size=batch_size)
             else:
-                levels, sift = NoiseLevels.from_dict(scoring["levels"]), "sifter" in scoring
+                levels, sift = NoiseLevels.from_dict(scoring["levels"]), recorded_sift(scoring)
                 classifier = self.classifier(certificate.sigma, method, levels, batch_size, scoring["seed"], sift)
         except (KeyError, TypeError) as error:
             raise ValueError(NOT_OURS.format(settings=settings)) from error

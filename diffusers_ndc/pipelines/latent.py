@@ -15,7 +15,7 @@ from ..diffusion.denoised_diffusion import DenoisedDiffusionClassifier
 from ..diffusion.denoiser import Denoiser
 from ..diffusion.noise_levels import NoiseLevels
 from ..diffusion.prompts import check_length, embed_prompts, read_prompts
-from .base import check_names, integer_labels
+from .base import Sift, check_names, integer_labels
 from .certifying import CertifyingPipeline
 from .inputs import Images
 
@@ -183,7 +183,7 @@ class LatentDiffusionClassifierPipeline(CertifyingPipeline):
         levels: NoiseLevels | None = None,
         batch_size: int = 64,
         seed: int | None = None,
-        sift: bool | None = None,
+        sift: Sift | None = None,
     ) -> NoisedDiffusionClassifier | DenoisedDiffusionClassifier:
         """The classifier as a `torch.nn.Module` from images `(N, C, H, W)` in pixel units to logits `(N, K)`.
 
@@ -199,8 +199,9 @@ class LatentDiffusionClassifierPipeline(CertifyingPipeline):
                 sigma 0, else `default_levels`.
             batch_size: (image, class, level) triples per network evaluation; peak memory depends on it alone.
             seed: Seed of the noise that every image meets. Default: fresh noise for each image.
-            sift: Whether the pipeline's `sifter` chooses each image's candidate classes. Default: if it was fitted,
-                unless `levels` are given. True raises a `ValueError` if it was not.
+            sift: What the pipeline's `sifter` does for each image: choose its candidate classes ("candidates"), count
+                in the loss as well ("scores", which makes the decision partly discriminative), or nothing (False).
+                Default: "candidates" if it was fitted and no `levels` are given, else False.
 
         Returns:
             The diffusion classifier for clean images, a `DenoisedDiffusionClassifier` for noisy ones.
@@ -244,7 +245,6 @@ class LatentDiffusionClassifierPipeline(CertifyingPipeline):
         sift: str | None = "features",
         sift_quantile: float = 0.995,
         num_copies: int = 4,
-        level_zero: bool = False,
     ) -> NoiseLevels:
         """Fit a sifter and choose a few noise levels, with weights, on labelled images; keep them with the model.
 
@@ -274,8 +274,6 @@ class LatentDiffusionClassifierPipeline(CertifyingPipeline):
                 scored at all levels.
             sift_quantile: Share of the images whose class must be a candidate (with `features`).
             num_copies: Draws of the noise for each image (with `features`).
-            level_zero: Whether the sifter's scores count in the loss like those of a level, and decide alone where
-                they are clear (with `features`). This is cheaper, and the decision is then partly discriminative.
 
         Returns:
             The chosen levels.
@@ -305,7 +303,6 @@ class LatentDiffusionClassifierPipeline(CertifyingPipeline):
             sift,
             sift_quantile,
             num_copies,
-            level_zero,
         )
 
     def _usage(self) -> list[str]:

@@ -12,7 +12,7 @@ from ..diffusion.classifier import NoisedDiffusionClassifier
 from ..diffusion.denoiser import Denoiser
 from ..diffusion.feature_classifier import FeatureClassifier
 from ..diffusion.noise_levels import NoiseLevels
-from .base import check_names, integer_labels
+from .base import Sift, check_names, integer_labels
 from .certifying import CertifyingPipeline
 
 
@@ -116,7 +116,7 @@ class NoisedDiffusionClassifierPipeline(CertifyingPipeline):
         levels: NoiseLevels | None = None,
         batch_size: int = 64,
         seed: int | None = None,
-        sift: bool | None = None,
+        sift: Sift | None = None,
     ) -> NoisedDiffusionClassifier | FeatureClassifier:
         """The classifier as a `torch.nn.Module` from images `(N, C, H, W)` in pixel units to logits `(N, K)`.
 
@@ -133,8 +133,9 @@ class NoisedDiffusionClassifierPipeline(CertifyingPipeline):
                 `default_levels`.
             batch_size: (image, class, level) triples per network evaluation; peak memory depends on it alone.
             seed: Seed of the noise that every image meets. Default: fresh noise for each image.
-            sift: Whether the pipeline's `sifter` chooses each image's candidate classes. Default: where it was fitted
-                for this sigma and method, unless `levels` are given. True raises a `ValueError` where it was not.
+            sift: What the pipeline's `sifter` does for each image: choose its candidate classes ("candidates"), count
+                in the loss as well ("scores", which makes the decision partly discriminative), or nothing (False).
+                Default: "candidates" if it was fitted for this sigma and method and no `levels` are given, else False.
 
         Returns:
             The classifier.

@@ -52,6 +52,8 @@ for _component in COMPONENT_CLASSES.values():
 class SharedPipeline(DiffusionPipeline):
     """A pipeline whose saved folder every way of loading understands."""
 
+    sifter: ClassSifter | None
+
     def save_config(self, save_directory, **kwargs):
         """Write `model_index.json` with class names for every way of loading, and the files that these names mean."""
         super().save_config(save_directory, **kwargs)
@@ -69,6 +71,26 @@ class SharedPipeline(DiffusionPipeline):
             path = Path(save_directory, file)
             path.parent.mkdir(exist_ok=True)
             path.write_text(IMPORT_FILE.format(module=module, name=name))
+
+    def save_calibration(self, save_directory: str | Path) -> None:
+        """Write what `calibrate` changes into the folder of this saved pipeline: `model_index.json` and the sifter.
+
+        Args:
+            save_directory: The folder. The networks in it are left alone.
+
+        Raises:
+            FileNotFoundError: There is no saved pipeline in it.
+
+        Example:
+            >>> pipe.calibrate(images, labels, sigma=0.25)  # doctest: +SKIP
+            >>> pipe.save_calibration("model")  # doctest: +SKIP
+        """
+        index = Path(save_directory, self.config_name)
+        if not index.is_file():
+            raise FileNotFoundError(f"`save_directory` must be the folder of a saved pipeline, got {save_directory}.")
+        if self.sifter is not None:
+            self.sifter.save_pretrained(Path(save_directory, "sifter"))
+        self.save_config(save_directory)
 
     def _upload_folder(self, working_dir, repo_id, token=None, commit_message=None, create_pr=False, subfolder=None):
         # All ways of pushing end here. By now the folder holds the repository's card, or a generic one that diffusers
