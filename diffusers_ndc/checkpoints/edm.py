@@ -17,6 +17,7 @@ from .edm_schedulers import IDDPMPrecondScheduler, VEPrecondScheduler, VPPrecond
 from .edm_unet import EDMUNet2DModel
 from .edm_weights import converted_state_dict
 from .files import EDMCheckpoint, read_checkpoint
+from .state_dicts import assign_weights
 
 
 EDM_SIGMA_MIN, EDM_SIGMA_MAX = 0.002, 80.0
@@ -156,16 +157,7 @@ def convert_network(checkpoint: EDMCheckpoint, no_label_row: bool = False) -> ED
             f"{checkpoint.source} must have the arguments and weights of a {checkpoint.model_type}, got some with "
             f"which it cannot be built ({error!r})."
         ) from error
-    expected = {name: tuple(tensor.shape) for name, tensor in network.state_dict().items()}
-    actual = {name: tuple(tensor.shape) for name, tensor in weights.items()}
-    wrong = sorted(name for name in expected | actual if expected.get(name) != actual.get(name))
-    if wrong:
-        raise ValueError(
-            f"{checkpoint.source} must have the weights of the network that its arguments describe, got {len(wrong)} "
-            f"of another shape or name. '{wrong[0]}' must have the shape {expected.get(wrong[0])}, got "
-            f"{actual.get(wrong[0])}."
-        )
-    network.load_state_dict(weights, assign=True)
+    assign_weights(network, weights, checkpoint.source)
     return network.eval()
 
 

@@ -6,15 +6,16 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from safetensors.torch import load_file
 
 from ..common import json as strict_json
+from .state_dicts import SUFFIXES as STATE_DICT_SUFFIXES
+from .state_dicts import read_state_dict
 from .unpickling import read_pickled_network
 
 
 PRECONDITIONINGS = ("EDMPrecond", "VPPrecond", "VEPrecond", "iDDPMPrecond")
 NETWORKS = ("SongUNet", "DhariwalUNet")
-SUFFIXES = (".pkl", ".pt", ".pth", ".safetensors")
+SUFFIXES = (".pkl", *STATE_DICT_SUFFIXES)
 DESCRIPTION = '{"class_name": "EDMPrecond", "init_kwargs": {...}}'
 
 
@@ -82,7 +83,7 @@ def read_checkpoint(path: str | os.PathLike, argument: str = "path") -> EDMCheck
     if path.suffix == ".pkl":
         return _read_pickle(path, source)
     class_name, init_kwargs = _read_description(path.with_suffix(".json"), source)
-    return EDMCheckpoint(class_name, init_kwargs, _read_state_dict(path, source), source)
+    return EDMCheckpoint(class_name, init_kwargs, read_state_dict(path, source), source)
 
 
 def _read_pickle(path: Path, source: str) -> EDMCheckpoint:
@@ -114,19 +115,3 @@ def _read_description(path: Path, source: str) -> tuple[str, dict]:
             f"{source} must have a description {DESCRIPTION} in '{path.name}', got a file that cannot be used "
             f"({type(error).__name__}: {error})."
         ) from error
-
-
-def _read_state_dict(path: Path, source: str) -> dict[str, torch.Tensor]:
-    try:
-        if path.suffix == ".safetensors":
-            tensors = load_file(path)
-        else:
-            tensors = torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:  # torch.load raises errors of any class for damaged bytes
-        raise ValueError(f"{source} must be a state dict, got a file that cannot be read: {error}") from error
-    if not isinstance(tensors, dict):
-        raise ValueError(f"{source} must hold a dictionary of tensors, got {type(tensors).__name__}.")
-    for name, value in tensors.items():
-        if not isinstance(value, torch.Tensor):
-            raise ValueError(f"{source} must hold a dictionary of tensors, got {type(value).__name__} at '{name}'.")
-    return tensors
