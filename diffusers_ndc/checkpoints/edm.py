@@ -34,7 +34,8 @@ def read_checkpoints(
 
     Args:
         path: A class-conditional checkpoint: a published `.pkl`, or a state dict (`.pt`, `.pth`, `.safetensors`) with
-            a JSON file of the same name beside it, `{"class_name": "EDMPrecond", "init_kwargs": {...}}`.
+            a JSON file of the same name beside it, `{"class_name": "EDMPrecond", "init_kwargs": {...}}`; or its
+            address, as `read_checkpoint` takes it.
         unconditional: A checkpoint without classes, or `None`.
         null_class: The number of classes, if the label of all zeros was trained as "no class". This is assumed if the
             checkpoint's arguments have a `label_dropout`.
@@ -45,6 +46,7 @@ def read_checkpoints(
 
     Raises:
         FileNotFoundError: A file does not exist.
+        OSError: A file cannot be downloaded.
         ValueError: A file is damaged or holds something else, or the two checkpoints do not fit each other.
     """
     checkpoint = read_checkpoint(path)

@@ -5,11 +5,11 @@ Most networks become a stock `UNet2DModel`; the others an `OpenAIUNet2DModel`, w
 
 import os
 from dataclasses import dataclass
-from pathlib import Path
 
 import torch
 from diffusers import DDPMScheduler, UNet2DModel
 
+from .downloads import local_copy, locate
 from .openai_architecture import NORM_GROUPS, OpenAIArchitecture, read_architecture
 from .openai_arguments import OpenAIArguments, complete
 from .openai_unet import OpenAIUNet2DModel
@@ -50,7 +50,8 @@ def read_openai_checkpoints(
     """Read all that a classifier needs from one or two checkpoints.
 
     Args:
-        path: A class-conditional checkpoint: a state dict (`.pt`, `.pth`, `.safetensors`).
+        path: A class-conditional checkpoint: a state dict (`.pt`, `.pth`, `.safetensors`), or its address as
+            `read_openai_checkpoint` takes it.
         unconditional: A checkpoint without classes, or `None`.
         arguments: How the class-conditional network was trained. Default: as the published one of its architecture.
         unconditional_arguments: How the unconditional network was trained. Default: as the published one of its
@@ -62,6 +63,7 @@ def read_openai_checkpoints(
 
     Raises:
         FileNotFoundError: A file does not exist.
+        OSError: A file cannot be downloaded.
         ValueError: A file is damaged or holds something else, an argument is missing or does not fit, or the two
             checkpoints do not fit each other.
     """
@@ -106,7 +108,9 @@ def read_openai_checkpoint(
     """Read a checkpoint of guided-diffusion or improved-diffusion. Nothing in the file is run.
 
     Args:
-        path: A state dict (`.pt`, `.pth`, `.safetensors`), with or without classes.
+        path: A state dict (`.pt`, `.pth`, `.safetensors`), with or without classes. Or the address of one, which is
+            downloaded once: `https://HOST/FILE` or `hf://OWNER/REPOSITORY[@REVISION]/FILE`, each with `#sha256=DIGITS`
+            at its end if it must have this SHA-256.
         arguments: How the network was trained. What is not given is taken from the published network of the same
             names and shapes; without one, all that the weights do not tell must be given.
         argument: Name of the caller's argument, for messages.
@@ -117,6 +121,7 @@ def read_openai_checkpoint(
 
     Raises:
         FileNotFoundError: The file does not exist.
+        OSError: The file cannot be downloaded.
         ValueError: The file is damaged or holds something else: a classifier, a super-resolution network, the state
             of an optimizer; or an argument is missing or does not fit.
 
@@ -125,18 +130,13 @@ def read_openai_checkpoint(
         >>> unet = convert_openai_network(checkpoint)  # doctest: +SKIP
         >>> scheduler = convert_openai_scheduler(checkpoint)  # doctest: +SKIP
     """
-    path = Path(path)
-    source = f"`{argument}` ('{path}')"
-    if not path.is_file():
-        raise FileNotFoundError(
-            f"{source} must be a file that ends in one of {SUFFIXES}, got a path that does not exist."
-        )
-    if path.suffix not in SUFFIXES:
-        raise ValueError(f"{source} must end in one of {SUFFIXES}, got '{path.suffix}'.")
-    state_dict = read_state_dict(path, source)
+    location = locate(path, argument, SUFFIXES)
+    source = location.source
+    with local_copy(location) as file:
+        state_dict = read_state_dict(file, source)
     architecture = read_architecture(state_dict, source)
     check_channels(architecture, source)
-    arguments = complete(arguments or OpenAIArguments(), architecture, source, path.name, shared or {})
+    arguments = complete(arguments or OpenAIArguments(), architecture, source, location.name, shared or {})
     return OpenAICheckpoint(architecture, arguments, state_dict, source)
 
 

@@ -75,6 +75,8 @@ class NoisedDiffusionClassifierPipeline(CertifyingPipeline):
         Args:
             path: Class-conditional checkpoint: a published `.pkl`, of which no code is run, or a state dict (`.pt`,
                 `.safetensors`) with a JSON file beside it, as `diffusers_ndc.checkpoints.read_checkpoint` describes.
+                Or its address, `https://HOST/FILE` or `hf://OWNER/REPOSITORY[@REVISION]/FILE`: the file is downloaded
+                once, and must have a SHA-256 given as `#sha256=DIGITS` at the end.
             unconditional: Checkpoint without classes, of the same preconditioning and image size.
             id2label: Names of the classes by index. Default: their numbers.
             null_class: The number of classes, if the label of all zeros was trained as "no class". Default: no null
@@ -85,6 +87,7 @@ class NoisedDiffusionClassifierPipeline(CertifyingPipeline):
 
         Raises:
             FileNotFoundError: A file does not exist.
+            OSError: A file cannot be downloaded.
             ValueError: A file is damaged, holds something else, or does not fit the other arguments.
 
         Example:
@@ -126,7 +129,9 @@ class NoisedDiffusionClassifierPipeline(CertifyingPipeline):
 
         Args:
             path: Class-conditional checkpoint: a state dict (`.pt`, `.pth`, `.safetensors`) of a network, of which no
-                code is run. Classifiers, super-resolution networks and states of optimizers raise an error.
+                code is run. Classifiers, super-resolution networks and states of optimizers raise an error. Or its
+                address, `https://HOST/FILE` or `hf://OWNER/REPOSITORY[@REVISION]/FILE`: the file is downloaded once,
+                and must have a SHA-256 given as `#sha256=DIGITS` at the end.
             unconditional: Checkpoint without classes, of the same image size and noise schedule.
             id2label: Names of the classes by index. Default: their numbers.
             image_size: Height and width of the images, in pixels.
@@ -150,6 +155,7 @@ class NoisedDiffusionClassifierPipeline(CertifyingPipeline):
 
         Raises:
             FileNotFoundError: A file does not exist.
+            OSError: A file cannot be downloaded.
             ValueError: A file is damaged, holds something else, or does not fit the other arguments; or an argument
                 is needed and not given.
 
