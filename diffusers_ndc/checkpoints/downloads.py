@@ -91,7 +91,7 @@ def locate(path: str | os.PathLike, argument: str, suffixes: tuple[str, ...]) ->
     if match is None:
         file = Path(path)
         location = Location(str(file), "", file.name, None, f"`{argument}` ('{file}')")
-        if not file.is_file():
+        if not os.path.isfile(file):
             raise FileNotFoundError(
                 f"{location.source} must be a file that ends in one of {suffixes}, got a path that does not exist."
             )
@@ -116,12 +116,14 @@ def read_address(address: str, scheme: str, argument: str) -> Location:
         raise ValueError(
             f"{source} must end in '#sha256=' and 64 hexadecimal digits, or not in '#', got '#{fragment}'."
         )
+    if not address.isprintable() or " " in address:
+        raise ValueError(f"{source} must have no spaces and control characters, got {shown!r}.")
     if scheme == "hf":
         match = HUB_FILE.fullmatch(address)
         if match is None or ".." in match[3].split("/"):
             raise ValueError(f"{source} must have the form {FORMS}, got '{shown}'.")
         return Location(address, scheme, PurePosixPath(match[3]).name, sha256, source)
-    if scheme not in ("https", "http") or not urlsplit(address).hostname:
+    if scheme not in ("https", "http") or not has_host(address):
         raise ValueError(f"{source} must be a path, or an address of the form {FORMS}, got '{shown}'.")
     if scheme == "http" and sha256 is None:
         raise ValueError(
@@ -129,6 +131,14 @@ def read_address(address: str, scheme: str, argument: str) -> Location:
             "file could be changed on its way."
         )
     return Location(address, scheme, unquote(urlsplit(address).path.rpartition("/")[2]), sha256, source)
+
+
+def has_host(address: str) -> bool:
+    """Whether an address of the web names a host."""
+    try:
+        return bool(urlsplit(address).hostname)
+    except ValueError:  # for example a bracket that is not closed
+        return False
 
 
 @contextmanager

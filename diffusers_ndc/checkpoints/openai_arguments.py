@@ -58,14 +58,16 @@ class OpenAIArguments:
         for name in ("image_size", "num_heads", "num_classes"):
             if getattr(self, name) is not None:
                 check_integer(name, getattr(self, name), 1, MAX_NUMBER)
-        if self.num_head_channels not in (None, -1):
-            check_integer("num_head_channels", self.num_head_channels, 1, MAX_NUMBER, "-1 or an integer")
+        channels = self.num_head_channels
+        if channels is not None and (type(channels) is not int or channels != -1):
+            check_integer("num_head_channels", channels, 1, MAX_NUMBER, "-1 or an integer")
         if self.diffusion_steps is not None:
             check_integer("diffusion_steps", self.diffusion_steps, MIN_STEPS, MAX_STEPS)
-        if self.noise_schedule not in (None, *NOISE_SCHEDULES):
-            raise ValueError(f"`noise_schedule` must be one of {NOISE_SCHEDULES}, got {self.noise_schedule!r}.")
+        schedule = self.noise_schedule
+        if schedule is not None and (type(schedule) is not str or schedule not in NOISE_SCHEDULES):
+            raise ValueError(f"`noise_schedule` must be one of {NOISE_SCHEDULES}, got {schedule!r}.")
         for name in ("use_new_attention_order", "rescale_timesteps", "predict_xstart"):
-            if getattr(self, name) not in (None, True, False) or type(getattr(self, name)) is int:
+            if getattr(self, name) is not None and type(getattr(self, name)) is not bool:
                 raise ValueError(f"`{name}` must be True, False or None, got {getattr(self, name)!r}.")
 
     @classmethod

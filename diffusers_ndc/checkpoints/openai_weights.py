@@ -62,7 +62,7 @@ def converted_state_dict(
         tensor = tensor.float()
         if part in attentions:
             new_order = use_new_attention_order
-            for letter, rows in zip("qkv", split_qkv(tensor, heads(len(tensor) // 3), new_order), strict=True):
+            for letter, rows in zip("qkv", split_qkv(tensor, heads(tensor.shape[0] // 3), new_order), strict=True):
                 converted[f"{attentions[part]}.to_{letter}.{leaf}"] = rows
         elif part in parts:
             if part.endswith(".proj_out"):
@@ -117,5 +117,5 @@ def split_qkv(tensor: torch.Tensor, num_heads: int, new_order: bool) -> list[tor
         Three tensors of shape `(channels, channels)` or `(channels,)`.
     """
     rows = tensor.reshape(3, -1) if new_order else tensor.reshape(num_heads, 3, -1).transpose(0, 1)
-    shape = (len(tensor) // 3, *tensor.shape[1:2])
+    shape = (tensor.shape[0] // 3, *tensor.shape[1:2])
     return [part.reshape(shape).contiguous() for part in rows]
