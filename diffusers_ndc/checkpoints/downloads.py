@@ -14,7 +14,7 @@ from pathlib import Path, PurePosixPath
 from urllib.parse import unquote, urlsplit
 
 from filelock import FileLock
-from huggingface_hub import cached_assets_path, constants, get_session, hf_hub_download
+from huggingface_hub import cached_assets_path, constants, hf_hub_download
 from huggingface_hub.errors import (
     EntryNotFoundError,
     HFValidationError,
@@ -23,6 +23,7 @@ from huggingface_hub.errors import (
     RevisionNotFoundError,
 )
 from huggingface_hub.file_download import http_get
+from huggingface_hub.utils import http_backoff
 
 
 SCHEME = re.compile(r"([A-Za-z][A-Za-z0-9+.-]+)://")
@@ -222,8 +223,14 @@ def fetch(location: Location, folder: Path) -> Path:
         OSError: It cannot be downloaded, or the server does not state its size.
     """
     try:
-        head = get_session().head(
-            location.path, headers=UNCOMPRESSED, follow_redirects=True, timeout=constants.HF_HUB_ETAG_TIMEOUT
+        head = http_backoff(
+            "HEAD",
+            location.path,
+            max_retries=2,
+            retry_on_status_codes=(),
+            headers=UNCOMPRESSED,
+            follow_redirects=True,
+            timeout=constants.HF_HUB_ETAG_TIMEOUT,
         )
     except Exception as error:  # the classes of the HTTP library belong to huggingface_hub, and change with it
         raise not_downloaded(location, error) from error

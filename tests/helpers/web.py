@@ -84,6 +84,7 @@ class Handler(BaseHTTPRequestHandler):
         if start:
             self.send_header("Content-Range", f"bytes {start}-{len(file.content) - 1}/{len(file.content)}")
         self.send_header("Content-Length", str(len(body) if file.sent is None else file.sent))
+        self.send_header("Connection", "close")
         self.end_headers()
         self.wfile.write(body[: file.breaks.pop(0)] if file.breaks else body)
         self.wfile.flush()
