@@ -11,7 +11,7 @@ from diffusers import DDPMScheduler, UNet2DModel
 
 from .downloads import local_copy, locate
 from .openai_architecture import NORM_GROUPS, OpenAIArchitecture, read_architecture
-from .openai_arguments import OpenAIArguments, complete
+from .openai_arguments import OpenAIArguments, check_complete, complete
 from .openai_unet import OpenAIUNet2DModel
 from .openai_weights import converted_state_dict
 from .state_dicts import SUFFIXES, assign_weights, read_state_dict
@@ -33,12 +33,18 @@ class OpenAICheckpoint:
         arguments: What they do not tell.
         state_dict: Its tensors, by their published names.
         source: Where it was read from, for messages.
+
+    Raises:
+        ValueError: An argument is missing or does not fit the architecture.
     """
 
     architecture: OpenAIArchitecture
     arguments: OpenAIArguments
     state_dict: dict[str, torch.Tensor]
     source: str
+
+    def __post_init__(self):
+        check_complete(self.arguments, self.architecture, self.source)
 
 
 def read_openai_checkpoints(

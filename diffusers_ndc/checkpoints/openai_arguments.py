@@ -91,10 +91,16 @@ class OpenAIArguments:
         return {name: value for name, value in dataclasses.asdict(self).items() if value is not None}
 
     def heads(self, width: int) -> int:
-        """Number of heads of an attention of a width, for complete arguments."""
-        if self.num_head_channels not in (None, -1):
+        """Number of heads of an attention of a width.
+
+        Raises:
+            ValueError: Neither their number nor their width is given.
+        """
+        if self.num_head_channels is not None and self.num_head_channels != -1:
             return width // self.num_head_channels
-        return self.num_heads or 1
+        if self.num_heads is None:
+            raise ValueError("`num_heads` or `num_head_channels` must be given, got neither.")
+        return self.num_heads
 
     @property
     def timestep_scale(self) -> float:
@@ -140,8 +146,7 @@ def complete(
         known = {name: value for name, value in known.items() if name not in ("num_heads", "num_head_channels")}
     assumed = {name: value for name, value in known.items() if name not in values}
     arguments = OpenAIArguments(**values, **assumed)
-    check_known(arguments, architecture, source)
-    check_fit(arguments, architecture, source)
+    check_complete(arguments, architecture, source)
     if kind is not None and assumed and PurePath(file_name).name not in kind["files"]:
         warnings.warn(
             f"{source} has the tensors of {kind['files'][0]}, and is taken to be trained like it: {assumed}. Pass the "
@@ -151,8 +156,8 @@ def complete(
     return arguments
 
 
-def check_known(arguments: OpenAIArguments, architecture: OpenAIArchitecture, source: str) -> None:
-    """Raise a `ValueError` if an argument that is needed is not known."""
+def check_complete(arguments: OpenAIArguments, architecture: OpenAIArchitecture, source: str) -> None:
+    """Raise a `ValueError` if an argument that is needed is not known, or one does not fit the architecture."""
     known = arguments.given()
     missing = [
         name for name in ("image_size", "noise_schedule", "diffusion_steps", "predict_xstart") if name not in known
@@ -167,14 +172,15 @@ def check_known(arguments: OpenAIArguments, architecture: OpenAIArchitecture, so
         missing.append("num_classes")
     if missing:
         raise ValueError(
-            f"`{'`, `'.join(missing).replace(' or ', '` or `')}` must be given for {source}, which is no published "
-            "network of OpenAI: its weights do not tell how it was trained, and a wrong value would give wrong "
+            f"`{'`, `'.join(missing).replace(' or ', '` or `')}` must be given for {source}: its weights do not "
+            "tell how it was trained, which is known of published networks only, and a wrong value would give wrong "
             f"answers without an error. Got {known or 'none'}."
         )
+    check_fit(arguments, architecture, source)
 
 
 def check_fit(arguments: OpenAIArguments, architecture: OpenAIArchitecture, source: str) -> None:
-    """Raise a `ValueError` if complete arguments do not fit the architecture."""
+    """Raise a `ValueError` if one of the arguments, none of which is missing, does not fit the architecture."""
     for width in architecture.attended_widths:
         heads = arguments.heads(width)
         if heads == 0 or width % heads != 0 or arguments.num_head_channels not in (None, -1, width // heads):

@@ -79,7 +79,7 @@ def test_weights_become_float32(dtype, tmp_path):
 def test_what_the_weights_do_not_tell_must_be_given(name, gone, missing, tmp_path):
     path = save_golden(tmp_path / "own.pt", name)
     some = {flag: value for flag, value in flags(name).items() if flag != gone}
-    with pytest.raises(ValueError, match=f"{missing} for `path` .*own.pt.* no published network"):
+    with pytest.raises(ValueError, match=f"{missing} for `path` .*own.pt.* known of published networks only"):
         read_openai_checkpoint(path, OpenAIArguments(**some))
 
 
@@ -89,6 +89,16 @@ def test_all_missing_arguments_are_named_at_once(tmp_path):
         read_openai_checkpoint(path)
     named = ["image_size", "noise_schedule", "diffusion_steps", "predict_xstart", "rescale_timesteps", "num_heads"]
     assert all(f"`{name}`" in str(error.value) for name in [*named, "num_head_channels", "num_classes"])
+
+
+def test_a_checkpoint_cannot_be_made_without_its_arguments():
+    architecture = read_architecture(golden("d")[0], "x")
+    for gone in ("num_heads", "use_new_attention_order", "rescale_timesteps"):
+        some = {flag: value for flag, value in flags("d").items() if flag != gone}
+        with pytest.raises(ValueError, match=f"`{gone}`.* must be given for x"):
+            OpenAICheckpoint(architecture, OpenAIArguments(**some), golden("d")[0], "x")
+    with pytest.raises(ValueError, match="`num_heads` or `num_head_channels` must be given"):
+        OpenAIArguments().heads(64)
 
 
 def test_arguments_without_effect_need_not_be_given(tmp_path):
