@@ -15,6 +15,7 @@ if TYPE_CHECKING:  # for type checkers and editors
     from .certification import SmoothedClassifier as SmoothedClassifier
     from .certification import attack as attack
     from .checkpoints import EDMUNet2DModel as EDMUNet2DModel
+    from .checkpoints import OpenAIUNet2DModel as OpenAIUNet2DModel
     from .common.copies import BaseClassifier as BaseClassifier
     from .common.copies import CallableClassifier as CallableClassifier
     from .diffusion import ClassSifter as ClassSifter
@@ -41,7 +42,7 @@ else:
                 "SmoothedClassifier",
                 "attack",
             ],
-            "checkpoints": ["EDMUNet2DModel"],
+            "checkpoints": ["EDMUNet2DModel", "OpenAIUNet2DModel"],
             "common.copies": ["BaseClassifier", "CallableClassifier"],
             "diffusion": [
                 "ClassSifter",

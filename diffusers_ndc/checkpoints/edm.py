@@ -17,6 +17,7 @@ from .edm_schedulers import IDDPMPrecondScheduler, VEPrecondScheduler, VPPrecond
 from .edm_unet import EDMUNet2DModel
 from .edm_weights import converted_state_dict
 from .files import EDMCheckpoint, read_checkpoint
+from .state_dicts import assign_weights
 
 
 EDM_SIGMA_MIN, EDM_SIGMA_MAX = 0.002, 80.0
@@ -33,7 +34,8 @@ def read_checkpoints(
 
     Args:
         path: A class-conditional checkpoint: a published `.pkl`, or a state dict (`.pt`, `.pth`, `.safetensors`) with
-            a JSON file of the same name beside it, `{"class_name": "EDMPrecond", "init_kwargs": {...}}`.
+            a JSON file of the same name beside it, `{"class_name": "EDMPrecond", "init_kwargs": {...}}`; or its
+            address, as `read_checkpoint` takes it.
         unconditional: A checkpoint without classes, or `None`.
         null_class: The number of classes, if the label of all zeros was trained as "no class". This is assumed if the
             checkpoint's arguments have a `label_dropout`.
@@ -44,6 +46,7 @@ def read_checkpoints(
 
     Raises:
         FileNotFoundError: A file does not exist.
+        OSError: A file cannot be downloaded.
         ValueError: A file is damaged or holds something else, or the two checkpoints do not fit each other.
     """
     checkpoint = read_checkpoint(path)
@@ -156,16 +159,7 @@ def convert_network(checkpoint: EDMCheckpoint, no_label_row: bool = False) -> ED
             f"{checkpoint.source} must have the arguments and weights of a {checkpoint.model_type}, got some with "
             f"which it cannot be built ({error!r})."
         ) from error
-    expected = {name: tuple(tensor.shape) for name, tensor in network.state_dict().items()}
-    actual = {name: tuple(tensor.shape) for name, tensor in weights.items()}
-    wrong = sorted(name for name in expected | actual if expected.get(name) != actual.get(name))
-    if wrong:
-        raise ValueError(
-            f"{checkpoint.source} must have the weights of the network that its arguments describe, got {len(wrong)} "
-            f"of another shape or name. '{wrong[0]}' must have the shape {expected.get(wrong[0])}, got "
-            f"{actual.get(wrong[0])}."
-        )
-    network.load_state_dict(weights, assign=True)
+    assign_weights(network, weights, checkpoint.source)
     return network.eval()
 
 

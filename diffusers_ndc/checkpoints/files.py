@@ -6,15 +6,17 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from safetensors.torch import load_file
 
 from ..common import json as strict_json
+from .downloads import Location, local_copy, locate
+from .state_dicts import SUFFIXES as STATE_DICT_SUFFIXES
+from .state_dicts import read_state_dict
 from .unpickling import read_pickled_network
 
 
 PRECONDITIONINGS = ("EDMPrecond", "VPPrecond", "VEPrecond", "iDDPMPrecond")
 NETWORKS = ("SongUNet", "DhariwalUNet")
-SUFFIXES = (".pkl", ".pt", ".pth", ".safetensors")
+SUFFIXES = (".pkl", *STATE_DICT_SUFFIXES)
 DESCRIPTION = '{"class_name": "EDMPrecond", "init_kwargs": {...}}'
 
 
@@ -61,7 +63,9 @@ def read_checkpoint(path: str | os.PathLike, argument: str = "path") -> EDMCheck
     Args:
         path: A published `.pkl`, whose network `ema` is read; or the network's state dict (`.pt`, `.pth`,
             `.safetensors`) with a JSON file of the same name beside it:
-            `{"class_name": "EDMPrecond", "init_kwargs": {...}}`.
+            `{"class_name": "EDMPrecond", "init_kwargs": {...}}`. Or the address of such a file, which is downloaded
+            once: `https://HOST/FILE` or `hf://OWNER/REPOSITORY[@REVISION]/FILE`, each with `#sha256=DIGITS` at its end
+            if it must have this SHA-256.
         argument: Name of the caller's argument, for messages.
 
     Returns:
@@ -69,20 +73,18 @@ def read_checkpoint(path: str | os.PathLike, argument: str = "path") -> EDMCheck
 
     Raises:
         FileNotFoundError: The file does not exist, or a state dict has no JSON file beside it.
-        ValueError: The file is damaged, holds something else, or is a pickle that names what no EDM network needs.
+        OSError: The file cannot be downloaded.
+        ValueError: The file is damaged, holds something else, or is a pickle that names what no EDM network needs; or
+            an address has another form, or its file another SHA-256.
     """
-    path = Path(path)
-    source = f"`{argument}` ('{path}')"
-    if not path.is_file():
-        raise FileNotFoundError(
-            f"{source} must be a file that ends in one of {SUFFIXES}, got a path that does not exist."
-        )
-    if path.suffix not in SUFFIXES:
-        raise ValueError(f"{source} must end in one of {SUFFIXES}, got '{path.suffix}'.")
-    if path.suffix == ".pkl":
-        return _read_pickle(path, source)
-    class_name, init_kwargs = _read_description(path.with_suffix(".json"), source)
-    return EDMCheckpoint(class_name, init_kwargs, _read_state_dict(path, source), source)
+    location = locate(path, argument, SUFFIXES)
+    if location.suffix == ".pkl":
+        with local_copy(location) as file:
+            return _read_pickle(file, location.source)
+    class_name, init_kwargs = _read_description(location)  # before the weights, which may be a long download
+    with local_copy(location) as file:
+        state_dict = read_state_dict(file, location.source)
+    return EDMCheckpoint(class_name, init_kwargs, state_dict, location.source)
 
 
 def _read_pickle(path: Path, source: str) -> EDMCheckpoint:
@@ -100,33 +102,24 @@ def _read_pickle(path: Path, source: str) -> EDMCheckpoint:
     return checkpoint
 
 
-def _read_description(path: Path, source: str) -> tuple[str, dict]:
-    if not path.is_file():
-        raise FileNotFoundError(
-            f"{source} must have '{path.name}' beside it, which describes the state dict ({DESCRIPTION}), got no such "
-            "file."
-        )
+def _read_description(location: Location) -> tuple[str, dict]:
+    beside = location.beside(".json")
     try:
-        description = strict_json.loads(path.read_text(encoding="utf-8"))
-        return description["class_name"], dict(description["init_kwargs"])
-    except (ValueError, TypeError, KeyError) as error:
-        raise ValueError(
-            f"{source} must have a description {DESCRIPTION} in '{path.name}', got a file that cannot be used "
-            f"({type(error).__name__}: {error})."
+        with local_copy(beside) as file:
+            return _parse_description(file, beside.name, location.source)
+    except FileNotFoundError as error:
+        raise FileNotFoundError(
+            f"{location.source} must have '{beside.name}' beside it, which describes the state dict ({DESCRIPTION}), "
+            "got no such file."
         ) from error
 
 
-def _read_state_dict(path: Path, source: str) -> dict[str, torch.Tensor]:
+def _parse_description(file: Path, name: str, source: str) -> tuple[str, dict]:
     try:
-        if path.suffix == ".safetensors":
-            tensors = load_file(path)
-        else:
-            tensors = torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:  # torch.load raises errors of any class for damaged bytes
-        raise ValueError(f"{source} must be a state dict, got a file that cannot be read: {error}") from error
-    if not isinstance(tensors, dict):
-        raise ValueError(f"{source} must hold a dictionary of tensors, got {type(tensors).__name__}.")
-    for name, value in tensors.items():
-        if not isinstance(value, torch.Tensor):
-            raise ValueError(f"{source} must hold a dictionary of tensors, got {type(value).__name__} at '{name}'.")
-    return tensors
+        description = strict_json.loads(file.read_text(encoding="utf-8"))
+        return description["class_name"], dict(description["init_kwargs"])
+    except (ValueError, TypeError, KeyError) as error:
+        raise ValueError(
+            f"{source} must have a description {DESCRIPTION} in '{name}', got a file that cannot be used "
+            f"({type(error).__name__}: {error})."
+        ) from error

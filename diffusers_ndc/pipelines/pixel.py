@@ -5,7 +5,7 @@ import os
 from diffusers import UNet2DConditionModel, UNet2DModel
 from diffusers.schedulers import SchedulerMixin
 
-from ..checkpoints import EDMUNet2DModel, read_checkpoints
+from ..checkpoints import EDMUNet2DModel, OpenAIArguments, read_checkpoints, read_openai_checkpoints
 from ..diffusion.calibration import check_levels
 from ..diffusion.class_sifter import ClassSifter, check_sifter
 from ..diffusion.classifier import NoisedDiffusionClassifier
@@ -82,6 +82,8 @@ class NoisedDiffusionClassifierPipeline(CertifyingPipeline):
         Args:
             path: Class-conditional checkpoint: a published `.pkl`, of which no code is run, or a state dict (`.pt`,
                 `.safetensors`) with a JSON file beside it, as `diffusers_ndc.checkpoints.read_checkpoint` describes.
+                Or its address, `https://HOST/FILE` or `hf://OWNER/REPOSITORY[@REVISION]/FILE`: the file is downloaded
+                once, and must have a SHA-256 given as `#sha256=DIGITS` at the end.
             unconditional: Checkpoint without classes, of the same preconditioning and image size.
             id2label: Names of the classes by index. Default: their numbers.
             null_class: The number of classes, if the label of all zeros was trained as "no class". Default: no null
@@ -92,6 +94,7 @@ class NoisedDiffusionClassifierPipeline(CertifyingPipeline):
 
         Raises:
             FileNotFoundError: A file does not exist.
+            OSError: A file cannot be downloaded.
             ValueError: A file is damaged, holds something else, or does not fit the other arguments.
 
         Example:
@@ -101,6 +104,92 @@ class NoisedDiffusionClassifierPipeline(CertifyingPipeline):
         """
         unet, scheduler, unconditional_unet, null_class = read_checkpoints(path, unconditional, null_class)
         return cls(unet, scheduler, unconditional_unet, id2label, null_class)
+
+    @classmethod
+    def from_openai_checkpoint(
+        cls,
+        path: str | os.PathLike,
+        unconditional: str | os.PathLike | None = None,
+        id2label: dict | None = None,
+        *,
+        image_size: int | None = None,
+        num_heads: int | None = None,
+        num_head_channels: int | None = None,
+        use_new_attention_order: bool | None = None,
+        noise_schedule: str | None = None,
+        diffusion_steps: int | None = None,
+        rescale_timesteps: bool | None = None,
+        predict_xstart: bool | None = None,
+        num_classes: int | None = None,
+        unconditional_arguments: dict | None = None,
+    ) -> "NoisedDiffusionClassifierPipeline":
+        """The pipeline of a checkpoint of OpenAI's guided-diffusion or improved-diffusion, on the CPU, in float32.
+
+        guided-diffusion is Dhariwal & Nichol 2021 (arXiv:2105.05233), improved-diffusion Nichol & Dhariwal 2021
+        (arXiv:2102.09672). The architecture is told from the weights. What they do not tell is known for the published
+        networks, which are recognised by the names and shapes of their tensors. For every other network it must be
+        given, as in its training; the arguments have the names of OpenAI's flags. Given arguments win.
+
+        The networks have no null class. Give an unconditional checkpoint of the same noise schedule too (the published
+        pairs: ImageNet 256 x 256 of guided-diffusion, ImageNet 64 x 64 of improved-diffusion), or APNDC takes the mean
+        over the classes, one network evaluation for each.
+
+        Args:
+            path: Class-conditional checkpoint: a state dict (`.pt`, `.pth`, `.safetensors`) of a network, of which no
+                code is run. Classifiers, super-resolution networks and states of optimizers raise an error. Or its
+                address, `https://HOST/FILE` or `hf://OWNER/REPOSITORY[@REVISION]/FILE`: the file is downloaded once,
+                and must have a SHA-256 given as `#sha256=DIGITS` at the end.
+            unconditional: Checkpoint without classes, of the same image size and noise schedule.
+            id2label: Names of the classes by index. Default: their numbers.
+            image_size: Height and width of the images, in pixels.
+            num_heads: Number of heads of every attention. `num_head_channels` takes its place if both are given.
+                Networks with another `num_heads_upsample` are not supported.
+            num_head_channels: Width of every head; -1, as in OpenAI's scripts, if `num_heads` decides.
+            use_new_attention_order: Whether queries, keys and values lie one after the other in the weights. False
+                for networks of improved-diffusion.
+            noise_schedule: `linear` or `cosine`.
+            diffusion_steps: Number T of noise levels in training.
+            rescale_timesteps: Whether the network was told `1000 t / T` instead of `t`. The default is True in
+                improved-diffusion, False in guided-diffusion; without effect if T is 1000.
+            predict_xstart: Whether the network predicts the clean image instead of the noise.
+            num_classes: Number of trained classes, the first rows of the class embedding: OpenAI's scripts give every
+                class-conditional network 1000 rows. Default: the number of names in `id2label`.
+            unconditional_arguments: These arguments, by name, for the unconditional network. If it is not a published
+                one, image size, noise schedule, number of steps and prediction are those of the other network.
+
+        Returns:
+            The pipeline.
+
+        Raises:
+            FileNotFoundError: A file does not exist.
+            OSError: A file cannot be downloaded.
+            ValueError: A file is damaged, holds something else, or does not fit the other arguments; or an argument
+                is needed and not given.
+
+        Example:
+            >>> pipe = NoisedDiffusionClassifierPipeline.from_openai_checkpoint(
+            ...     "256x256_diffusion.pt", "256x256_diffusion_uncond.pt"
+            ... )  # doctest: +SKIP
+            >>> own = NoisedDiffusionClassifierPipeline.from_openai_checkpoint(
+            ...     "ema_0.9999_500000.pt", image_size=32, num_heads=4, use_new_attention_order=False, num_classes=10,
+            ...     noise_schedule="cosine", diffusion_steps=4000, rescale_timesteps=True, predict_xstart=False
+            ... )  # doctest: +SKIP
+        """
+        names = integer_labels(id2label)
+        arguments = OpenAIArguments(
+            image_size=image_size,
+            num_heads=num_heads,
+            num_head_channels=num_head_channels,
+            use_new_attention_order=use_new_attention_order,
+            noise_schedule=noise_schedule,
+            diffusion_steps=diffusion_steps,
+            rescale_timesteps=rescale_timesteps,
+            predict_xstart=predict_xstart,
+            num_classes=len(names) if names is not None and num_classes is None else num_classes,
+        )
+        others = OpenAIArguments.from_dict(unconditional_arguments or {}, "unconditional_arguments")
+        unet, scheduler, unconditional_unet = read_openai_checkpoints(path, unconditional, arguments, others)
+        return cls(unet, scheduler, unconditional_unet, id2label)
 
     @property
     def denoiser(self) -> Denoiser:

@@ -14,7 +14,13 @@ from diffusers import DiffusionPipeline
 from diffusers.pipelines.pipeline_loading_utils import LOADABLE_CLASSES
 from huggingface_hub import HfApi
 
-from ..checkpoints import EDMUNet2DModel, IDDPMPrecondScheduler, VEPrecondScheduler, VPPrecondScheduler
+from ..checkpoints import (
+    EDMUNet2DModel,
+    IDDPMPrecondScheduler,
+    OpenAIUNet2DModel,
+    VEPrecondScheduler,
+    VPPrecondScheduler,
+)
 from ..diffusion.class_sifter import ClassSifter
 from ..diffusion.noise_levels import NoiseLevels
 from .model_card import add_metadata, certifying, model_section, read_card, with_section, write_card
@@ -22,7 +28,14 @@ from .model_card import add_metadata, certifying, model_section, read_card, with
 
 COMPONENT_CLASSES = {
     component.__name__: component
-    for component in (ClassSifter, EDMUNet2DModel, IDDPMPrecondScheduler, VEPrecondScheduler, VPPrecondScheduler)
+    for component in (
+        ClassSifter,
+        EDMUNet2DModel,
+        IDDPMPrecondScheduler,
+        OpenAIUNet2DModel,
+        VEPrecondScheduler,
+        VPPrecondScheduler,
+    )
 }
 """Networks and schedulers that diffusers does not have, by name."""
 
