@@ -4,24 +4,21 @@ The choice is made before any image is certified, and is part of the base classi
 a bad one, leaves all certificates sound. It only determines how often the classifier is correct.
 """
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable
 
 import numpy as np
 import torch
 from numpy.typing import ArrayLike
 
-from ..common.checks import check_integer, check_number, check_sigma
-from ..common.copies import Copy
+from ..common.checks import check_integer, check_number
 from ..common.noise import standard_normal
 from ..common.seeds import derive_seeds
+from .candidate_errors import CandidateErrors, candidate_errors
 from .class_sifter import FeatureSift
 from .classifier import NoisedDiffusionClassifier
 from .level_fitting import choose_levels, sift_thresholds
-from .likelihoods import get_likelihood
 from .noise_levels import NoiseLevels
-from .sifter_fitting import CrossFit, fit_sift, noisy_copies
-from .sifting import Triples
+from .sifter_fitting import fit_sift
 from .sifting_rule import SiftingRule
 
 
@@ -34,43 +31,6 @@ ROUNDS = 3
 NO_TELLING_LEVEL = (
     "`candidates` must include a level at which the model can tell the classes of `labels` apart, got none."
 )
-
-MOST_CANDIDATES = 32
-"""Candidates of an image by whose errors levels are chosen."""
-
-
-@dataclass(frozen=True)
-class CandidateErrors:
-    """Squared errors of the candidate classes of N noisy copies, at L levels.
-
-    Args:
-        errors: Shape `(N, L, C)`, float64, summed over pixels, model units. C is K, or fewer if all have fewer
-            candidates.
-        labels: Place of the true class among the C, shape `(N,)`.
-        kept: Which of the C are candidates, shape `(N, C)`.
-        scores: Minus the scores of the sifter, shape `(N, C)`; zeros without one.
-    """
-
-    errors: np.ndarray
-    labels: np.ndarray
-    kept: np.ndarray
-    scores: np.ndarray
-
-    @classmethod
-    def joined(cls, parts: "Sequence[CandidateErrors]") -> "CandidateErrors":
-        """All these images; those with fewer candidates are filled up with classes that are not kept."""
-        most = max(part.kept.shape[1] for part in parts)
-
-        def fill(array: np.ndarray) -> np.ndarray:
-            width = [(0, 0)] * (array.ndim - 1) + [(0, most - array.shape[-1])]
-            return np.pad(array, width)
-
-        return cls(
-            np.concatenate([fill(part.errors) for part in parts]),
-            np.concatenate([part.labels for part in parts]),
-            np.concatenate([fill(part.kept) for part in parts]),
-            np.concatenate([fill(part.scores) for part in parts]),
-        )
 
 
 def calibrate_levels(
@@ -252,79 +212,6 @@ def calibrate_sifted(
     return levels, sift
 
 
-def candidate_errors(
-    classifier: NoisedDiffusionClassifier,
-    images: torch.Tensor,
-    labels: np.ndarray,
-    fit: CrossFit,
-    num_copies: int,
-    seed: int,
-    on_images: Callable[[int], object] | None = None,
-) -> CandidateErrors:
-    """Squared errors of the candidates of noisy copies; copies whose true class is none of them are left out.
-
-    Args:
-        classifier: Its `sigma` is the noise that is added to the images; its levels are scored.
-        images: Clean images, shape `(N, C, H, W)`, pixel units.
-        labels: Their classes, shape `(N,)`.
-        fit: The sifts. An image's candidates are chosen by the one that was fitted without it.
-        num_copies: Noisy copies of each image.
-        seed: Seed of the noise, 63 bits.
-        on_images: Called with the number of images after each group of images.
-    """
-    parts = []
-    for fold, sift in enumerate(fit.folds):
-        sifted = NoisedDiffusionClassifier(
-            classifier.denoiser,
-            classifier.sigma,
-            classifier.likelihood.name,
-            classifier.levels,
-            classifier.batch_size,
-            sift=sift.with_rule(loss_weight=1.0),
-        )
-        (numbers,) = np.nonzero(fit.fold_of == fold)
-        for first in range(0, len(numbers), GROUP):
-            rows = numbers[first : first + GROUP]
-            for copy in range(num_copies):
-                parts.append(_errors_of_candidates(sifted, images[rows], rows, copy, labels[rows], seed))
-            if on_images is not None:
-                on_images(len(rows))
-    return CandidateErrors.joined(parts)
-
-
-def _errors_of_candidates(
-    classifier: NoisedDiffusionClassifier,
-    images: torch.Tensor,
-    rows: np.ndarray,
-    copy: int,
-    labels: np.ndarray,
-    seed: int,
-) -> CandidateErrors:
-    """Squared errors of one copy of a few images; the best `MOST_CANDIDATES` of each are enough to choose levels."""
-    noisy, own_seeds = noisy_copies(images, rows, copy, classifier.sigma, seed)
-    with classifier.inference():
-        copies = classifier.open_copies(
-            [Copy(number, image, own) for number, (image, own) in enumerate(zip(noisy, own_seeds, strict=True))]
-        )
-        most = min(MOST_CANDIDATES, max(copies.num_in_play))
-        scores, chosen = copies.losses.masked_fill(~copies.in_play, torch.inf).topk(most, largest=False)
-        kept = scores.isfinite()
-        in_play = torch.zeros_like(copies.in_play).scatter(1, chosen, kept)
-        triples = Triples.next_levels(in_play, len(classifier.levels))
-        values = classifier.squared_errors_of(copies, triples.to("cpu"))
-    errors = torch.zeros(len(images), len(classifier.levels), classifier.num_classes, dtype=torch.double)
-    errors[triples.row.cpu(), triples.level.cpu(), triples.label.cpu()] = values.double().cpu()
-    chosen, kept = chosen.cpu(), kept.cpu()
-    place = (chosen == torch.from_numpy(labels)[:, None]) & kept
-    known = place.any(dim=1).numpy()
-    return CandidateErrors(
-        errors.gather(2, chosen[:, None].expand(-1, len(classifier.levels), -1)).numpy()[known],
-        place.long().argmax(dim=1).numpy()[known],
-        kept.numpy()[known],
-        scores.masked_fill(~scores.isfinite(), 0).double().cpu().numpy()[known],
-    )
-
-
 def check_labels(labels: ArrayLike, num_images: int, num_classes: int) -> np.ndarray:
     """Check labels and return them as an array of integers.
 
@@ -349,44 +236,3 @@ def check_labels(labels: ArrayLike, num_images: int, num_classes: int) -> np.nda
     if missing:
         raise ValueError(f"`labels` must have at least one image of each class, got none of the classes {missing}.")
     return classes
-
-
-def levels_key(sigma: float) -> str:
-    """Key of the noise levels for a smoothing sigma (pixel units) in a pipeline's configuration."""
-    return f"{sigma:g}"
-
-
-def check_levels(levels: dict[str, dict[str, dict]]) -> None:
-    """Raise unless a table of noise levels can be used when one of its sigmas is asked for.
-
-    Args:
-        levels: Dictionaries of `NoiseLevels.to_dict` by sigma (pixel units, as `levels_key` writes it) and method.
-
-    Raises:
-        TypeError: A value of the levels has the wrong type.
-        ValueError: The table has another structure, a key or value is out of range, or levels were calibrated for
-            another sigma or method.
-    """
-    if not isinstance(levels, dict) or not all(isinstance(by_method, dict) for by_method in levels.values()):
-        raise ValueError(f"`levels` must be a dictionary by sigma of dictionaries by method, got {levels!r}.")
-    for key, by_method in levels.items():
-        if not _is_levels_key(key):
-            raise ValueError(f"`levels` must have sigmas in pixel units as keys, such as '0.25', got {key!r}.")
-        for method, values in by_method.items():
-            get_likelihood(method, float(key))
-            saved = NoiseLevels.from_dict(values)
-            sigma = None if saved.smoothing_sigma is None else levels_key(saved.smoothing_sigma)
-            if (sigma, saved.method) not in ((None, None), (key, method)):
-                raise ValueError(
-                    f"`levels` must have levels for sigma {key} and method {method!r} at these keys, got levels for "
-                    f"sigma {sigma} and method {saved.method!r}."
-                )
-
-
-def _is_levels_key(key: object) -> bool:
-    try:
-        sigma = float(key)  # type: ignore[arg-type]
-        check_sigma(sigma)
-    except (OverflowError, TypeError, ValueError):
-        return False
-    return key == levels_key(sigma)

@@ -11,12 +11,13 @@ from diffusers.utils import BaseOutput
 from ..common.checks import check_seed, check_sigma
 from ..common.images import check_pixel_range
 from ..common.noise import resolve_seed
-from ..diffusion.calibration import ROUNDS, calibrate_levels, calibrate_sifted, levels_key
+from ..diffusion.calibration import ROUNDS, calibrate_levels, calibrate_sifted
 from ..diffusion.class_sifter import ClassSifter, FeatureSift
 from ..diffusion.classifier import NoisedDiffusionClassifier
 from ..diffusion.denoised_diffusion import DenoisedDiffusionClassifier
 from ..diffusion.denoiser import Denoiser
 from ..diffusion.feature_classifier import FeatureClassifier
+from ..diffusion.levels_table import levels_key
 from ..diffusion.likelihoods import get_likelihood
 from ..diffusion.noise_levels import NoiseLevels
 from ..diffusion.trained_levels import default_levels

@@ -7,17 +7,18 @@ from diffusers import AutoencoderKL, DiTTransformer2DModel, UNet2DConditionModel
 from diffusers.schedulers import SchedulerMixin
 from transformers import CLIPTextModel, CLIPTokenizer
 
-from ..common.checks import check_kind, check_sigma
-from ..diffusion.calibration import check_levels
+from ..common.checks import check_sigma
 from ..diffusion.class_sifter import ClassSifter, check_sifter
 from ..diffusion.classifier import LATENT_NOISE, NoisedDiffusionClassifier
 from ..diffusion.denoised_diffusion import DenoisedDiffusionClassifier
 from ..diffusion.denoiser import Denoiser
+from ..diffusion.levels_table import check_levels
 from ..diffusion.noise_levels import NoiseLevels
-from ..diffusion.prompts import check_length, embed_prompts, read_prompts
+from ..diffusion.prompts import embed_prompts
 from .base import Sift, check_names, integer_labels
 from .certifying import CertifyingPipeline
 from .inputs import Images
+from .latent_components import check_components, check_prompts
 
 
 class LatentDiffusionClassifierPipeline(CertifyingPipeline):
@@ -99,7 +100,7 @@ class LatentDiffusionClassifierPipeline(CertifyingPipeline):
                 raise ValueError(
                     f"`null_class` must be None with `prompts`, got {null_class}. The empty prompt is the null class."
                 )
-            prompts = _check_prompts(prompts, tokenizer, text_encoder, id2label)
+            prompts = check_prompts(prompts, tokenizer, text_encoder, id2label)
         if levels is not None:
             check_levels(levels)
         self.register_modules(
@@ -142,7 +143,7 @@ class LatentDiffusionClassifierPipeline(CertifyingPipeline):
             >>> pipe.set_prompts(["a photo of a cat", "a photo of a dog"], {0: "cat", 1: "dog"})  # doctest: +SKIP
         """
         id2label = integer_labels(id2label)
-        prompts = _check_prompts(prompts, self.tokenizer, self.text_encoder, id2label)
+        prompts = check_prompts(prompts, self.tokenizer, self.text_encoder, id2label)
         check_names(id2label, len(prompts))
         self.register_to_config(prompts=prompts, id2label=id2label)
         self.register_modules(sifter=None)
@@ -309,56 +310,3 @@ class LatentDiffusionClassifierPipeline(CertifyingPipeline):
         if self.pixel_unet is None:
             return ["print(pipe(image).labels)"]
         return super()._usage()
-
-
-def check_components(
-    vae: object,
-    scheduler: object,
-    unet: object,
-    transformer: object,
-    tokenizer: object,
-    text_encoder: object,
-    pixel_unet: object,
-    pixel_scheduler: object,
-) -> None:
-    """Raise unless the components are of supported classes and together make a latent model.
-
-    Raises:
-        TypeError: A component is of a class that is not supported.
-        ValueError: One is missing, or one too many is given.
-    """
-    check_kind("vae", vae, AutoencoderKL)
-    check_kind("scheduler", scheduler, SchedulerMixin)
-    unets = (UNet2DConditionModel, UNet2DModel)
-    for name, component, kinds in (
-        ("unet", unet, unets),
-        ("transformer", transformer, (DiTTransformer2DModel,)),
-        ("tokenizer", tokenizer, (CLIPTokenizer,)),
-        ("text_encoder", text_encoder, (CLIPTextModel,)),
-        ("pixel_unet", pixel_unet, unets),
-        ("pixel_scheduler", pixel_scheduler, (SchedulerMixin,)),
-    ):
-        if component is not None:
-            check_kind(name, component, *kinds)
-    if unet is None and transformer is None:
-        raise ValueError("`unet` or `transformer` must be given, got neither.")
-    if unet is not None and transformer is not None:
-        raise ValueError("`unet` or `transformer` must be given, got both.")
-    if (pixel_unet is None) != (pixel_scheduler is None):
-        raise ValueError("`pixel_unet` and `pixel_scheduler` must both be given or both be None, got only one.")
-
-
-def _check_prompts(
-    prompts: Mapping | Sequence,
-    tokenizer: CLIPTokenizer | None,
-    text_encoder: CLIPTextModel | None,
-    id2label: dict | None,
-) -> dict[int, list[str]]:
-    """The prompts by class index, a list for each class; raises a `ValueError` if they do not fit the other parts."""
-    if tokenizer is None or text_encoder is None:
-        raise ValueError("`tokenizer` and `text_encoder` must be given with `prompts`, got None.")
-    by_class = read_prompts(prompts)
-    if id2label is not None and len(id2label) != len(by_class):
-        raise ValueError(f"`prompts` must have as many classes as `id2label` ({len(id2label)}), got {len(by_class)}.")
-    check_length(by_class, tokenizer)
-    return by_class

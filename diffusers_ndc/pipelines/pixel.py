@@ -6,11 +6,11 @@ from diffusers import UNet2DConditionModel, UNet2DModel
 from diffusers.schedulers import SchedulerMixin
 
 from ..checkpoints import EDMUNet2DModel, OpenAIArguments, read_checkpoints, read_openai_checkpoints
-from ..diffusion.calibration import check_levels
 from ..diffusion.class_sifter import ClassSifter, check_sifter
 from ..diffusion.classifier import NoisedDiffusionClassifier
 from ..diffusion.denoiser import Denoiser
 from ..diffusion.feature_classifier import FeatureClassifier
+from ..diffusion.levels_table import check_levels
 from ..diffusion.noise_levels import NoiseLevels
 from .base import Sift, check_names, integer_labels
 from .certifying import CertifyingPipeline
