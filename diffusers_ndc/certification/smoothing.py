@@ -335,7 +335,7 @@ class SmoothedClassifier:
         return fresh_seed() if seed is None else seed
 
     def _collect(self, images, seed, begin, on_copies):
-        return collect_votes(self.base_classifier, self.noise.noisy_copies, images, seed, begin, on_copies)
+        return collect_votes(self.base_classifier, self.noise.with_noise_ahead(), images, seed, begin, on_copies)
 
     def _origin(self, seed: int, image: torch.Tensor, image_hash: str, bound: str) -> dict:
         """What a certificate says of where its votes come from."""

@@ -17,6 +17,7 @@ import torch
 
 from ..common.copies import BaseClassifier, Copy, Decided, group_by_kind
 from ..common.images import content_hash
+from ..common.prefetch import gains_from_prefetching
 from ..common.seeds import derive_seeds
 
 
@@ -107,7 +108,7 @@ def draw_seeds(seed: int, image_hash: str, purpose: str, numbers: Iterable[int])
 
 def collect_votes(
     classifier: BaseClassifier,
-    add_noise: Callable[[torch.Tensor, Sequence[int]], torch.Tensor],
+    add_noise: Callable[[torch.Tensor, Sequence[int], Sequence[int]], torch.Tensor],
     images: Iterable[torch.Tensor],
     seed: int,
     begin: Callable[[torch.Tensor, str], Procedure[Result]],
@@ -120,7 +121,8 @@ def collect_votes(
 
     Args:
         classifier: The base classifier.
-        add_noise: From an image `(C, H, W)` and N seeds of 63 bits to its noisy copies `(N, C, H, W)`.
+        add_noise: From an image `(C, H, W)` and N seeds of 63 bits to its noisy copies `(N, C, H, W)`. Its third
+            argument are seeds that are likely to be next, so that noise can be made ahead; none on the CPU.
         images: Clean images of shape `(C, H, W)`, pixel units. Consecutive images of one shape, dtype and device share
             batches.
         seed: Seed of all draws.
@@ -210,12 +212,18 @@ class _Queue:
             self.with_copies.appendleft(image)
 
     def _copies_of(self, image: "_OpenImage", most: int) -> list[Copy]:
-        seeds = draw_seeds(self.seed, image.image_hash, image.draws.purpose, image.hand_out(most))
-        noisy = self.add_noise(image.image, [smoothing_seed for smoothing_seed, _ in seeds])
+        seeds = self._seeds(image, image.hand_out(most))
+        then = []
+        if gains_from_prefetching(image.image.device):
+            then = [smoothing_seed for smoothing_seed, _ in self._seeds(image, image.upcoming(len(seeds)))]
+        noisy = self.add_noise(image.image, [smoothing_seed for smoothing_seed, _ in seeds], then)
         return [
             Copy(image, copy, own_seed if self.randomized else None)
             for copy, (_, own_seed) in zip(noisy, seeds, strict=True)
         ]
+
+    def _seeds(self, image: "_OpenImage", numbers: range) -> list[tuple[int, int]]:
+        return draw_seeds(self.seed, image.image_hash, image.draws.purpose, numbers)
 
 
 class _OpenImage:
@@ -231,10 +239,14 @@ class _OpenImage:
 
     def hand_out(self, most: int) -> range:
         """Numbers of the next draws, at most so many."""
+        numbers = self.upcoming(most)
+        self.remaining -= len(numbers)
+        return numbers
+
+    def upcoming(self, most: int) -> range:
+        """Numbers of the draws that would be handed out next."""
         first = self.draws.start + self.draws.count - self.remaining
-        count = min(most, self.remaining)
-        self.remaining -= count
-        return range(first, first + count)
+        return range(first, first + min(most, self.remaining))
 
     def count(self, label: int, logits: torch.Tensor, evaluations: int) -> None:
         votes = self.votes

@@ -12,6 +12,8 @@ from typing import Any, Protocol
 import torch
 
 from ..common.copies import Copy, Decided
+from ..common.noise import NoiseSource
+from ..common.prefetch import NoiseAhead, gains_from_prefetching
 from .noise_levels import NoiseLevels
 
 
@@ -156,7 +158,7 @@ class Scorer(Protocol):
     def open_copies(self, copies: Sequence[Copy]) -> OpenCopies:
         """Copies before their first level, with all classes in play."""
 
-    def squared_errors_of(self, copies: OpenCopies, triples: Triples) -> torch.Tensor:
+    def squared_errors_of(self, copies: OpenCopies, triples: Triples, noise: NoiseSource) -> torch.Tensor:
         """Squared error of each triple."""
 
 
@@ -174,6 +176,7 @@ class SiftingPool:
         # without a rule nothing is looked at before the last level, and all levels are scored at once
         self.levels_per_step = self.num_levels if self.rule is None else 1
         self.copies: OpenCopies | None = None
+        self.ahead = NoiseAhead()
 
     def __len__(self) -> int:
         return 0 if self.copies is None else len(self.copies)
@@ -193,6 +196,7 @@ class SiftingPool:
         """Add copies, at most `room` of them."""
         opened = self.scorer.open_copies(copies)
         self.copies = opened if self.copies is None else self.copies.followed_by(opened)
+        self._expect_noise(self.copies, ())
 
     def step(self) -> Decided:
         """Score the next level of as many copies as fill network batches, sift their classes, remove the decided ones.
@@ -204,10 +208,24 @@ class SiftingPool:
             raise RuntimeError("`pool` must hold copies before a step, got none.")
         triples_of = [self.levels_per_step * number for number in self.copies.num_in_play]
         rows = rows_that_fill(triples_of, self.scorer.batch_size)
+        self._expect_noise(self.copies, rows)
         self._score(self.copies, rows)
         if self.rule is not None:
             self._sift(self.copies, rows)
         return self._remove_decided(self.copies)
+
+    def _expect_noise(self, copies: OpenCopies, rows: Sequence[int]) -> None:
+        """Have noise made ahead: that of the next level of each copy, and of the level after it for those in `rows`.
+
+        Some of it is made in vain, for copies that are decided before. Without a rule all levels are scored at once.
+        """
+        if self.rule is None or not gains_from_prefetching(copies.x_tau.device):
+            return
+        levels = copies.level.tolist()
+        seeds = [seeds[level] for seeds, level in zip(copies.pair_seeds, levels, strict=True)]
+        for row in rows:
+            seeds += copies.pair_seeds[row][levels[row] + 1 : levels[row] + 2]
+        self.ahead.expect(tuple(copies.x_tau.shape[1:]), seeds, copies.x_tau.dtype)
 
     def _score(self, copies: OpenCopies, rows: list[int]) -> None:
         """Add the losses of the classes in play at the next levels of these copies."""
@@ -215,7 +233,9 @@ class SiftingPool:
         row, step, label = copies.in_play[rows][:, None].expand(-1, span, -1).nonzero(as_tuple=True)
         row = torch.tensor(rows, device=row.device)[row]
         level = copies.level[row] + step
-        errors = self.scorer.squared_errors_of(copies, Triples(row, level, label).to("cpu"))
+        errors = self.scorer.squared_errors_of(
+            copies, Triples(row, level, label).to("cpu"), self.ahead.standard_normal
+        )
         weights = errors.new_tensor(self.scorer.levels.weights)
         copies.losses = copies.losses.index_put((row, label), weights[level] * errors, accumulate=True)
         advance = torch.zeros_like(copies.level)
