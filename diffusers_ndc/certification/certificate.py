@@ -56,8 +56,8 @@ class Certificate(Record):
         seed: Seed of all random numbers.
         image_hash: Content hash of the image, which enters the seeds of its noise.
         evaluations: Network evaluations spent.
-        device: Kind of device on which the noise was drawn, as torch names it. The same seed gives other noise on
-            another kind. `None` if unknown.
+        device: Kind of device that the network ran on, as torch names it, for information: the noise is the same on
+            every device. Version 0.1.0 drew it on that device. `None` if unknown.
         base_classifier: Settings of the base classifier `f`, for the record.
     """
 

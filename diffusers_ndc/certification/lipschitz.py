@@ -147,7 +147,7 @@ class LipschitzCertificate(Record):
         seed: Seed of all draws.
         image_hash: Content hash of the image, which enters the seeds of its draws.
         evaluations: Network evaluations spent.
-        device: Kind of device on which the noise was drawn, as torch names it.
+        device: Kind of device that the network ran on, as torch names it, for information.
         base_classifier: Settings of the classifier; its `levels` give the constant.
     """
 

@@ -21,8 +21,8 @@ class Record:
         seed: Seed of all random numbers.
         image_hash: Content hash of the image, which enters the seeds of its noise.
         evaluations: Network evaluations spent.
-        device: Kind of device on which the noise was drawn, as torch names it (`"cpu"`, `"cuda"`). The same seed gives
-            other noise on another kind. `None` if unknown.
+        device: Kind of device that the network ran on, as torch names it (`"cpu"`, `"cuda"`), for information: the
+            noise is the same on every device. Version 0.1.0 drew it on that device. `None` if unknown.
         base_classifier: Settings of the classifier, for the record.
     """
 
@@ -64,15 +64,13 @@ class Record:
         """Raise unless the record comes from the same image, noise and classifier.
 
         Args:
-            origin: Names and values of the fields that must be equal. A record without a `device` passes for any.
+            origin: Names and values of the fields that must be equal. `device` may differ: the noise is the same.
 
         Raises:
             ValueError: One of the fields has another value.
         """
-        recorded = {name: getattr(self, name) for name in origin}
-        if recorded["device"] is None:
-            recorded["device"] = origin["device"]
-        differing = differences(recorded, origin)
+        expected = {name: value for name, value in origin.items() if name != "device"}
+        differing = differences({name: getattr(self, name) for name in expected}, expected)
         if differing:
             listed = "; ".join(f"{name} {old!r} instead of {new!r}" for name, (old, new) in differing.items())
             raise ValueError(f"`certificate` must be from this image, noise and classifier, got one with {listed}.")

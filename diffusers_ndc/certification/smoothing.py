@@ -264,8 +264,7 @@ class SmoothedClassifier:
 
         Raises:
             TypeError, ValueError: `image` is not as described; or `certificate` does not follow from its own votes,
-                has no seed, or is about another image or classifier, another `sigma` or `grid`, or another kind of
-                device, where the same seed gives other noise.
+                has no seed, or is about another image or classifier, or another `sigma` or `grid`.
         """
         sampling, origin = self._recorded(image, certificate)
         made = sum(certificate.counts.values())

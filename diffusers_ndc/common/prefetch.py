@@ -27,6 +27,8 @@ def gains_from_prefetching(device: torch.device) -> bool:
     """Whether the CPU has time to make noise while the network runs: on accelerators.
 
     On the CPU there is nothing to gain: of a certificate of the embedded digits model, noise takes 0.3% of the time.
+    Beside a network that leaves the CPU idle, nearly all of the noise's time is saved (measured with a sleep of 50 ms
+    for a network: batches of 8 arrays of 3 x 256 x 256 took 54 ms instead of 82 ms).
     """
     return device.type != "cpu"
 
