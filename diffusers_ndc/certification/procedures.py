@@ -11,6 +11,7 @@ from ..common.checks import check_integer, plain_numbers
 from .bounds import ANYTIME, BOUNDS, CURTAILED, MAX_N, SOFT, check_alpha, majority_pvalue
 from .certificate import Certificate, draws_to_settle, plurality
 from .stopping import STEP, StoppingRule, check_stopping, largest_provable
+from .vote_sequence import pack_votes
 from .voting import Draws, Procedure, Votes
 
 
@@ -191,7 +192,7 @@ class Certify:
         sigma: Smoothing noise, pixel units.
         sampling: Numbers of copies and the bound.
         origin: What the certificate says of where its votes come from, by field.
-        made: How many of the n copies to draw. Default: all. A curtailed run counts those not drawn as failures.
+        made: How many of the n copies to draw first. Default: all.
     """
 
     def __init__(self, sigma: float, sampling: Sampling, origin: dict, made: int | None = None):
@@ -304,5 +305,6 @@ def certificate_of(selection: Votes, votes: Votes, sigma: float, sampling: Sampl
         score_sum=votes.score_sum if soft else None,
         score_squares=votes.score_squares if soft else None,
         evaluations=selection.evaluations + votes.evaluations,
+        vote_sequence=pack_votes(selection.labels + votes.labels),
         **origin,
     )

@@ -19,6 +19,7 @@ from ..common.copies import BaseClassifier, Copy, Decided, group_by_kind
 from ..common.images import content_hash
 from ..common.prefetch import gains_from_prefetching
 from ..common.seeds import derive_seeds
+from .near_ties import Ranked
 
 
 Result = TypeVar("Result", covariant=True)
@@ -33,12 +34,14 @@ class Draws:
         start: Number of the first one. A draw depends on its number, not on how it is asked for.
         count: How many.
         scored: Class whose softmax probability is summed as a soft vote, or `None`.
+        ranked: Whether the two leading classes of each copy are wanted.
     """
 
     purpose: str
     start: int
     count: int
     scored: int | None = None
+    ranked: bool = False
 
 
 @dataclass
@@ -51,6 +54,8 @@ class Votes:
         num_classes: Number of classes of the classifier, `None` before the first vote.
         score_sum: Sum of the soft votes of the class that was to be scored.
         score_squares: Sum of their squares.
+        labels: Class of each vote, in the order of the draws.
+        ranked: The two leading classes of each copy, likewise, if they were to be ranked.
     """
 
     counts: dict[int, int] = field(default_factory=dict)
@@ -58,6 +63,8 @@ class Votes:
     num_classes: int | None = None
     score_sum: float = 0.0
     score_squares: float = 0.0
+    labels: list[int] = field(default_factory=list)
+    ranked: list[Ranked] = field(default_factory=list)
 
     @property
     def n(self) -> int:
@@ -71,6 +78,8 @@ class Votes:
             other.num_classes or self.num_classes,
             self.score_sum + other.score_sum,
             self.score_squares + other.score_squares,
+            self.labels + other.labels,
+            self.ranked + other.ranked,
         )
 
 
@@ -187,8 +196,9 @@ class _Queue:
         if not decided.logits.isfinite().all():
             raise FloatingPointError("Logits must be finite, got NaN or infinity from the base classifier.")
         labels = decided.logits.argmax(dim=1).tolist()
-        for image, label, logits, spent in zip(decided.keys, labels, decided.logits, decided.evaluations, strict=True):
-            image.count(label, logits, spent)
+        votes = zip(decided.keys, labels, decided.logits, decided.evaluations, strict=True)
+        for (image, number), label, logits, spent in votes:
+            image.count(number, label, logits, spent)
             if image.outstanding == 0:
                 image.procedure.add(image.sorted_votes())
                 self._continue(image)
@@ -212,14 +222,15 @@ class _Queue:
             self.with_copies.appendleft(image)
 
     def _copies_of(self, image: "_OpenImage", most: int) -> list[Copy]:
-        seeds = self._seeds(image, image.hand_out(most))
+        numbers = image.hand_out(most)
+        seeds = self._seeds(image, numbers)
         then = []
         if gains_from_prefetching(image.image.device):
             then = [smoothing_seed for smoothing_seed, _ in self._seeds(image, image.upcoming(len(seeds)))]
         noisy = self.add_noise(image.image, [smoothing_seed for smoothing_seed, _ in seeds], then)
         return [
-            Copy(image, copy, own_seed if self.randomized else None)
-            for copy, (_, own_seed) in zip(noisy, seeds, strict=True)
+            Copy((image, number), copy, own_seed if self.randomized else None)
+            for number, copy, (_, own_seed) in zip(numbers, noisy, seeds, strict=True)
         ]
 
     def _seeds(self, image: "_OpenImage", numbers: range) -> list[tuple[int, int]]:
@@ -234,6 +245,8 @@ class _OpenImage:
 
     def ask(self, draws: Draws) -> None:
         self.draws, self.votes = draws, Votes()
+        self.labels: dict[int, int] = {}  # by number of the draw
+        self.ranked: dict[int, Ranked] = {}
         self.remaining = draws.count  # not handed out yet
         self.outstanding = draws.count  # without a vote yet
 
@@ -248,8 +261,9 @@ class _OpenImage:
         first = self.draws.start + self.draws.count - self.remaining
         return range(first, first + min(most, self.remaining))
 
-    def count(self, label: int, logits: torch.Tensor, evaluations: int) -> None:
+    def count(self, number: int, label: int, logits: torch.Tensor, evaluations: int) -> None:
         votes = self.votes
+        self.labels[number] = label
         votes.counts[label] = votes.counts.get(label, 0) + 1
         votes.evaluations += evaluations
         votes.num_classes = len(logits)
@@ -257,9 +271,21 @@ class _OpenImage:
             score = logits.double().softmax(dim=0)[self.draws.scored].item()
             votes.score_sum += score
             votes.score_squares += score**2
+        if self.draws.ranked:
+            self.ranked[number] = rank(label, logits)
         self.outstanding -= 1
 
     def sorted_votes(self) -> Votes:
-        """The votes in the order of the classes, whatever the order in which they came in."""
+        """The votes in the order of the classes and of the draws, whatever the order in which they came in."""
         self.votes.counts = dict(sorted(self.votes.counts.items()))
+        self.votes.labels = [self.labels[number] for number in sorted(self.labels)]
+        self.votes.ranked = [self.ranked[number] for number in sorted(self.ranked)]
         return self.votes
+
+
+def rank(label: int, logits: torch.Tensor) -> Ranked:
+    """The class of a vote and the one that comes next, from the logits `(K,)` of a copy."""
+    values = logits.double().tolist()
+    others = [other for other in range(len(values)) if other != label]
+    other = max(others, key=values.__getitem__, default=label)
+    return Ranked(label, other, values[label] - values[other], max(abs(values[label]), abs(values[other])))

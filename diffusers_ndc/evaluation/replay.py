@@ -27,13 +27,13 @@ class Replay:
 
     Args:
         index: Index of the image in the data set.
-        certificate: The recorded certificate.
+        certificate: The recorded certificate, or `None` if it cannot be read.
         again: The certificate of the same noisy copies, classified again; `None` if that is impossible.
         problem: Why it is impossible.
     """
 
     index: int
-    certificate: Certificate
+    certificate: Certificate | None
     again: Certificate | None = None
     problem: str | None = None
 
@@ -60,18 +60,19 @@ def replay(
     run = read_run(folder)
     settings = _settings(run, folder, model, dataset)
     records = _choose_records(folder, count)
-    certificates = [Certificate.from_dict(record["certificate"]) for record in records]
     accelerator = Accelerator(cpu=not torch.accelerator.is_available(), mixed_precision=settings.mixed_precision)
     subject = load_subject(settings, accelerator)
     _check_subject(run, subject, folder)
     smoothed = SmoothedClassifier(subject.base, settings.sigma, settings.grid)
-    for record, certificate in zip(records, certificates, strict=True):
+    for record in records:
+        certificate = None
         try:
+            certificate = Certificate.from_dict(record["certificate"])
             _check_procedure(certificate, settings)
             image = _image(record, subject)
             with accelerator.autocast():
                 again = smoothed.replay(image, certificate)
-        except FAULTS as error:
+        except (*FAULTS, FloatingPointError) as error:
             yield Replay(record["index"], certificate, problem=str(error))
         else:
             yield Replay(record["index"], certificate, again)
