@@ -110,6 +110,11 @@ class Sampling:
                 f"`bound` must be one of {sorted(allowed)} with n0={self.n0}, radii={self.radii!r} and "
                 f"resolution={self.resolution!r}, got {self.bound!r}."
             )
+        if num_classes == 1 and (self.n0 == 0 or self.bound == "runner-up"):
+            raise ValueError(
+                f"`base_classifier` must have two classes or more with n0={self.n0} and the bound {self.bound}, "
+                "got one class."
+            )
         if self.stops_early:
             share = self.alpha
             if self.n0 == 0 and num_classes is not None:
@@ -163,7 +168,8 @@ class Predict:
 
     def __init__(self, n: int, alpha: float, seed: int):
         self.alpha, self.seed = alpha, seed
-        self.question = Ask(Draws("predict", 0, n))
+        # keyed by n and alpha, as for a bound: the most significant prefix of a longer run is none of its draws
+        self.question = Ask(Draws(f"predict, n={n}, alpha={float(alpha)!r}", 0, n))
 
     def next_draws(self) -> Draws | None:
         return self.question.next_draws()

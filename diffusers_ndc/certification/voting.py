@@ -11,7 +11,7 @@ the easy ones early: to look at those that are back would bias the sample.
 from collections import Counter, deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
-from typing import Protocol, TypeVar
+from typing import Any, Protocol, TypeVar
 
 import torch
 
@@ -143,27 +143,62 @@ def collect_votes(
         Number of the image, and the result of its procedure, in the order in which they are done.
 
     Raises:
-        FloatingPointError: A logit is not finite, so that it has no vote.
+        FloatingPointError: A logit is not finite, so that it has no vote. The other images under way are finished
+            first, one by one.
+        Exception: What reading an image raises, when those under way are finished.
     """
     for group in group_by_kind(images):
         queue = _Queue(group, classifier.randomized, add_noise, seed, begin)
-        pool, without_gradients = classifier.pool(), classifier.inference()
-        while True:
-            while pool.room > 0:
-                copies = queue.next_copies(pool.room)
-                if not copies:
-                    break
-                with without_gradients:
-                    pool.add(copies)
-            if len(pool) == 0:
+        try:
+            yield from _serve(queue, classifier, on_copies)
+        except FloatingPointError:
+            yield from _finish_others(queue, classifier, on_copies)
+            raise
+        if queue.unread is not None:
+            raise queue.unread
+
+
+def _serve(
+    queue: "_Queue", classifier: BaseClassifier, on_copies: Callable[[int], object] | None
+) -> Iterator[tuple[int, Any]]:
+    """Have copies decided and their votes counted as long as there are any."""
+    pool, without_gradients = classifier.pool(), classifier.inference()
+    while True:
+        while pool.room > 0:
+            copies = queue.next_copies(pool.room)
+            if not copies:
                 break
             with without_gradients:
-                decided = pool.step()
-            queue.count(decided)
-            yield from queue.pop_results()  # before the callback, which may fail
-            if on_copies is not None and decided.keys:
-                on_copies(len(decided.keys))
-        yield from queue.pop_results()  # of images that needed no draws
+                pool.add(copies)
+        if len(pool) == 0:
+            break
+        with without_gradients:
+            decided = pool.step()
+        queue.count(decided)
+        yield from queue.pop_results()  # before the callback, which may fail
+        if on_copies is not None and decided.keys:
+            on_copies(len(decided.keys))
+    yield from queue.pop_results()  # of images that needed no draws
+
+
+def _finish_others(
+    queue: "_Queue", classifier: BaseClassifier, on_copies: Callable[[int], object] | None
+) -> Iterator[tuple[int, Any]]:
+    """Finish the images under way after one of them failed, each alone, since nobody knows which one it was.
+
+    Their votes do not depend on the company.
+    """
+    queue.images = iter(())
+    yield from queue.pop_results()
+    if len(queue.under_way) == 1:
+        return
+    for image in list(queue.under_way.values()):
+        image.ask(image.draws)  # again from the first of these draws
+        queue.with_copies = deque([image])
+        try:
+            yield from _serve(queue, classifier, on_copies)
+        except FloatingPointError:
+            continue
 
 
 class _Queue:
@@ -173,6 +208,8 @@ class _Queue:
         self.images, self.randomized = images, randomized
         self.add_noise, self.seed, self.begin = add_noise, seed, begin
         self.with_copies: deque[_OpenImage] = deque()  # the oldest first, so that few images are open
+        self.under_way: dict[int, _OpenImage] = {}  # by number of the image
+        self.unread: Exception | None = None  # what reading an image raised
         self.results: list[tuple] = []
 
     def next_copies(self, most: int) -> list[Copy]:
@@ -180,7 +217,7 @@ class _Queue:
         copies: list[Copy] = []
         while len(copies) < most:
             if not self.with_copies:
-                numbered = next(self.images, None)
+                numbered = self._read()
                 if numbered is None:
                     break
                 self._open(*numbered)
@@ -208,6 +245,14 @@ class _Queue:
         results, self.results = self.results, []
         return results
 
+    def _read(self) -> tuple[int, torch.Tensor] | None:
+        """The next image and its number; none after one that cannot be read, so that those under way are finished."""
+        try:
+            return next(self.images, None)
+        except Exception as error:
+            self.images, self.unread = iter(()), error
+            return None
+
     def _open(self, number: int, image: torch.Tensor) -> None:
         image = image.detach().clone()  # the source may use its memory for the next image
         image_hash = content_hash(image)
@@ -217,8 +262,10 @@ class _Queue:
         draws = image.procedure.next_draws()
         if draws is None:
             self.results.append((image.number, image.procedure.result))
+            self.under_way.pop(image.number, None)
         else:
             image.ask(draws)
+            self.under_way[image.number] = image
             self.with_copies.appendleft(image)
 
     def _copies_of(self, image: "_OpenImage", most: int) -> list[Copy]:

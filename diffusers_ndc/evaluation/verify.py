@@ -70,7 +70,8 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         prog="python -m diffusers_ndc.evaluation.verify",
         description="Recompute bound and radius of certificates from their votes, without torch, model or images.",
-        epilog="Exit code: 0 if all certificates are sound, 1 if one is not, 2 if a file cannot be read.",
+        epilog="Exit code: 0 if all certificates are sound (or there are none), 1 if one is not, 2 if a file cannot "
+        "be read.",
     )
     add = parser.add_argument
     add("files", type=Path, nargs="+", metavar="FILE", help="certificates as JSON, or the records of a run")
@@ -98,9 +99,10 @@ def main():
 
 def _verify_file(path: Path) -> int:
     """Print a verdict on each certificate of a file and return the exit code."""
-    exit_code = 0
+    exit_code = certificates = 0
     try:
         for place, certificate, flaw in check_file(path):
+            certificates += 1
             if certificate is None or flaw is not None:
                 print(f"FLAWED  {place}: {flaw}")
                 exit_code = 1
@@ -108,7 +110,9 @@ def _verify_file(path: Path) -> int:
                 print(f"sound   {place}: {_summary(certificate)}, n = {certificate.n:,}")
     except OSError as error:
         print(f"UNREAD  {path}: {error}")
-        exit_code = 2
+        return 2
+    if certificates == 0:
+        print(f"none    {path}: there are no certificates")
     return exit_code
 
 
