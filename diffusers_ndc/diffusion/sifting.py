@@ -222,7 +222,9 @@ class SiftingPool:
         if self.rule is None or not gains_from_prefetching(copies.x_tau.device):
             return
         levels = copies.level.tolist()
-        seeds = [seeds[level] for seeds, level in zip(copies.pair_seeds, levels, strict=True)]
+        seeds = []
+        for row in range(len(copies)):
+            seeds += copies.pair_seeds[row][levels[row] : levels[row] + 1]  # none beyond the last level
         for row in rows:
             seeds += copies.pair_seeds[row][levels[row] + 1 : levels[row] + 2]
         self.ahead.expect(tuple(copies.x_tau.shape[1:]), seeds, copies.x_tau.dtype)
