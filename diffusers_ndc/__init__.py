@@ -17,9 +17,11 @@ if TYPE_CHECKING:  # for type checkers and editors
     from .checkpoints import EDMUNet2DModel as EDMUNet2DModel
     from .common.copies import BaseClassifier as BaseClassifier
     from .common.copies import CallableClassifier as CallableClassifier
+    from .diffusion import ClassSifter as ClassSifter
     from .diffusion import DenoisedClassifier as DenoisedClassifier
     from .diffusion import DenoisedDiffusionClassifier as DenoisedDiffusionClassifier
     from .diffusion import Denoiser as Denoiser
+    from .diffusion import FeatureClassifier as FeatureClassifier
     from .diffusion import NoisedDiffusionClassifier as NoisedDiffusionClassifier
     from .diffusion import NoiseLevels as NoiseLevels
     from .diffusion import SiftingRule as SiftingRule
@@ -42,9 +44,11 @@ else:
             "checkpoints": ["EDMUNet2DModel"],
             "common.copies": ["BaseClassifier", "CallableClassifier"],
             "diffusion": [
+                "ClassSifter",
                 "DenoisedClassifier",
                 "DenoisedDiffusionClassifier",
                 "Denoiser",
+                "FeatureClassifier",
                 "NoiseLevels",
                 "NoisedDiffusionClassifier",
                 "SiftingRule",

@@ -33,6 +33,8 @@ DEFAULT_UNET = {
     "up_block_types": ["AttnUpBlock2D", "UpBlock2D", "UpBlock2D"],
 }
 
+RESOLUTION_HELP = "pixels: side of the images, or height and width; default: the shorter side of the first image"
+
 
 def parse_args(args=None):
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -41,7 +43,7 @@ def parse_args(args=None):
     add("--split", default="train")
     add("--image-column", help="default: the first column of images")
     add("--label-column", help="default: the first column of class labels")
-    add("--resolution", type=int, help="pixels; default: the size of the first image's shorter side")
+    add("--resolution", type=int, nargs="+", help=RESOLUTION_HELP)
     add("--unet-config", help="JSON, or a JSON file, of `UNet2DModel` arguments; sizes and classes come from the data")
     add("--objective", choices=("edm", "ddpm"), default="edm")
     add("--p-mean", type=float, default=-1.2, help="edm: mean of log sigma in training (model units)")
@@ -83,14 +85,16 @@ def load_images(args):
         names = [str(number) for number in numbers]
     first = dataset[0][image_column]
     mode = "L" if first.mode in ("1", "L") else "RGB"
-    size = args.resolution or min(first.size)
+    size = tuple(args.resolution or [min(first.size)])
+    height, width = size * 2 if len(size) == 1 else size
 
     def transform(rows):
-        pictures = [ImageOps.fit(picture.convert(mode), (size, size)) for picture in rows[image_column]]
-        pixels = [np.asarray(picture, dtype=np.float32).reshape(size, size, -1) / 255 for picture in pictures]
+        pictures = [ImageOps.fit(picture.convert(mode), (width, height)) for picture in rows[image_column]]
+        pixels = [np.asarray(picture, dtype=np.float32).reshape(height, width, -1) / 255 for picture in pictures]
         return {"images": [torch.from_numpy(p).permute(2, 0, 1) for p in pixels], "labels": rows[label_column]}
 
-    return dataset.with_transform(transform), names, size, len(mode)
+    sample_size = height if height == width else (height, width)
+    return dataset.with_transform(transform), names, sample_size, len(mode)
 
 
 def check_args(args):
@@ -106,6 +110,8 @@ def check_args(args):
         )
     if not 0 <= args.label_dropout < 1:
         raise ValueError(f"`--label-dropout` must be at least 0 and below 1, got {args.label_dropout}.")
+    if args.resolution is not None and (len(args.resolution) > 2 or min(args.resolution) < 1):
+        raise ValueError(f"`--resolution` must be one or two numbers of pixels, got {args.resolution}.")
     for name in ("batch_size", "max_train_steps", "checkpointing_steps"):
         if getattr(args, name) < 1:
             raise ValueError(f"`--{name.replace('_', '-')}` must be at least 1, got {getattr(args, name)}.")
@@ -149,7 +155,7 @@ def batches(accelerator, loader, start: int):
         epoch, skip = epoch + 1, 0
 
 
-def build(args, num_classes: int, size: int, channels: int):
+def build(args, num_classes: int, size: int | tuple[int, int], channels: int):
     """The network with its scheduler, as a denoiser."""
     settings = DEFAULT_UNET
     if args.unet_config:

@@ -4,31 +4,73 @@ The choice is made before any image is certified, and is part of the base classi
 a bad one, leaves all certificates sound. It only determines how often the classifier is correct.
 """
 
-import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 
 import numpy as np
 import torch
 from numpy.typing import ArrayLike
-from scipy import optimize, special
 
 from ..common.checks import check_integer, check_number, check_sigma
+from ..common.copies import Copy
 from ..common.noise import standard_normal
 from ..common.seeds import derive_seeds
+from .class_sifter import FeatureSift
 from .classifier import NoisedDiffusionClassifier
+from .level_fitting import choose_levels, sift_thresholds
 from .likelihoods import get_likelihood
 from .noise_levels import NoiseLevels
+from .sifter_fitting import CrossFit, fit_sift, noisy_copies
+from .sifting import Triples
 from .sifting_rule import SiftingRule
 
 
 GROUP = 32
 """Images that are scored in one call, and whose noise is derived from one seed."""
 
-LEAST_GAIN = 1e-4
-"""Smallest decrease of the objective, in nats, for which a further level is added."""
+ROUNDS = 3
+"""Times that `calibrate_sifted` looks at each image."""
 
-RIDGE = 1.0
-"""Penalty, in nats over all images, of a weight that is 0 or twice what its prior suggests beside the others."""
+NO_TELLING_LEVEL = (
+    "`candidates` must include a level at which the model can tell the classes of `labels` apart, got none."
+)
+
+MOST_CANDIDATES = 32
+"""Candidates of an image by whose errors levels are chosen."""
+
+
+@dataclass(frozen=True)
+class CandidateErrors:
+    """Squared errors of the candidate classes of N noisy copies, at L levels.
+
+    Args:
+        errors: Shape `(N, L, C)`, float64, summed over pixels, model units. C is K, or fewer if all have fewer
+            candidates.
+        labels: Place of the true class among the C, shape `(N,)`.
+        kept: Which of the C are candidates, shape `(N, C)`.
+        scores: Minus the scores of the sifter, shape `(N, C)`; zeros without one.
+    """
+
+    errors: np.ndarray
+    labels: np.ndarray
+    kept: np.ndarray
+    scores: np.ndarray
+
+    @classmethod
+    def joined(cls, parts: "Sequence[CandidateErrors]") -> "CandidateErrors":
+        """All these images; those with fewer candidates are filled up with classes that are not kept."""
+        most = max(part.kept.shape[1] for part in parts)
+
+        def fill(array: np.ndarray) -> np.ndarray:
+            width = [(0, 0)] * (array.ndim - 1) + [(0, most - array.shape[-1])]
+            return np.pad(array, width)
+
+        return cls(
+            np.concatenate([fill(part.errors) for part in parts]),
+            np.concatenate([part.labels for part in parts]),
+            np.concatenate([fill(part.kept) for part in parts]),
+            np.concatenate([fill(part.scores) for part in parts]),
+        )
 
 
 def calibrate_levels(
@@ -66,30 +108,66 @@ def calibrate_levels(
             at none of them.
     """
     classes = check_labels(labels, len(images), classifier.num_classes)
+    check_calibrating(classifier, num_levels, quantile)
+    errors = noisy_errors(classifier, images, seed, on_images)
+    everything = np.ones((len(classes), classifier.num_classes), dtype=bool)
+    data = CandidateErrors(errors, classes, everything, np.zeros(everything.shape))
+    levels, _ = fit_levels(classifier, data, num_levels, quantile)
+    if levels is None:
+        raise ValueError(NO_TELLING_LEVEL)
+    return levels
+
+
+def check_calibrating(classifier: NoisedDiffusionClassifier, num_levels: int, quantile: float | None) -> None:
+    """Raise unless levels of a classifier can be chosen with these arguments of `calibrate_levels`."""
     check_integer("num_levels", num_levels, 1, len(classifier.levels), "a number of candidates")
     if quantile is not None:
         expected = "a fraction above 0 and up to 1, or None"
         check_number("quantile", quantile, expected)
         if not 0 < quantile <= 1:
             raise ValueError(f"`quantile` must be {expected}, got {quantile}.")
-    errors = noisy_errors(classifier, images, seed, on_images)
-    chosen, weights = choose_levels(errors, classes, np.array(classifier.levels.weights), num_levels)
-    if not chosen:
-        raise ValueError(
-            "`candidates` must include a level at which the model can tell the classes of `labels` apart, got none."
-        )
+
+
+def fit_levels(
+    classifier: NoisedDiffusionClassifier,
+    data: CandidateErrors,
+    num_levels: int,
+    quantile: float | None,
+    with_scores: bool = False,
+) -> tuple[NoiseLevels | None, float]:
+    """Choose levels by the errors of the candidates, with weights and thresholds.
+
+    Args:
+        classifier: Its levels are those of the errors.
+        data: Errors of labelled images.
+        num_levels: Number of levels to choose.
+        quantile: Fraction of the noisy copies whose true class survives each level's sifting. `None`: no sifting.
+        with_scores: Whether the scores of the sifter count as a first level, whose weight is fitted with the others.
+
+    Returns:
+        The levels, `None` if none of them helps to tell the classes apart, and the weight of the scores (0 without
+        them).
+    """
+    errors, prior, given = data.errors, np.array(classifier.levels.weights), 0
+    if with_scores:
+        errors = np.concatenate([data.scores[:, None], errors], axis=1)
+        prior, given = np.concatenate([[1.0], prior]), 1
+    chosen, weights = choose_levels(errors, data.labels, prior, num_levels, data.kept, given)
+    if len(chosen) == given:
+        return None, 0.0
     sifting = None
     if quantile is not None:
-        thresholds = sift_thresholds(errors[:, chosen], weights, classes, quantile)
-        sifting = SiftingRule(tuple(thresholds), relative=True)
-    return NoiseLevels(
-        sigmas=tuple(classifier.levels.sigmas[level] for level in chosen),
-        weights=tuple(weights),
+        thresholds = sift_thresholds(errors[:, chosen], weights, data.labels, quantile, data.kept)
+        sifting = SiftingRule(tuple(thresholds[given:]), relative=True)
+    levels = NoiseLevels(
+        sigmas=tuple(classifier.levels.sigmas[level - given] for level in chosen[given:]),
+        weights=tuple(weights[given:]),
         sifting=sifting,
         smoothing_sigma=classifier.sigma,
         method=classifier.likelihood.name,
         cap=classifier.levels.cap,
     )
+    return levels, float(weights[0]) if with_scores else 0.0
 
 
 def noisy_errors(
@@ -121,110 +199,130 @@ def noisy_errors(
     return torch.cat(errors).double().numpy()
 
 
-def choose_levels(
-    errors: np.ndarray, labels: np.ndarray, prior: np.ndarray, num_levels: int
-) -> tuple[list[int], np.ndarray]:
-    """Choose levels greedily.
+def calibrate_sifted(
+    classifier: NoisedDiffusionClassifier,
+    images: torch.Tensor,
+    labels: ArrayLike,
+    num_levels: int,
+    quantile: float | None = 0.998,
+    sift_quantile: float = 0.995,
+    num_copies: int = 4,
+    seed: int = 0,
+    on_images: Callable[[int], object] | None = None,
+) -> tuple[NoiseLevels, FeatureSift]:
+    """Fit a sift by features, and then the levels that decide between its candidates, as `calibrate_levels`.
+
+    Every image is looked at three times: for the map from features to classes and for the gap (`fit_sift`), and for
+    the errors of the candidates, which a map chooses that was fitted without the image.
 
     Args:
-        errors: Squared errors, shape (images, levels, classes).
-        labels: True classes, shape (images,).
-        prior: Weights towards which the fitted ones are shrunk, shape (levels,).
-        num_levels: Largest number of levels to choose.
+        classifier: The classifier to calibrate, without a sift. Its levels are the candidates, their weights are the
+            prior of the fit.
+        images: Clean images, shape `(N, C, H, W)`, pixel units. The noise that the classifier expects is added here.
+        labels: Their classes, shape `(N,)`. Every class must occur twice.
+        num_levels: Number of levels to choose.
+        quantile: Fraction of the noisy copies whose true class survives each level's sifting. `None`: only features
+            sift.
+        sift_quantile: Fraction of the noisy copies whose true class is a candidate.
+        num_copies: Noisy copies of each image.
+        seed: Seed of the noise, 63 bits.
+        on_images: Called with the number of images after each group of images, in each of the three rounds.
 
     Returns:
-        Indices of the chosen levels and their weights. There are fewer than `num_levels` if no further level lowers
-        the objective by at least `LEAST_GAIN`, or if the weight of a chosen level is 0.
+        Levels and sift, for the classifier's `sigma` and method. The sift also has the levels for the case that its
+        scores count in the loss (`FeatureSift.with_scores`).
+
+    Raises:
+        TypeError: An argument has the wrong type.
+        ValueError: An argument is out of range, or a class occurs only once; or the model tells the classes apart at
+            none of the levels.
     """
-    num_classes = errors.shape[2]
-    chosen: list[int] = []
-    weights = np.empty(0)
-    objective = math.log(num_classes)  # without levels, all classes are equally likely
-    for _ in range(num_levels):
-        best_level, best_weights, best_objective = None, weights, math.inf
-        for level in range(errors.shape[1]):
-            if level in chosen:
-                continue
-            extended = [*chosen, level]
-            new_weights, new_objective = fit_weights(errors[:, extended], labels, prior[extended])
-            if new_objective < best_objective:
-                best_level, best_weights, best_objective = level, new_weights, new_objective
-        if best_level is None or best_objective > objective - LEAST_GAIN:
-            break
-        chosen.append(best_level)
-        weights, objective = best_weights, best_objective
-    positive = weights > 0
-    return [level for level, keep in zip(chosen, positive, strict=True) if keep], weights[positive]
+    classes = check_labels(labels, len(images), classifier.num_classes)
+    check_calibrating(classifier, num_levels, quantile)
+    fit = fit_sift(classifier, images, classes, sift_quantile, num_copies, seed=seed, on_images=on_images)
+    data = candidate_errors(classifier, images, classes, fit, num_copies, seed, on_images)
+    levels, _ = fit_levels(classifier, data, num_levels, quantile)
+    if levels is None:
+        raise ValueError(NO_TELLING_LEVEL)
+    level_zero = None
+    levels_after_scores, loss_weight = fit_levels(classifier, data, num_levels, quantile, with_scores=True)
+    if levels_after_scores is not None and loss_weight > 0:
+        level_zero = {"loss_weight": loss_weight, "levels": levels_after_scores.to_dict()}
+    sift = fit.sift.with_rule(expected_classes=float(data.kept.sum(axis=1).mean()), level_zero=level_zero)
+    return levels, sift
 
 
-def fit_weights(errors: np.ndarray, labels: np.ndarray, prior: np.ndarray) -> tuple[np.ndarray, float]:
-    """Fit weights `w >= 0` by multinomial logistic regression on the negative errors, shrunk towards `prior`.
-
-    With the factors `f_t = w_t / prior_t` they minimise
-
-        mean_n(-log softmax_k(-sum_t w_t * error_ntk)[label_n])  +  RIDGE / N * sum_t (f_t / mean(f) - 1)^2
-
-    in nats. The penalty depends on the ratios of the factors alone: the scale of the weights is not shrunk.
+def candidate_errors(
+    classifier: NoisedDiffusionClassifier,
+    images: torch.Tensor,
+    labels: np.ndarray,
+    fit: CrossFit,
+    num_copies: int,
+    seed: int,
+    on_images: Callable[[int], object] | None = None,
+) -> CandidateErrors:
+    """Squared errors of the candidates of noisy copies; copies whose true class is none of them are left out.
 
     Args:
-        errors: Squared errors, shape (N images, T levels, K classes).
-        labels: True classes, shape (N,).
-        prior: Shape (T,), positive.
-
-    Returns:
-        The weights, shape (T,), and the minimum.
+        classifier: Its `sigma` is the noise that is added to the images; its levels are scored.
+        images: Clean images, shape `(N, C, H, W)`, pixel units.
+        labels: Their classes, shape `(N,)`.
+        fit: The sifts. An image's candidates are chosen by the one that was fitted without it.
+        num_copies: Noisy copies of each image.
+        seed: Seed of the noise, 63 bits.
+        on_images: Called with the number of images after each group of images.
     """
-    num_images, num_levels = errors.shape[:2]
-    true_errors = errors[np.arange(num_images), :, labels]
-    # m_ntk = prior_t * (error_ntk - error of the true class), 0 for the true class, so that the loss of an image is
-    # log sum_k exp(-sum_t f_t * m_ntk). They are divided by their mean size for the optimiser's sake. The penalty does
-    # not depend on the scale of the factors.
-    margins = (errors - true_errors[:, :, None]) * prior[:, None]
-    unit = np.abs(margins).mean() or 1.0
-    margins = margins / unit
-
-    def objective_and_gradient(factors: np.ndarray) -> tuple[float, np.ndarray]:
-        logits = -np.einsum("ntk,t->nk", margins, factors)
-        log_sums = special.logsumexp(logits, axis=1)
-        probabilities = np.exp(logits - log_sums[:, None])
-        loss = log_sums.mean()
-        loss_gradient = -np.einsum("ntk,nk->t", margins, probabilities) / num_images
-
-        # sum_t (f_t / mean - 1)^2 = sum_t f_t^2 / mean^2 - T
-        mean = factors.mean()
-        scaled_squares = (factors**2).sum() / mean**2
-        penalty_gradient = 2 * (factors / mean**2 - scaled_squares / (num_levels * mean))
-
-        ridge = RIDGE / num_images
-        return loss + ridge * (scaled_squares - num_levels), loss_gradient + ridge * penalty_gradient
-
-    start = np.full(num_levels, 1 / num_levels)
-    bounds: list[tuple[float, float | None]] = [(0, None)] * num_levels
-    bounds[0] = (1e-9, None)  # the factors must not all be 0
-    result = optimize.minimize(objective_and_gradient, start, jac=True, bounds=bounds, method="L-BFGS-B")
-    return result.x * prior / unit, float(result.fun)
+    parts = []
+    for fold, sift in enumerate(fit.folds):
+        sifted = NoisedDiffusionClassifier(
+            classifier.denoiser,
+            classifier.sigma,
+            classifier.likelihood.name,
+            classifier.levels,
+            classifier.batch_size,
+            sift=sift.with_rule(loss_weight=1.0),
+        )
+        (numbers,) = np.nonzero(fit.fold_of == fold)
+        for first in range(0, len(numbers), GROUP):
+            rows = numbers[first : first + GROUP]
+            for copy in range(num_copies):
+                parts.append(_errors_of_candidates(sifted, images[rows], rows, copy, labels[rows], seed))
+            if on_images is not None:
+                on_images(len(rows))
+    return CandidateErrors.joined(parts)
 
 
-def sift_thresholds(errors: np.ndarray, weights: np.ndarray, labels: np.ndarray, quantile: float) -> np.ndarray:
-    """Relative thresholds with which the true class survives each level's sifting in a given fraction of the copies.
-
-    After level t, the relative gap of the true class is `(loss_true - min_k loss_k) / min_k loss_k`, where
-    `loss_k = sum_{i <= t} w_i * error_ik`. The threshold is the quantile of these gaps over the copies.
-
-    Args:
-        errors: Squared errors, shape (copies, levels, classes).
-        weights: Shape (levels,).
-        labels: True classes, shape (copies,).
-        quantile: The fraction, above 0 and up to 1.
-
-    Returns:
-        One threshold per level but the last.
-    """
-    losses = np.cumsum(errors * weights[:, None], axis=1)
-    smallest = losses.min(axis=2)
-    true_losses = losses[np.arange(len(labels)), :, labels]
-    gaps = (true_losses - smallest) / np.maximum(smallest, np.finfo(float).tiny)
-    return np.quantile(gaps[:, :-1], quantile, axis=0)
+def _errors_of_candidates(
+    classifier: NoisedDiffusionClassifier,
+    images: torch.Tensor,
+    rows: np.ndarray,
+    copy: int,
+    labels: np.ndarray,
+    seed: int,
+) -> CandidateErrors:
+    """Squared errors of one copy of a few images; the best `MOST_CANDIDATES` of each are enough to choose levels."""
+    noisy, own_seeds = noisy_copies(images, rows, copy, classifier.sigma, seed)
+    with classifier.inference():
+        copies = classifier.open_copies(
+            [Copy(number, image, own) for number, (image, own) in enumerate(zip(noisy, own_seeds, strict=True))]
+        )
+        most = min(MOST_CANDIDATES, max(copies.num_in_play))
+        scores, chosen = copies.losses.masked_fill(~copies.in_play, torch.inf).topk(most, largest=False)
+        kept = scores.isfinite()
+        in_play = torch.zeros_like(copies.in_play).scatter(1, chosen, kept)
+        triples = Triples.next_levels(in_play, len(classifier.levels))
+        values = classifier.squared_errors_of(copies, triples.to("cpu"))
+    errors = torch.zeros(len(images), len(classifier.levels), classifier.num_classes, dtype=torch.double)
+    errors[triples.row.cpu(), triples.level.cpu(), triples.label.cpu()] = values.double().cpu()
+    chosen, kept = chosen.cpu(), kept.cpu()
+    place = (chosen == torch.from_numpy(labels)[:, None]) & kept
+    known = place.any(dim=1).numpy()
+    return CandidateErrors(
+        errors.gather(2, chosen[:, None].expand(-1, len(classifier.levels), -1)).numpy()[known],
+        place.long().argmax(dim=1).numpy()[known],
+        kept.numpy()[known],
+        scores.masked_fill(~scores.isfinite(), 0).double().cpu().numpy()[known],
+    )
 
 
 def check_labels(labels: ArrayLike, num_images: int, num_classes: int) -> np.ndarray:

@@ -1,8 +1,6 @@
 """The noised diffusion classifier: K classes scored with shared noise, in full network batches."""
 
-import math
 from collections.abc import Sequence
-from dataclasses import replace
 
 import torch
 
@@ -11,22 +9,26 @@ from ..common.copies import Copy
 from ..common.noise import NoiseSource, fresh_seed, standard_normal
 from ..common.seeds import derive_seeds
 from .base import DenoiserClassifier
-from .denoiser import SAME_NOISE, Denoiser
+from .class_sifter import FeatureSift, check_sift
+from .denoiser import Denoiser
+from .features import read_features
 from .likelihoods import get_likelihood
 from .networks import check_evaluation_mode
 from .noise_levels import NoiseLevels
 from .sifting import POOL_BATCHES, OpenCopies, SiftingPool, Triples
-from .units import model_images, model_sigma, pixel_sigma
+from .trained_levels import check_calibration, check_told_sigma, check_trained_sigma, default_levels, known_levels
+from .units import model_images, model_sigma
 
-
-SAME_SIGMA = 1e-5
-"""Largest relative difference between the noise that levels were calibrated for and the noise they are used at."""
 
 LATENT_NOISE = (
     "A certificate is about Gaussian noise on the pixels. Encoded to latents that noise is neither Gaussian nor of a "
     "known level, so that a latent model cannot be told its level. For noisy images put a pixel-space denoiser in "
     "front, after which the latent model classifies clean images: `DenoisedDiffusionClassifier`, or `pixel_unet` and "
     "`pixel_scheduler` of `LatentDiffusionClassifierPipeline`."
+)
+
+NOT_FINITE = (
+    "Losses must be finite, got NaN or infinity: in the images, or by an overflow in the network's dtype ({dtype})."
 )
 
 
@@ -49,6 +51,8 @@ class NoisedDiffusionClassifier(DenoiserClassifier):
             images, classes or levels.
         seed: If given, every image meets the same noise and the classifier is a fixed function. Default: fresh noise
             in each call, or by the `seeds` of the call.
+        sift: Chooses each copy's candidate classes by the features of its pass without a class; the other classes are
+            not scored. It must have been fitted for this `sigma` and method. Default: all classes are candidates.
 
     The attribute `evaluations` counts the network evaluations spent so far.
 
@@ -71,6 +75,7 @@ class NoisedDiffusionClassifier(DenoiserClassifier):
         levels: NoiseLevels | None = None,
         batch_size: int = 64,
         seed: int | None = None,
+        sift: FeatureSift | None = None,
     ):
         super().__init__()
         check_kind("denoiser", denoiser, Denoiser)
@@ -92,10 +97,13 @@ class NoisedDiffusionClassifier(DenoiserClassifier):
         check_kind("levels", levels, NoiseLevels)
         self.levels = known_levels(levels, sigma, denoiser)
         check_calibration(levels, sigma, self.likelihood.name)
+        if sift is not None:
+            check_sift(sift, sigma, self.likelihood.name, denoiser)
         self.denoiser = denoiser
         self.sigma = sigma
         self.batch_size = batch_size
         self.seed = seed
+        self.sift = sift
         self.evaluations = 0
 
     @property
@@ -109,26 +117,34 @@ class NoisedDiffusionClassifier(DenoiserClassifier):
         return self.seed is None
 
     @property
-    def denoising_evaluations(self) -> int:
-        """Network evaluations by which an image is denoised before it is scored."""
-        return self.denoiser.null_evaluations if self.likelihood.uses_denoised else 0
+    def opening_evaluations(self) -> int:
+        """Network evaluations by which an image is denoised, or its candidates are chosen, before it is scored."""
+        if self.likelihood.uses_denoised:
+            return self.denoiser.null_evaluations
+        return 0 if self.sift is None else 1
+
+    @property
+    def expected_classes(self) -> float:
+        """Mean number of classes that are scored at the first level."""
+        return self.num_classes if self.sift is None else self.sift.expected_classes
 
     @property
     def evaluations_per_image(self) -> int:
-        """Network evaluations that one image costs; the largest number if the levels sift the classes."""
-        return len(self.levels) * self.num_classes + self.denoising_evaluations
+        """Network evaluations that one image costs; the largest number if classes are sifted."""
+        return len(self.levels) * self.num_classes + self.opening_evaluations
 
     @property
     def settings(self) -> dict:
         """What defines this classifier besides the network's weights, as plain values; `levels` in model units."""
-        return {
+        settings = {
             "method": self.likelihood.name,
             "levels": self.levels.to_dict(),
-            "null_source": self.denoiser.null_source if self.likelihood.uses_denoised else None,
+            "null_source": self.denoiser.null_source if self.opening_evaluations else None,
             "dtype": self.denoiser.dtype,
             "seed": self.seed,
             **self.denoiser.conditioning.settings,
         }
+        return settings if self.sift is None else {**settings, "sifter": self.sift.settings}
 
     def forward(self, images: torch.Tensor, seeds: Sequence[int] | None = None) -> torch.Tensor:
         """Logits of a batch of images; differentiable where gradients are on.
@@ -155,6 +171,8 @@ class NoisedDiffusionClassifier(DenoiserClassifier):
     def squared_errors(self, images: torch.Tensor, seeds: Sequence[int] | None = None) -> torch.Tensor:
         """`||h(x_i, sigma_i, y) - target_i||^2` of all classes at all levels: what the logits weigh and sum.
 
+        Nothing is sifted here.
+
         Args:
             images: Shape `(N, C, H, W)`, pixel units, carrying noise `sigma`.
             seeds: One seed of 63 bits per image for the classifier's own noise. Default: the classifier's `seed`, or
@@ -168,9 +186,10 @@ class NoisedDiffusionClassifier(DenoiserClassifier):
             ValueError: The network cannot take images of this shape, or `seeds` are not N integers of 63 bits.
             FloatingPointError: A loss is not finite.
         """
-        copies = self.open_copies(self._copies(images, seeds))
+        copies = self.open_copies(self._copies(images, seeds), sift=False)
+        triples = Triples.next_levels(copies.in_play, len(self.levels)).to("cpu")
         shape = (len(images), len(self.levels), self.num_classes)
-        return self.squared_errors_of(copies, Triples.full_grid(*shape)).view(shape)
+        return self.squared_errors_of(copies, triples).view(shape)
 
     def _copies(self, images: torch.Tensor, seeds: Sequence[int] | None) -> list[Copy]:
         self.denoiser.check_images(images)
@@ -182,21 +201,29 @@ class NoisedDiffusionClassifier(DenoiserClassifier):
             seeds = derive_seeds((fresh_seed(),), len(images))
         return [Copy(number, image, seed) for number, (image, seed) in enumerate(zip(images, seeds, strict=True))]
 
-    def open_copies(self, copies: Sequence[Copy]) -> OpenCopies:
-        """Copies before their first level, with all classes in play (for the pool)."""
-        x_tau = model_images(torch.stack([copy.image for copy in copies]))
+    def to_model(self, images: torch.Tensor) -> torch.Tensor:
+        """Images `(N, C, H, W)` in pixel units as the network denoises them: in model units, or latents; float32."""
+        x_tau = model_images(images)
         x_tau = x_tau.to(torch.promote_types(x_tau.dtype, torch.float32))
-        if self.denoiser.encoder is not None:
-            x_tau = torch.cat([self.denoiser.encode(part) for part in x_tau.split(self.batch_size)])
-        x0_hat = None
-        if self.likelihood.uses_denoised:
-            x0_hat = self.denoiser.denoise(x_tau, model_sigma(self.sigma), batch_size=self.batch_size)
-            self.evaluations += len(copies) * self.denoising_evaluations
+        if self.denoiser.encoder is None:
+            return x_tau
+        return torch.cat([self.denoiser.encode(part) for part in x_tau.split(self.batch_size)])
+
+    def open_copies(self, copies: Sequence[Copy], sift: bool = True) -> OpenCopies:
+        """Copies before their first level (for the pool).
+
+        Args:
+            copies: The copies.
+            sift: Whether the sift, if there is one, chooses the classes in play. Without it all of them are.
+        """
+        x_tau = self.to_model(torch.stack([copy.image for copy in copies]))
+        seeds = [derive_seeds((self._seed_of(copy),), len(self.levels) + 1) for copy in copies]
+        x0_hat, scores = self._pass_without_class(x_tau, [own[-1] for own in seeds], sift)
         zeros = x_tau.new_zeros(len(copies), self.num_classes)
-        return OpenCopies(
+        opened = OpenCopies(
             keys=[copy.key for copy in copies],
-            pair_seeds=[derive_seeds((self._seed_of(copy),), len(self.levels)) for copy in copies],
-            evaluations=[self.denoising_evaluations] * len(copies),
+            pair_seeds=[own[:-1] for own in seeds],
+            evaluations=[0 if x0_hat is None and scores is None else self.opening_evaluations] * len(copies),
             x_tau=x_tau,
             x0_hat=x0_hat,
             level=zeros.new_zeros(len(copies), dtype=torch.long),
@@ -205,6 +232,25 @@ class NoisedDiffusionClassifier(DenoiserClassifier):
             in_play=torch.ones_like(zeros, dtype=torch.bool),
             num_in_play=[self.num_classes] * len(copies),
         )
+        self.evaluations += sum(opened.evaluations)
+        return opened if self.sift is None or scores is None else opened.sifted_by(self.sift, scores, len(self.levels))
+
+    def _pass_without_class(
+        self, x_tau: torch.Tensor, seeds: list[int], sift: bool
+    ) -> tuple[torch.Tensor | None, torch.Tensor | None]:
+        """The denoised images, and the scores of the classes; `None` for what is not needed."""
+        if self.sift is not None and sift:
+            used = self.likelihood.uses_denoised
+            x0_hat, features = read_features(
+                self.denoiser, x_tau, self.sigma, self.sift.blocks, self.sift.noise, seeds, self.batch_size, used
+            )
+            scores = self.sift(features).to(x_tau)
+            if not scores.isfinite().all():
+                raise FloatingPointError(NOT_FINITE.format(dtype=self.denoiser.unet.dtype))
+            return x0_hat if used else None, scores
+        if self.likelihood.uses_denoised:
+            return self.denoiser.denoise(x_tau, model_sigma(self.sigma), batch_size=self.batch_size), None
+        return None, None
 
     def _seed_of(self, copy: Copy) -> int:
         seed = self.seed if copy.seed is None else copy.seed
@@ -232,10 +278,7 @@ class NoisedDiffusionClassifier(DenoiserClassifier):
         errors = torch.cat([self._errors(copies, part, noise) for part in parts])
         self.evaluations += len(triples)
         if not errors.isfinite().all():
-            raise FloatingPointError(
-                "Losses must be finite, got NaN or infinity: in the images, or by an overflow in the network's dtype "
-                f"({self.denoiser.unet.dtype})."
-            )
+            raise FloatingPointError(NOT_FINITE.format(dtype=self.denoiser.unet.dtype))
         return errors
 
     def _errors(self, copies: OpenCopies, triples: Triples, noise: NoiseSource) -> torch.Tensor:
@@ -259,76 +302,6 @@ class NoisedDiffusionClassifier(DenoiserClassifier):
             h = h.clamp(-1, 1)
         errors = (h - target[pair_of_triple]).square().flatten(1).sum(dim=1)
         return errors if cap is None else errors.clamp(max=cap * h[0].numel())
-
-
-def default_levels(sigma: float, denoiser: Denoiser) -> NoiseLevels:
-    """Twelve ELBO-weighted levels, evenly spaced in `log sigma`, from just above the image's noise to 9 (model units).
-
-    Args:
-        sigma: Noise that the images carry, pixel units.
-        denoiser: The model, whose largest trained noise level is not exceeded.
-
-    Raises:
-        ValueError: The model was not trained with this noise level.
-    """
-    if sigma > 0:
-        check_trained_sigma(sigma, denoiser)
-    tau = model_sigma(sigma)
-    trained_low, trained_high = denoiser.sigma_range
-    low, high = max(0.5, 1.5 * tau), min(max(9.0, 6 * tau), trained_high)
-    if low >= high:
-        low = math.sqrt(max(tau, trained_low) * high)
-    return NoiseLevels.log_grid(low, high)
-
-
-def known_levels(levels: NoiseLevels, sigma: float, denoiser: Denoiser) -> NoiseLevels:
-    """The levels at which the model is really used: a network that knows whole training steps only has the nearest
-    ones.
-
-    Raises:
-        ValueError: A level is not above the noise of the image, or beyond what the model was trained for.
-    """
-    tau = model_sigma(sigma)
-    trained_low, trained_high = denoiser.sigma_range
-    known = replace(levels, sigmas=tuple(denoiser.nearest_sigma(level) for level in levels.sigmas))
-    lowest, highest = min(levels.sigmas + known.sigmas), max(levels.sigmas + known.sigmas)
-    if lowest <= tau or lowest < trained_low or highest > trained_high:
-        raise ValueError(
-            f"`levels` must be above {tau:.4g} (model units), the noise that the image carries (2 * sigma), and "
-            f"within the {trained_low:.4g} to {trained_high:.4g} that the model was trained for, got {lowest:.4g} to "
-            f"{highest:.4g}."
-        )
-    return known
-
-
-def check_calibration(levels: NoiseLevels, sigma: float, method: str) -> None:
-    """Raise a `ValueError` if the levels were calibrated for another noise level of the images, or another method."""
-    calibrated_sigma = sigma if levels.smoothing_sigma is None else levels.smoothing_sigma
-    if not math.isclose(calibrated_sigma, sigma, rel_tol=SAME_SIGMA) or levels.method not in (None, method):
-        raise ValueError(
-            f"`levels` must be calibrated for sigma={sigma} and method={method!r}, got levels calibrated for "
-            f"sigma={levels.smoothing_sigma} and method={levels.method!r}."
-        )
-
-
-def check_trained_sigma(sigma: float, denoiser: Denoiser) -> None:
-    """Raise a `ValueError` unless noise of `sigma` (pixel units) is within what the model was trained for."""
-    low, high = denoiser.sigma_range
-    if not low <= model_sigma(sigma) < high:
-        raise ValueError(
-            f"`sigma` must be from {pixel_sigma(low):.4g} to {pixel_sigma(high):.4g} (pixel units), the noise that "
-            f"the model was trained with, got {sigma}."
-        )
-
-
-def check_told_sigma(sigma: float, denoiser: Denoiser) -> None:
-    """Raise a `ValueError` if the model cannot be told truthfully that images carry noise of `sigma` (pixel units)."""
-    nearest = pixel_sigma(denoiser.nearest_sigma(model_sigma(sigma)))
-    if not math.isclose(sigma, nearest, rel_tol=SAME_NOISE):
-        raise ValueError(
-            f"`sigma` must be the noise of a whole training step, such as {nearest:.6g} (pixel units), since this "
-            f"model has a learned time embedding, got {sigma}."
-        )
 
 
 def check_batch_size(batch_size: int) -> None:

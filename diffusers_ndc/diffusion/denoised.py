@@ -9,10 +9,11 @@ import torch
 from ..common.checks import check_kind, check_sigma
 from ..common.copies import BatchPool, Copy, Decided
 from .base import DenoiserClassifier
-from .classifier import check_batch_size, check_told_sigma, check_trained_sigma
+from .classifier import check_batch_size
 from .denoiser import Denoiser
 from .networks import computing_dtype
 from .preprocessing import preprocess, read_preprocessing
+from .trained_levels import check_told_sigma, check_trained_sigma
 from .units import model_images, model_sigma, pixel_images
 
 

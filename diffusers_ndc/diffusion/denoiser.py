@@ -123,6 +123,11 @@ class Denoiser(nn.Module):
         return "class_mean" if self.null_class is None else "null_class"
 
     @property
+    def unconditional_network(self) -> ModelMixin:
+        """The network that denoises without a class."""
+        return self.unet if self.unconditional_unet is None else self.unconditional_unet
+
+    @property
     def null_evaluations(self) -> int:
         """Network evaluations that it costs to denoise one image without a class."""
         return self.num_classes if self.null_source == "class_mean" else 1

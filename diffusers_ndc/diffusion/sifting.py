@@ -6,7 +6,7 @@ are decided: with one class left, or beyond the last level.
 """
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Protocol
 
 import torch
@@ -14,6 +14,7 @@ import torch
 from ..common.copies import Copy, Decided
 from ..common.noise import NoiseSource
 from ..common.prefetch import NoiseAhead, gains_from_prefetching
+from .class_sifter import FeatureSift
 from .noise_levels import NoiseLevels
 
 
@@ -42,10 +43,14 @@ class Triples:
         return len(self.row)
 
     @classmethod
-    def full_grid(cls, num_copies: int, num_levels: int, num_classes: int) -> "Triples":
-        """Every class at every level for every copy."""
-        sizes = (num_copies, num_levels, num_classes)
-        return cls(*torch.cartesian_prod(*(torch.arange(size) for size in sizes)).unbind(dim=1))
+    def next_levels(cls, in_play: torch.Tensor, num_levels: int) -> "Triples":
+        """The classes in play of some copies, each at `num_levels` levels, from 0.
+
+        Args:
+            in_play: Classes in play, shape `(P, K)`.
+            num_levels: Number of levels.
+        """
+        return cls(*in_play[:, None].expand(-1, num_levels, -1).nonzero(as_tuple=True))
 
     def split(self, size: int) -> Iterator["Triples"]:
         """Parts of `size` triples, the last one perhaps smaller."""
@@ -72,8 +77,9 @@ class Triples:
 class OpenCopies:
     """P copies under way; all lists and tensors have P rows.
 
-    A class that is dropped keeps, behind the winner, the gap that it had when it was dropped. Tensors are replaced,
-    never changed in place, so that gradients flow through the losses.
+    A class that is dropped keeps, behind the winner, the gap that it had when it was dropped. A copy that is decided
+    when it is opened stands beyond the last level. Tensors are replaced, never changed in place, so that gradients
+    flow through the losses.
 
     Args:
         keys: The caller's names.
@@ -135,6 +141,29 @@ class OpenCopies:
             [self.num_in_play[row] for row in index],
         )
 
+    def sifted_by(self, sift: FeatureSift, scores: torch.Tensor, num_levels: int) -> "OpenCopies":
+        """Copies that were just opened, with their candidates in play.
+
+        A class that is dropped keeps its score's distance from the best one as its gap, so that gradients flow through
+        the scores. With a `loss_weight` the scores enter the losses, and a single candidate needs no evaluation.
+
+        Args:
+            sift: The sift.
+            scores: Scores of the classes, shape `(P, K)`.
+            num_levels: Number of levels.
+        """
+        in_play = sift.candidates(scores)
+        num_in_play = in_play.sum(dim=1)
+        gaps = torch.where(in_play, 0.0, scores.amax(dim=1, keepdim=True) - scores)
+        return replace(
+            self,
+            level=torch.where(num_in_play > 1, 0, num_levels),
+            losses=-sift.loss_weight * scores,
+            gaps=gaps,
+            in_play=in_play,
+            num_in_play=num_in_play.tolist(),
+        )
+
     def logits(self) -> torch.Tensor:
         """Minus the losses; a dropped class keeps its gap behind the winner. Shape `(P, K)`."""
         best = self.losses.masked_fill(~self.in_play, torch.inf).amin(dim=1, keepdim=True)
@@ -148,15 +177,15 @@ class Scorer(Protocol):
     levels: NoiseLevels
 
     @property
-    def num_classes(self) -> int:
-        """Number of classes."""
-
-    @property
-    def denoising_evaluations(self) -> int:
+    def opening_evaluations(self) -> int:
         """Network evaluations of a copy before its first level."""
 
+    @property
+    def expected_classes(self) -> float:
+        """Mean number of classes in play before the first level."""
+
     def open_copies(self, copies: Sequence[Copy]) -> OpenCopies:
-        """Copies before their first level, with all classes in play."""
+        """Copies before their first level, with their candidate classes in play."""
 
     def squared_errors_of(self, copies: OpenCopies, triples: Triples, noise: NoiseSource) -> torch.Tensor:
         """Squared error of each triple."""
@@ -188,8 +217,8 @@ class SiftingPool:
         under_way = 0 if self.copies is None else self.levels_per_step * sum(self.copies.num_in_play)
         if under_way >= POOL_BATCHES * scorer.batch_size:
             return 0
-        most = OPENED_BATCHES * scorer.batch_size // (self.levels_per_step * scorer.num_classes)
-        full_batch = scorer.batch_size // max(1, scorer.denoising_evaluations)
+        most = int(OPENED_BATCHES * scorer.batch_size / (self.levels_per_step * scorer.expected_classes))
+        full_batch = scorer.batch_size // max(1, scorer.opening_evaluations)
         return max(1, min(most, full_batch))
 
     def add(self, copies: Sequence[Copy]) -> None:
@@ -206,13 +235,19 @@ class SiftingPool:
         """
         if self.copies is None:
             raise RuntimeError("`pool` must hold copies before a step, got none.")
-        triples_of = [self.levels_per_step * number for number in self.copies.num_in_play]
-        rows = rows_that_fill(triples_of, self.scorer.batch_size)
+        rows = self._rows_to_score(self.copies)
         self._expect_noise(self.copies, rows)
-        self._score(self.copies, rows)
-        if self.rule is not None:
+        if rows:
+            self._score(self.copies, rows)
+        if rows and self.rule is not None:
             self._sift(self.copies, rows)
         return self._remove_decided(self.copies)
+
+    def _rows_to_score(self, copies: OpenCopies) -> list[int]:
+        """The copies that are scored next: they fill batches, and are not decided yet."""
+        open_rows = [row for row, level in enumerate(copies.level.tolist()) if level < self.num_levels]
+        triples_of = [self.levels_per_step * copies.num_in_play[row] for row in open_rows]
+        return [open_rows[number] for number in rows_that_fill(triples_of, self.scorer.batch_size)]
 
     def _expect_noise(self, copies: OpenCopies, rows: Sequence[int]) -> None:
         """Have noise made ahead: that of the next level of each copy, and of the level after it for those in `rows`.
@@ -232,12 +267,11 @@ class SiftingPool:
     def _score(self, copies: OpenCopies, rows: list[int]) -> None:
         """Add the losses of the classes in play at the next levels of these copies."""
         span = self.levels_per_step
-        row, step, label = copies.in_play[rows][:, None].expand(-1, span, -1).nonzero(as_tuple=True)
-        row = torch.tensor(rows, device=row.device)[row]
-        level = copies.level[row] + step
-        errors = self.scorer.squared_errors_of(
-            copies, Triples(row, level, label).to("cpu"), self.ahead.standard_normal
-        )
+        triples = Triples.next_levels(copies.in_play[rows], span)
+        row, label = torch.tensor(rows, device=triples.row.device)[triples.row], triples.label
+        level = copies.level[row] + triples.level
+        triples = Triples(row, level, label).to("cpu")
+        errors = self.scorer.squared_errors_of(copies, triples, self.ahead.standard_normal)
         weights = errors.new_tensor(self.scorer.levels.weights)
         copies.losses = copies.losses.index_put((row, label), weights[level] * errors, accumulate=True)
         advance = torch.zeros_like(copies.level)
@@ -272,7 +306,7 @@ class SiftingPool:
         open_rows: list[int] = []
         decided_rows: list[int] = []
         for row, (number, level) in enumerate(zip(copies.num_in_play, copies.level.tolist(), strict=True)):
-            if level == 0 or (number > 1 and level < self.num_levels):
+            if level < self.num_levels and (number > 1 or level == 0):
                 open_rows.append(row)
             else:
                 decided_rows.append(row)

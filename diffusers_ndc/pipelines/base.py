@@ -3,6 +3,7 @@
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Literal
 
 import torch
 from diffusers.utils import BaseOutput
@@ -10,18 +11,24 @@ from diffusers.utils import BaseOutput
 from ..common.checks import check_seed, check_sigma
 from ..common.images import check_pixel_range
 from ..common.noise import resolve_seed
-from ..diffusion.calibration import calibrate_levels, levels_key
-from ..diffusion.classifier import NoisedDiffusionClassifier, default_levels
+from ..diffusion.calibration import ROUNDS, calibrate_levels, calibrate_sifted, levels_key
+from ..diffusion.class_sifter import ClassSifter, FeatureSift
+from ..diffusion.classifier import NoisedDiffusionClassifier
 from ..diffusion.denoised_diffusion import DenoisedDiffusionClassifier
 from ..diffusion.denoiser import Denoiser
+from ..diffusion.feature_classifier import FeatureClassifier
 from ..diffusion.likelihoods import get_likelihood
 from ..diffusion.noise_levels import NoiseLevels
+from ..diffusion.trained_levels import default_levels
 from .inputs import Image, Images, to_pixel_batch
 from .saving import SharedPipeline
 
 
-DiffusionClassifier = NoisedDiffusionClassifier | DenoisedDiffusionClassifier
+DiffusionClassifier = NoisedDiffusionClassifier | DenoisedDiffusionClassifier | FeatureClassifier
 """The modules that `classifier` returns."""
+
+Sift = Literal["candidates", "scores", False]
+"""What a sifter does for a classifier."""
 
 
 @dataclass
@@ -43,7 +50,8 @@ class ClassifierOutput(BaseOutput):
 class ClassifierPipeline(SharedPipeline, ABC):
     """Base class of the pipelines: a diffusion model as a classifier of images.
 
-    A subclass registers the components, and the config values `id2label` and `levels`.
+    A subclass registers the components, among them the `sifter` (or `None`), and the config values `id2label` and
+    `levels`.
     """
 
     @property
@@ -59,6 +67,7 @@ class ClassifierPipeline(SharedPipeline, ABC):
         levels: NoiseLevels | None = None,
         batch_size: int = 64,
         seed: int | None = None,
+        sift: Sift | None = None,
     ) -> DiffusionClassifier:
         """The classifier as a `torch.nn.Module` from images `(N, C, H, W)` in pixel units to logits `(N, K)`.
 
@@ -68,6 +77,9 @@ class ClassifierPipeline(SharedPipeline, ABC):
             levels: Noise levels and weights. Default: the levels that were calibrated, else `default_levels`.
             batch_size: (image, class, level) triples per network evaluation; peak memory depends on it alone.
             seed: Seed of the noise that every image meets. Default: fresh noise for each image.
+            sift: What the pipeline's `sifter` does for each image: choose its candidate classes ("candidates"), count
+                in the loss as well ("scores", which makes the decision partly discriminative), or nothing (False).
+                Default: "candidates" if it was fitted for this sigma and method and no `levels` are given, else False.
 
         Raises:
             TypeError, ValueError: An argument is not as described, or beyond what the model was trained for.
@@ -85,6 +97,7 @@ class ClassifierPipeline(SharedPipeline, ABC):
         seed: int | None = None,
         return_dict: bool = True,
         *,
+        sift: Sift | None = None,
         image: Images | None = None,
     ) -> ClassifierOutput | tuple:
         """Classify images: clean ones (`sigma=0`), or images that carry Gaussian noise.
@@ -105,6 +118,9 @@ class ClassifierPipeline(SharedPipeline, ABC):
             generator: Source of the seed. An image's noise depends on seed and image, not on its place in a batch.
             seed: The seed itself, instead of a `generator`. Default: from the operating system's entropy.
             return_dict: Whether to return a `ClassifierOutput` or a plain tuple of its three values.
+            sift: What the pipeline's `sifter` does for each image: choose its candidate classes ("candidates"), count
+                in the loss as well ("scores", which makes the decision partly discriminative), or nothing (False).
+                Default: "candidates" if it was fitted for this sigma and method and no `levels` are given, else False.
             image: The same as `images`, by the name that other pipelines use. Give one of the two.
 
         Returns:
@@ -124,7 +140,7 @@ class ClassifierPipeline(SharedPipeline, ABC):
             raise TypeError("`images` or `image` must be given, got both.")
         if images is None:
             raise TypeError("`images` or `image` must be given, got neither.")
-        classifier = self.classifier(sigma, method, levels, batch_size)
+        classifier = self.classifier(sigma, method, levels, batch_size, sift=sift)
         seed = resolve_seed(generator, seed)
         batch, _ = self._preprocess(images, classifier)
         check_pixel_range(batch, sigma)
@@ -149,12 +165,17 @@ class ClassifierPipeline(SharedPipeline, ABC):
         quantile: float | None = 0.998,
         batch_size: int = 64,
         seed: int = 0,
+        sift: str | None = "features",
+        sift_quantile: float = 0.995,
+        num_copies: int = 4,
     ) -> NoiseLevels:
-        """Choose a few noise levels, their weights and a sifting rule on labelled images; keep them with the model.
+        """Fit a sifter and choose a few noise levels, with weights, on labelled images; keep them with the model.
 
-        From then on they are the default for this sigma and method, and `save_pretrained` saves them. Fewer levels,
-        and fewer classes at most of them, make every later call cheaper. The certificates stay sound whatever is
-        chosen; but accuracies mean something only on images that were not used here.
+        From then on they are the default for this sigma and method, and `save_pretrained` saves them. The sifter
+        (`ClassSifter`) chooses a noisy copy's candidate classes by features of the pass without a class, so that its
+        cost hardly depends on the number of classes. Fewer levels, and fewer classes at most of them, make every later
+        call cheaper still. The certificates stay sound whatever is chosen; but accuracies mean something only on
+        images that were not used here.
 
         Args:
             images: Clean labelled images, a few hundred at least: PIL images, numpy arrays `(N, H, W, C)`, tensors
@@ -169,9 +190,14 @@ class ClassifierPipeline(SharedPipeline, ABC):
                 `default_levels`.
             quantile: Share of the noisy copies whose true class must survive the sifting after each level: classes
                 are dropped whose loss exceeds the best one by more than the true class's loss does in this share.
-                `None`: no sifting.
+                `None`: no sifting between levels.
             batch_size: (image, class, level) triples per network evaluation; peak memory depends on it alone.
             seed: Seed of the noise.
+            sift: `features`: fit a sifter, which needs two images of each class, and sift between levels.
+                `losses`: all classes are scored at the first level, and sifted from there on. `None`: all classes are
+                scored at all levels.
+            sift_quantile: Share of the noisy copies whose true class must be a candidate (with `features`).
+            num_copies: Noisy copies of each image (with `features`).
 
         Returns:
             The chosen levels.
@@ -187,17 +213,41 @@ class ClassifierPipeline(SharedPipeline, ABC):
         check_sigma(sigma)
         if candidates is None:
             candidates = default_levels(sigma, self.denoiser)
+        if sift not in ("features", "losses", None):
+            raise ValueError(f"`sift` must be 'features', 'losses' or None, got {sift!r}.")
         classifier = self._diffusion_classifier(sigma, method, candidates, batch_size)
         batch, _ = self._preprocess(images, classifier)
         check_pixel_range(batch)
         check_seed(seed)
-        with self.progress_bar(total=len(batch)) as bar:
-            levels = calibrate_levels(classifier, batch, labels, num_levels, quantile, seed, bar.update)
+        fitted: FeatureSift | None = None
+        with self.progress_bar(total=len(batch) * (ROUNDS if sift == "features" else 1)) as bar:
+            if sift == "features":
+                levels, fitted = calibrate_sifted(
+                    classifier,
+                    batch,
+                    labels,
+                    num_levels,
+                    quantile,
+                    sift_quantile,
+                    num_copies,
+                    seed,
+                    bar.update,
+                )
+            else:
+                quantile = quantile if sift == "losses" else None
+                levels = calibrate_levels(classifier, batch, labels, num_levels, quantile, seed, bar.update)
         self.maybe_free_model_hooks()
+        self._keep_sift(fitted, sigma, classifier.likelihood.name)
         table = {key: dict(methods) for key, methods in (self.config.levels or {}).items()}
         table.setdefault(levels_key(sigma), {})[classifier.likelihood.name] = levels.to_dict()
         self.register_to_config(levels=table)
         return levels
+
+    def _keep_sift(self, fitted: FeatureSift | None, sigma: float, method: str) -> None:
+        """Make `fitted` the sift for a noise and method; `None`: there is none any more."""
+        sifter = ClassSifter() if self.sifter is None else self.sifter
+        sifter = sifter.without(sigma, method) if fitted is None else sifter.with_sift(fitted)
+        self.register_modules(sifter=sifter if sifter.all_sifts() else None)
 
     def _diffusion_classifier(
         self,
@@ -206,14 +256,35 @@ class ClassifierPipeline(SharedPipeline, ABC):
         levels: NoiseLevels | None,
         batch_size: int,
         seed: int | None = None,
+        sift: Sift | None = None,
     ) -> NoisedDiffusionClassifier:
-        """The classifier that scores the classes with `denoiser`, by default with the calibrated levels."""
+        """The classifier that scores the classes with `denoiser`, by default with the calibrated levels and sifter."""
         check_sigma(sigma)
         method = get_likelihood(method, sigma).name
+        found = None if self.sifter is None else self.sifter.find(sigma, method)
+        if sift is None:
+            sift = "candidates" if found is not None and levels is None else False
+        check_sift_argument(sift, found, sigma, method)
+        if sift is False:
+            found = None
+        if sift == "scores" and found is not None:
+            found, scored_levels = found.with_scores()
+            levels = scored_levels if levels is None else levels
         calibrated = (self.config.levels or {}).get(levels_key(sigma), {}).get(method)
         if levels is None and calibrated is not None:
             levels = NoiseLevels.from_dict(calibrated)
-        return NoisedDiffusionClassifier(self.denoiser, sigma, method, levels, batch_size, seed)
+        return NoisedDiffusionClassifier(self.denoiser, sigma, method, levels, batch_size, seed, found)
+
+    def _feature_classifier(self, sigma: float, batch_size: int) -> FeatureClassifier:
+        """The sifter alone."""
+        check_sigma(sigma)
+        found = None if self.sifter is None else self.sifter.find(sigma)
+        if found is None or sigma == 0:
+            raise ValueError(
+                "`method` must be a likelihood without a sifter that was fitted for noisy images with this sigma (see "
+                f"`calibrate`), got 'features' for sigma={sigma}."
+            )
+        return FeatureClassifier(self.denoiser, found, batch_size)
 
     def _preprocess(self, images: Images, classifier: DiffusionClassifier) -> tuple[torch.Tensor, bool]:
         """One batch on the pipeline's device, shape `(N, C, H, W)`, and whether `images` was a single image."""
@@ -228,6 +299,24 @@ class ClassifierPipeline(SharedPipeline, ABC):
         if not single:
             raise ValueError(f"`image` must be a single image, got a batch of {len(batch)}.")
         return batch[0]
+
+
+def check_sift_argument(sift: Sift, found: FeatureSift | None, sigma: float, method: str) -> None:
+    """Raise a `ValueError` unless this is a possible value of `sift` with the sift that was found, or none."""
+    if sift is not False and not (isinstance(sift, str) and sift in ("candidates", "scores")):
+        raise ValueError(f"`sift` must be 'candidates', 'scores', False or None, got {sift!r}.")
+    if sift is not False and found is None:
+        raise ValueError(
+            f"`sift` must be False or None without a sifter that was fitted for sigma={sigma} and method={method!r} "
+            f"(see `calibrate`), got {sift!r}."
+        )
+
+
+def recorded_sift(settings: dict) -> Sift:
+    """What the sifter did for the base classifier of a record."""
+    if "sifter" not in settings:
+        return False
+    return "scores" if settings["sifter"]["loss_weight"] > 0 else "candidates"
 
 
 def integer_labels(id2label: dict | None) -> dict[int, str] | None:

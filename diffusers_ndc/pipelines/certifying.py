@@ -13,7 +13,7 @@ from ..common.images import check_pixel_range
 from ..common.noise import resolve_seed
 from ..diffusion.margins import UNSMOOTHED_LEVELS, with_bounded_losses
 from ..diffusion.noise_levels import NoiseLevels
-from .base import ClassifierPipeline
+from .base import ClassifierPipeline, Sift, recorded_sift
 from .inputs import Image, Images
 from .unsmoothed import certify_image, check_unsmoothed, replay_image
 
@@ -35,6 +35,7 @@ class CertifyingPipeline(ClassifierPipeline):
         batch_size: int = 64,
         generator: torch.Generator | None = None,
         seed: int | None = None,
+        sift: Sift | None = None,
     ) -> Prediction | list[Prediction]:
         """Class of the smoothed classifier at clean images, or an abstention (PREDICT of Cohen et al. 2019).
 
@@ -48,12 +49,16 @@ class CertifyingPipeline(ClassifierPipeline):
             sigma: Standard deviation of the smoothing noise, pixel units, above 0.
             n: Number of noisy copies of each image.
             alpha: Probability with which a prediction may differ from the smoothed classifier's.
-            method: `apndc`, `epndc` or `apndc-clean` (a latent model: `dds`). Default: `apndc` (`dds`).
+            method: `apndc`, `epndc` or `apndc-clean` (a latent model: `dds`), or `features` (the sifter alone).
+                Default: `apndc` (`dds`).
             levels: Noise levels and weights. Default: the levels that were calibrated for this sigma and method, else
                 `default_levels`.
             batch_size: (image, class, level) triples per network evaluation; peak memory depends on it alone.
             generator: Source of the seed. An image's noise depends on seed and image, not on its place in a batch.
             seed: The seed itself, instead of a `generator`. Default: from the operating system's entropy.
+            sift: What the pipeline's `sifter` does for each copy: choose its candidate classes ("candidates"), count
+                in the loss as well ("scores", which makes the decision partly discriminative), or nothing (False).
+                Default: "candidates" if it was fitted for this sigma and method and no `levels` are given, else False.
 
         Returns:
             One `Prediction` for a single image, else a list of them.
@@ -66,7 +71,7 @@ class CertifyingPipeline(ClassifierPipeline):
             >>> pipe.predict(image, sigma=0.25, seed=0).label  # doctest: +SKIP
             7
         """
-        classifier = self.classifier(sigma, method, levels, batch_size)
+        classifier = self.classifier(sigma, method, levels, batch_size, sift=sift)
         smoothed = SmoothedClassifier(classifier, sigma)
         seed = resolve_seed(generator, seed)
         batch, single = self._preprocess(images, classifier)
@@ -93,6 +98,7 @@ class CertifyingPipeline(ClassifierPipeline):
         resolution: float | None = None,
         bound: str | None = None,
         grid: int | None = None,
+        sift: Sift | None = None,
     ) -> Certificate | list[Certificate]:
         """Class and proved l2 radius of the smoothed classifier at clean images (CERTIFY of Cohen et al. 2019).
 
@@ -113,7 +119,8 @@ class CertifyingPipeline(ClassifierPipeline):
             n: Number of further noisy copies that bound the candidate's probability; with `radii` or `resolution`, the
                 largest number.
             alpha: Probability with which a certificate may be wrong.
-            method: `apndc`, `epndc` or `apndc-clean` (a latent model: `dds`). Default: `apndc` (`dds`).
+            method: `apndc`, `epndc` or `apndc-clean` (a latent model: `dds`), or `features` (the sifter alone).
+                Default: `apndc` (`dds`).
             levels: Noise levels and weights. Default: the levels that were calibrated for this sigma and method, else
                 `default_levels`.
             batch_size: (image, class, level) triples per network evaluation; peak memory depends on it alone.
@@ -127,6 +134,9 @@ class CertifyingPipeline(ClassifierPipeline):
                 or `mixture` with `radii` or `resolution`.
             grid: For 8-bit images: draw the noise on a grid with this many steps between two of their values, so that
                 rounding in floating point cannot break the proof; see `SmoothedClassifier`. 16 is a good choice.
+            sift: What the pipeline's `sifter` does for each copy: choose its candidate classes ("candidates"), count
+                in the loss as well ("scores", which makes the decision partly discriminative), or nothing (False).
+                Default: "candidates" if it was fitted for this sigma and method and no `levels` are given, else False.
 
         Returns:
             One `Certificate` for a single image, else a list of them.
@@ -145,7 +155,7 @@ class CertifyingPipeline(ClassifierPipeline):
                 f"`sigma` must be above 0, got {sigma}. For the diffusion classifier without smoothing call "
                 "`certify_unsmoothed`."
             )
-        classifier = self.classifier(sigma, method, levels, batch_size)
+        classifier = self.classifier(sigma, method, levels, batch_size, sift=sift)
         smoothed = SmoothedClassifier(classifier, sigma, grid)
         seed = resolve_seed(generator, seed)
         batch, single = self._preprocess(images, classifier)
@@ -227,6 +237,7 @@ class CertifyingPipeline(ClassifierPipeline):
         generator: torch.Generator | None = None,
         seed: int | None = None,
         grid: int | None = None,
+        sift: Sift | None = None,
     ) -> Iterator[Certificate]:
         """A growing certificate of one clean image: one after every few noisy copies, on all votes so far.
 
@@ -241,7 +252,8 @@ class CertifyingPipeline(ClassifierPipeline):
                 certificate is for the class that leads then, at an `alpha` split over the classes.
             n: Largest number of further noisy copies.
             alpha: Probability with which one of the certificates may be wrong.
-            method: `apndc`, `epndc` or `apndc-clean` (a latent model: `dds`). Default: `apndc` (`dds`).
+            method: `apndc`, `epndc` or `apndc-clean` (a latent model: `dds`), or `features` (the sifter alone).
+                Default: `apndc` (`dds`).
             levels: Noise levels and weights. Default: the levels that were calibrated for this sigma and method, else
                 `default_levels`.
             batch_size: (image, class, level) triples per network evaluation; peak memory depends on it alone.
@@ -249,6 +261,9 @@ class CertifyingPipeline(ClassifierPipeline):
             seed: The seed itself, instead of a `generator`. Default: from the operating system's entropy.
             grid: For 8-bit images: draw the noise on a grid with this many steps between two of their values, so that
                 rounding in floating point cannot break the proof; see `SmoothedClassifier`. 16 is a good choice.
+            sift: What the pipeline's `sifter` does for each copy: choose its candidate classes ("candidates"), count
+                in the loss as well ("scores", which makes the decision partly discriminative), or nothing (False).
+                Default: "candidates" if it was fitted for this sigma and method and no `levels` are given, else False.
 
         Returns:
             An iterator over the certificates. The arguments are checked at once.
@@ -262,7 +277,7 @@ class CertifyingPipeline(ClassifierPipeline):
             ...     if certificate.radius > 0.5:
             ...         break
         """
-        classifier = self.classifier(sigma, method, levels, batch_size)
+        classifier = self.classifier(sigma, method, levels, batch_size, sift=sift)
         tensor = self._preprocess_one(image, classifier)
         seed = resolve_seed(generator, seed)
         growing = SmoothedClassifier(classifier, sigma, grid).certify_iter(tensor, n0, n, alpha, seed)
@@ -315,8 +330,11 @@ class CertifyingPipeline(ClassifierPipeline):
         try:
             method = settings["method"]
             scoring = settings["classifier"] if method == "dds" else settings  # the part that scores the classes
-            levels = NoiseLevels.from_dict(scoring["levels"])
-            classifier = self.classifier(certificate.sigma, method, levels, batch_size, scoring["seed"])
+            if method == "features":
+                classifier = self.classifier(certificate.sigma, method, batch_size=batch_size)
+            else:
+                levels, sift = NoiseLevels.from_dict(scoring["levels"]), recorded_sift(scoring)
+                classifier = self.classifier(certificate.sigma, method, levels, batch_size, scoring["seed"], sift)
         except (KeyError, TypeError) as error:
             raise ValueError(NOT_OURS.format(settings=settings)) from error
         smoothed = SmoothedClassifier(classifier, certificate.sigma, certificate.grid)

@@ -9,12 +9,13 @@ from transformers import CLIPTextModel, CLIPTokenizer
 
 from ..common.checks import check_kind, check_sigma
 from ..diffusion.calibration import check_levels
+from ..diffusion.class_sifter import ClassSifter, check_sifter
 from ..diffusion.classifier import LATENT_NOISE, NoisedDiffusionClassifier
 from ..diffusion.denoised_diffusion import DenoisedDiffusionClassifier
 from ..diffusion.denoiser import Denoiser
 from ..diffusion.noise_levels import NoiseLevels
 from ..diffusion.prompts import check_length, embed_prompts, read_prompts
-from .base import check_names, integer_labels
+from .base import Sift, check_names, integer_labels
 from .certifying import CertifyingPipeline
 from .inputs import Images
 
@@ -48,6 +49,7 @@ class LatentDiffusionClassifierPipeline(CertifyingPipeline):
             one; `None` if there is none.
         levels: Noise levels as `calibrate` adds them, all for sigma 0:
             `{"0": {"dc": NoiseLevels(...).to_dict()}}`. Without an entry: `default_levels`.
+        sifter: Chooses the candidate classes of images, as `calibrate` fits it. Default: all classes are.
 
     Raises:
         TypeError, ValueError: A component is missing or of a class that is not supported, or they do not fit together.
@@ -62,7 +64,16 @@ class LatentDiffusionClassifierPipeline(CertifyingPipeline):
     """
 
     model_cpu_offload_seq = "pixel_unet->text_encoder->vae->unet->transformer"
-    _optional_components = ["unet", "transformer", "tokenizer", "text_encoder", "pixel_unet", "pixel_scheduler"]
+    _optional_components = [
+        "unet",
+        "transformer",
+        "tokenizer",
+        "text_encoder",
+        "pixel_unet",
+        "pixel_scheduler",
+        "sifter",
+    ]
+    _exclude_from_cpu_offload = ["sifter"]
 
     def __init__(
         self,
@@ -78,6 +89,7 @@ class LatentDiffusionClassifierPipeline(CertifyingPipeline):
         prompts: Mapping | Sequence | None = None,
         null_class: int | None = None,
         levels: dict | None = None,
+        sifter: ClassSifter | None = None,
     ):
         super().__init__()
         check_components(vae, scheduler, unet, transformer, tokenizer, text_encoder, pixel_unet, pixel_scheduler)
@@ -99,6 +111,7 @@ class LatentDiffusionClassifierPipeline(CertifyingPipeline):
             text_encoder=text_encoder,
             pixel_unet=pixel_unet,
             pixel_scheduler=pixel_scheduler,
+            sifter=sifter,
         )
         self.register_to_config(id2label=id2label, prompts=prompts, null_class=null_class, levels=levels)
         self._embedded: tuple[tuple, torch.Tensor] | None = None
@@ -106,12 +119,16 @@ class LatentDiffusionClassifierPipeline(CertifyingPipeline):
         embeddings = None
         if prompts is not None and text_encoder is not None:
             embeddings = torch.zeros(len(prompts) + 1, 1, text_encoder.config.hidden_size)
-        check_names(id2label, self._denoiser(embeddings).num_classes)
+        denoiser = self._denoiser(embeddings)
+        check_names(id2label, denoiser.num_classes)
+        if sifter is not None:
+            check_sifter(sifter, denoiser)
         if pixel_unet is not None:
             self._pixel_denoiser()
 
     def set_prompts(self, prompts: Mapping | Sequence, id2label: dict | None = None) -> None:
-        """Give a text-conditional model other classes. Calibrated `levels` stay.
+        """Give a text-conditional model other classes. Calibrated `levels` stay; a `sifter` knows the old classes only
+        and is dropped.
 
         Args:
             prompts: A prompt for each class, or a list of prompts, whose embeddings are averaged; by class index, or
@@ -128,6 +145,7 @@ class LatentDiffusionClassifierPipeline(CertifyingPipeline):
         prompts = _check_prompts(prompts, self.tokenizer, self.text_encoder, id2label)
         check_names(id2label, len(prompts))
         self.register_to_config(prompts=prompts, id2label=id2label)
+        self.register_modules(sifter=None)
 
     @property
     def denoiser(self) -> Denoiser:
@@ -165,6 +183,7 @@ class LatentDiffusionClassifierPipeline(CertifyingPipeline):
         levels: NoiseLevels | None = None,
         batch_size: int = 64,
         seed: int | None = None,
+        sift: Sift | None = None,
     ) -> NoisedDiffusionClassifier | DenoisedDiffusionClassifier:
         """The classifier as a `torch.nn.Module` from images `(N, C, H, W)` in pixel units to logits `(N, K)`.
 
@@ -180,6 +199,9 @@ class LatentDiffusionClassifierPipeline(CertifyingPipeline):
                 sigma 0, else `default_levels`.
             batch_size: (image, class, level) triples per network evaluation; peak memory depends on it alone.
             seed: Seed of the noise that every image meets. Default: fresh noise for each image.
+            sift: What the pipeline's `sifter` does for each image: choose its candidate classes ("candidates"), count
+                in the loss as well ("scores", which makes the decision partly discriminative), or nothing (False).
+                Default: "candidates" if it was fitted and no `levels` are given, else False.
 
         Returns:
             The diffusion classifier for clean images, a `DenoisedDiffusionClassifier` for noisy ones.
@@ -195,7 +217,7 @@ class LatentDiffusionClassifierPipeline(CertifyingPipeline):
         self._check_method(sigma, method)
         if sigma > 0 and self.pixel_unet is None:
             raise ValueError(f"`sigma` must be 0 for a latent model without `pixel_unet`, got {sigma}. {LATENT_NOISE}")
-        clean = self._diffusion_classifier(0.0, "dc", levels, batch_size, seed)
+        clean = self._diffusion_classifier(0.0, "dc", levels, batch_size, seed, sift)
         if sigma == 0:
             return clean
         return DenoisedDiffusionClassifier(self._pixel_denoiser(), clean, sigma)
@@ -220,13 +242,17 @@ class LatentDiffusionClassifierPipeline(CertifyingPipeline):
         quantile: float | None = 0.998,
         batch_size: int = 64,
         seed: int = 0,
+        sift: str | None = "features",
+        sift_quantile: float = 0.995,
+        num_copies: int = 4,
     ) -> NoiseLevels:
-        """Choose a few noise levels, their weights and a sifting rule on labelled images; keep them with the model.
+        """Fit a sifter and choose a few noise levels, with weights, on labelled images; keep them with the model.
 
-        The levels are for clean images and serve the denoised ones too. From then on they are the default, and
-        `save_pretrained` saves them. Fewer levels, and fewer classes at most of them, make every later call cheaper.
-        The certificates stay sound whatever is chosen; but accuracies mean something only on images that were not used
-        here.
+        They are for clean images and serve the denoised ones too. From then on they are the default, and
+        `save_pretrained` saves them. The sifter (`ClassSifter`) chooses an image's candidate classes by features of
+        one pass without a class, so that its cost hardly depends on the number of classes. Fewer levels, and fewer
+        classes at most of them, make every later call cheaper still. The certificates stay sound whatever is chosen;
+        but accuracies mean something only on images that were not used here.
 
         Args:
             images: Clean labelled images, a few hundred at least: PIL images, numpy arrays `(N, H, W, C)`, tensors
@@ -240,9 +266,14 @@ class LatentDiffusionClassifierPipeline(CertifyingPipeline):
                 shrunk. Default: `default_levels`.
             quantile: Share of the images whose true class must survive the sifting after each level: classes are
                 dropped whose loss exceeds the best one by more than the true class's loss does in this share. `None`:
-                no sifting.
+                no sifting between levels.
             batch_size: (image, class, level) triples per network evaluation; peak memory depends on it alone.
             seed: Seed of the noise.
+            sift: `features`: fit a sifter, which needs two images of each class, and sift between levels.
+                `losses`: all classes are scored at the first level, and sifted from there on. `None`: all classes are
+                scored at all levels.
+            sift_quantile: Share of the images whose class must be a candidate (with `features`).
+            num_copies: Draws of the noise for each image (with `features`).
 
         Returns:
             The chosen levels.
@@ -259,7 +290,20 @@ class LatentDiffusionClassifierPipeline(CertifyingPipeline):
         if sigma != 0:
             raise ValueError(f"`sigma` must be 0 to calibrate a latent model, on clean images, got {sigma}.")
         self._check_method(sigma, method)
-        return super().calibrate(images, labels, 0.0, num_levels, method, candidates, quantile, batch_size, seed)
+        return super().calibrate(
+            images,
+            labels,
+            0.0,
+            num_levels,
+            method,
+            candidates,
+            quantile,
+            batch_size,
+            seed,
+            sift,
+            sift_quantile,
+            num_copies,
+        )
 
     def _usage(self) -> list[str]:
         if self.pixel_unet is None:

@@ -7,10 +7,12 @@ from diffusers.schedulers import SchedulerMixin
 
 from ..checkpoints import EDMUNet2DModel, read_checkpoints
 from ..diffusion.calibration import check_levels
+from ..diffusion.class_sifter import ClassSifter, check_sifter
 from ..diffusion.classifier import NoisedDiffusionClassifier
 from ..diffusion.denoiser import Denoiser
+from ..diffusion.feature_classifier import FeatureClassifier
 from ..diffusion.noise_levels import NoiseLevels
-from .base import check_names, integer_labels
+from .base import Sift, check_names, integer_labels
 from .certifying import CertifyingPipeline
 
 
@@ -26,6 +28,7 @@ class NoisedDiffusionClassifierPipeline(CertifyingPipeline):
         null_class: Index of the embedding row for "no class", which must be the last one; `None` if there is none.
         levels: Noise levels by smoothing sigma (pixel units) and method, as `calibrate` adds them:
             `{"0.25": {"apndc": NoiseLevels(...).to_dict()}, ...}`. Without an entry: `default_levels`.
+        sifter: Chooses the candidate classes of noisy copies, as `calibrate` fits it. Default: all classes are.
 
     Raises:
         ValueError: The network has no classes, the scheduler no known noise level, or `id2label` not one name per
@@ -38,7 +41,8 @@ class NoisedDiffusionClassifierPipeline(CertifyingPipeline):
     """
 
     model_cpu_offload_seq = "unconditional_unet->unet"
-    _optional_components = ["unconditional_unet"]
+    _optional_components = ["unconditional_unet", "sifter"]
+    _exclude_from_cpu_offload = ["sifter"]
 
     def __init__(
         self,
@@ -48,6 +52,7 @@ class NoisedDiffusionClassifierPipeline(CertifyingPipeline):
         id2label: dict | None = None,
         null_class: int | None = None,
         levels: dict | None = None,
+        sifter: ClassSifter | None = None,
     ):
         super().__init__()
         id2label = integer_labels(id2label)
@@ -56,7 +61,9 @@ class NoisedDiffusionClassifierPipeline(CertifyingPipeline):
         check_names(id2label, denoiser.num_classes)
         if levels is not None:
             check_levels(levels)
-        self.register_modules(unet=unet, scheduler=scheduler, unconditional_unet=unconditional_unet)
+        if sifter is not None:
+            check_sifter(sifter, denoiser)
+        self.register_modules(unet=unet, scheduler=scheduler, unconditional_unet=unconditional_unet, sifter=sifter)
         self.register_to_config(id2label=id2label, null_class=null_class, levels=levels)
 
     @classmethod
@@ -109,7 +116,8 @@ class NoisedDiffusionClassifierPipeline(CertifyingPipeline):
         levels: NoiseLevels | None = None,
         batch_size: int = 64,
         seed: int | None = None,
-    ) -> NoisedDiffusionClassifier:
+        sift: Sift | None = None,
+    ) -> NoisedDiffusionClassifier | FeatureClassifier:
         """The classifier as a `torch.nn.Module` from images `(N, C, H, W)` in pixel units to logits `(N, K)`.
 
         It shares the pipeline's networks and can be used like any other classifier: for attacks, for smoothing, in
@@ -119,11 +127,15 @@ class NoisedDiffusionClassifierPipeline(CertifyingPipeline):
         Args:
             sigma: Standard deviation of the Gaussian noise that the images carry, pixel units; 0 for clean images.
             method: `dc` for clean images (the diffusion classifier), `apndc`, `epndc` or `apndc-clean` for noisy ones
-                (Chen et al., arXiv:2402.02316). Default: `dc` for clean images, else `apndc`.
+                (Chen et al., arXiv:2402.02316). Default: `dc` for clean images, else `apndc`. `features`: the sifter
+                alone, without a likelihood, as a baseline; `levels` and `seed` are not used then.
             levels: Noise levels and weights. Default: the levels that were calibrated for this sigma and method, else
                 `default_levels`.
             batch_size: (image, class, level) triples per network evaluation; peak memory depends on it alone.
             seed: Seed of the noise that every image meets. Default: fresh noise for each image.
+            sift: What the pipeline's `sifter` does for each image: choose its candidate classes ("candidates"), count
+                in the loss as well ("scores", which makes the decision partly discriminative), or nothing (False).
+                Default: "candidates" if it was fitted for this sigma and method and no `levels` are given, else False.
 
         Returns:
             The classifier.
@@ -135,4 +147,6 @@ class NoisedDiffusionClassifierPipeline(CertifyingPipeline):
             >>> module = pipe.classifier(sigma=0.25, seed=0)  # doctest: +SKIP
             >>> module(noisy_images).argmax(dim=1)  # doctest: +SKIP
         """
-        return self._diffusion_classifier(sigma, method, levels, batch_size, seed)
+        if method == "features":
+            return self._feature_classifier(sigma, batch_size)
+        return self._diffusion_classifier(sigma, method, levels, batch_size, seed, sift)

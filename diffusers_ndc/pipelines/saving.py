@@ -15,18 +15,22 @@ from diffusers.pipelines.pipeline_loading_utils import LOADABLE_CLASSES
 from huggingface_hub import HfApi
 
 from ..checkpoints import EDMUNet2DModel, IDDPMPrecondScheduler, VEPrecondScheduler, VPPrecondScheduler
+from ..diffusion.class_sifter import ClassSifter
 from ..diffusion.noise_levels import NoiseLevels
 from .model_card import add_metadata, certifying, model_section, read_card, with_section, write_card
 
 
 COMPONENT_CLASSES = {
     component.__name__: component
-    for component in (EDMUNet2DModel, IDDPMPrecondScheduler, VEPrecondScheduler, VPPrecondScheduler)
+    for component in (ClassSifter, EDMUNet2DModel, IDDPMPrecondScheduler, VEPrecondScheduler, VPPrecondScheduler)
 }
 """Networks and schedulers that diffusers does not have, by name."""
 
-COMPONENT_ROOM = "diffusers_ndc.checkpoints"
-"""Public module from which saved folders import these classes, so that the files behind it can move."""
+
+def public_room(component: type) -> str:
+    """Public module from which saved folders import a component's class, so that the file behind it can move."""
+    return component.__module__.rpartition(".")[0]
+
 
 COMPONENT_FILE = "diffusers_ndc_component"
 """Name of the Python file (without `.py`) beside the weights of such a component."""
@@ -38,7 +42,7 @@ except ImportError as error:
 """
 
 # diffusers refuses a repository of the Hub whose index names a module without an entry here. It looks for these base
-# classes in the module itself, which is why the modules that define the components are named, not `COMPONENT_ROOM`.
+# classes in the module itself, which is why the modules that define the components are named, not `public_room`.
 for _component in COMPONENT_CLASSES.values():
     LOADABLE_CLASSES[_component.__module__] = {
         name: ["save_pretrained", "from_pretrained"] for name in ("ModelMixin", "SchedulerMixin")
@@ -47,6 +51,8 @@ for _component in COMPONENT_CLASSES.values():
 
 class SharedPipeline(DiffusionPipeline):
     """A pipeline whose saved folder every way of loading understands."""
+
+    sifter: ClassSifter | None
 
     def save_config(self, save_directory, **kwargs):
         """Write `model_index.json` with class names for every way of loading, and the files that these names mean."""
@@ -58,13 +64,33 @@ class SharedPipeline(DiffusionPipeline):
         files = {"pipeline.py": ("diffusers_ndc", type(self).__name__)}
         for component, value in config.items():
             if isinstance(value, list) and value[1] in COMPONENT_CLASSES:
-                files[f"{component}/{COMPONENT_FILE}.py"] = (COMPONENT_ROOM, value[1])
+                files[f"{component}/{COMPONENT_FILE}.py"] = (public_room(COMPONENT_CLASSES[value[1]]), value[1])
                 config[component] = [COMPONENT_FILE, value[1]]
         index.write_text(json.dumps(config, indent=2, sort_keys=True) + "\n")
         for file, (module, name) in files.items():
             path = Path(save_directory, file)
             path.parent.mkdir(exist_ok=True)
             path.write_text(IMPORT_FILE.format(module=module, name=name))
+
+    def save_calibration(self, save_directory: str | Path) -> None:
+        """Write what `calibrate` changes into the folder of this saved pipeline: `model_index.json` and the sifter.
+
+        Args:
+            save_directory: The folder. The networks in it are left alone.
+
+        Raises:
+            FileNotFoundError: There is no saved pipeline in it.
+
+        Example:
+            >>> pipe.calibrate(images, labels, sigma=0.25)  # doctest: +SKIP
+            >>> pipe.save_calibration("model")  # doctest: +SKIP
+        """
+        index = Path(save_directory, self.config_name)
+        if not index.is_file():
+            raise FileNotFoundError(f"`save_directory` must be the folder of a saved pipeline, got {save_directory}.")
+        if self.sifter is not None:
+            self.sifter.save_pretrained(Path(save_directory, "sifter"))
+        self.save_config(save_directory)
 
     def _upload_folder(self, working_dir, repo_id, token=None, commit_message=None, create_pr=False, subfolder=None):
         # All ways of pushing end here. By now the folder holds the repository's card, or a generic one that diffusers

@@ -6,7 +6,7 @@ from helpers.networks import tiny_unet
 from scipy import optimize
 
 from diffusers_ndc import NoisedDiffusionClassifierPipeline, NoiseLevels
-from diffusers_ndc.diffusion.calibration import RIDGE, choose_levels, fit_weights, sift_thresholds
+from diffusers_ndc.diffusion.level_fitting import RIDGE, choose_levels, fit_weights, sift_thresholds
 
 
 def synthetic_errors(signal, num_images=2_000, num_classes=4, seed=0):

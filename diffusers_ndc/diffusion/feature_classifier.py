@@ -1,0 +1,113 @@
+"""The sifter alone as a classifier: a linear map of features of one pass, without any likelihood."""
+
+from collections.abc import Sequence
+
+import torch
+
+from ..common.checks import check_kind, check_sigma
+from ..common.copies import BatchPool, Copy, Decided
+from .base import DenoiserClassifier
+from .class_sifter import FeatureSift, check_sift
+from .classifier import check_batch_size
+from .denoiser import Denoiser
+from .features import read_features
+from .networks import check_evaluation_mode
+from .trained_levels import check_trained_sigma
+from .units import model_images
+
+
+class FeatureClassifier(DenoiserClassifier):
+    """The class with the best score of a sifter: the baseline that a sifted likelihood must beat.
+
+    One evaluation a noisy copy. Such a discriminative classifier on a diffusion model's features owes its accuracy to
+    labels (`calibrate`), where the likelihood owes its own to the model. Nothing is drawn: it is a fixed function of
+    each image, and `SmoothedClassifier` certifies it like any other.
+
+    Args:
+        denoiser: The network and its scheduler.
+        sift: The sifter of a smoothing noise above 0, which is the noise that images must carry.
+        batch_size: Images per network evaluation. Peak memory depends on it.
+
+    The attribute `evaluations` counts the network evaluations spent so far.
+
+    Raises:
+        TypeError: An argument is of another kind.
+        ValueError: The sifter is for clean images or another model, or an argument is out of range.
+
+    Example:
+        >>> classifier = pipe.classifier(sigma=0.25, method="features")  # doctest: +SKIP
+    """
+
+    randomized = False
+
+    def __init__(self, denoiser: Denoiser, sift: FeatureSift, batch_size: int = 64):
+        super().__init__()
+        check_kind("denoiser", denoiser, Denoiser)
+        check_kind("sift", sift, FeatureSift)
+        check_sigma(sift.smoothing_sigma)
+        if sift.smoothing_sigma == 0:
+            raise ValueError("`sift` must be fitted for noisy images, got one for sigma=0.")
+        check_batch_size(batch_size)
+        check_evaluation_mode(denoiser)
+        check_trained_sigma(sift.smoothing_sigma, denoiser)
+        check_sift(sift, sift.smoothing_sigma, sift.method, denoiser)
+        self.denoiser = denoiser
+        self.sift = sift
+        self.sigma = sift.smoothing_sigma
+        self.batch_size = batch_size
+        self.evaluations = 0
+
+    @property
+    def num_classes(self) -> int:
+        """Number of classes K."""
+        return self.sift.num_classes
+
+    @property
+    def settings(self) -> dict:
+        """What defines this classifier besides the network's weights, as plain values."""
+        return {
+            "method": "features",
+            "sifter": self.sift.settings,
+            "null_source": self.denoiser.null_source,
+            "dtype": self.denoiser.dtype,
+        }
+
+    def forward(self, images: torch.Tensor, seeds: Sequence[int] | None = None) -> torch.Tensor:
+        """Logits of a batch of images: log-probabilities of the classes; differentiable where gradients are on.
+
+        Args:
+            images: Shape `(N, C, H, W)`, pixel units (clean images in [0, 1]), carrying noise `sigma`.
+            seeds: Not used: nothing is drawn.
+
+        Returns:
+            Logits of shape `(N, K)`, float32 (float64 for float64 images).
+
+        Raises:
+            TypeError: `images` is not a floating-point tensor.
+            ValueError: The network cannot take images of this shape.
+            FloatingPointError: A feature is not finite.
+        """
+        self.check_images(images)
+        return torch.cat([self._classify(part) for part in images.split(self.batch_size)])
+
+    def pool(self) -> BatchPool:
+        """An empty pool: copies of several images share a batch."""
+        return BatchPool(self.batch_size, self._decide)
+
+    def _decide(self, batch: list[Copy]) -> Decided:
+        logits = self._classify(torch.stack([copy.image for copy in batch]))
+        return Decided([copy.key for copy in batch], logits, [1] * len(batch))
+
+    def _classify(self, images: torch.Tensor) -> torch.Tensor:
+        """Logits of one batch."""
+        x_tau = model_images(images)
+        x_tau = x_tau.to(torch.promote_types(x_tau.dtype, torch.float32))
+        no_seeds = [0] * len(images)  # used for clean images only
+        _, features = read_features(
+            self.denoiser, x_tau, self.sigma, self.sift.blocks, self.sift.noise, no_seeds, denoise=False
+        )
+        self.evaluations += len(images)
+        logits = self.sift(features).to(x_tau)
+        if not logits.isfinite().all():
+            raise FloatingPointError("Features must be finite, got NaN or infinity: in the images, or by an overflow.")
+        return logits
