@@ -296,7 +296,7 @@ class CertifyingPipeline(ClassifierPipeline):
         """Make the draws of a certificate again, to compare the result with the certificate by `agrees`.
 
         The base classifier is made as the certificate describes it. On other hardware, or in other batches, a vote may
-        move if two logits tie to within round-off.
+        move if two logits nearly tie: such copies are listed as `near_ties`, and `agrees` allows for their votes.
 
         Args:
             image: The certified image: a PIL image, numpy array `(H, W[, C])` or tensor `(C, H, W)`; uint8, or floats

@@ -1,5 +1,7 @@
 """Noise that is the same on every device, whether it was made ahead or not."""
 
+import doctest
+
 import numpy as np
 import pytest
 import torch
@@ -8,6 +10,7 @@ from helpers.networks import tiny_unet
 
 from diffusers_ndc import Denoiser, NoisedDiffusionClassifier, NoiseLevels, SmoothedClassifier
 from diffusers_ndc.certification import voting
+from diffusers_ndc.common import prefetch
 from diffusers_ndc.common.noise import standard_normal
 from diffusers_ndc.common.prefetch import SHARED, NoiseAhead, gains_from_prefetching
 from diffusers_ndc.diffusion import sifting
@@ -28,6 +31,11 @@ def test_expected_noise_is_that_of_its_seeds(shape, dtype):
     ahead.expect((2, *shape), seeds, dtype)  # another shape is other noise
     assert torch.equal(ahead.standard_normal(shape, seeds, dtype, CPU), plain)
     assert ahead.standard_normal(shape, [], dtype, CPU).shape == (0, *shape)
+
+
+def test_the_example_of_the_docstring_runs():
+    result = doctest.testmod(prefetch)
+    assert result.attempted > 0 and result.failed == 0
 
 
 def test_noise_is_that_of_numpy():
