@@ -1,12 +1,13 @@
 """The record of one certified prediction, and its check from the counts alone."""
 
 import math
-from dataclasses import dataclass, replace
+from collections import Counter
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from scipy import stats
 
-from ..common.checks import EXACT, check_integer, check_number
+from ..common.checks import EXACT, check_integer, check_kind, check_number
 from ..common.seeds import uniform_number
 from .bounds import (
     ANYTIME,
@@ -21,7 +22,10 @@ from .bounds import (
     required,
 )
 from .grid_noise import check_grid, slack
-from .record import Record, first_flaw
+from .moved_votes import Comparison, Stage
+from .near_ties import NearTie
+from .record import RADIUS_ROUND_OFF, ROUND_OFF, Record, first_flaw
+from .vote_sequence import unpack_votes
 
 
 @dataclass(frozen=True)
@@ -53,11 +57,14 @@ class Certificate(Record):
         grid: If the noise was drawn on a grid, the grid steps between two values of an 8-bit image (`grid_noise`). The
             certificate then holds for 8-bit images and the base classifier behind the rounding to that grid.
         pixels: Number of values of the image, if the noise was drawn on a grid.
+        vote_sequence: All votes in the order of their draws, those of the selection first (`vote_sequence`), so that a
+            replay can compare each one. Records of 0.1.0 have none.
+        near_ties: In a replay, the copies whose vote other hardware may cast otherwise. Not part of the record.
         seed: Seed of all random numbers.
         image_hash: Content hash of the image, which enters the seeds of its noise.
         evaluations: Network evaluations spent.
-        device: Kind of device on which the noise was drawn, as torch names it. The same seed gives other noise on
-            another kind. `None` if unknown.
+        device: Kind of device that the network ran on, as torch names it, for information: the noise is the same on
+            every device. Version 0.1.0 drew it on that device. `None` if unknown.
         base_classifier: Settings of the base classifier `f`, for the record.
     """
 
@@ -78,6 +85,8 @@ class Certificate(Record):
     score_squares: float | None = None
     grid: int | None = None
     pixels: int | None = None
+    vote_sequence: str | None = None
+    near_ties: tuple[NearTie, ...] = field(default=(), compare=False, repr=False, metadata={"recorded": False})
 
     @classmethod
     def from_counts(
@@ -195,21 +204,54 @@ class Certificate(Record):
         return sum(self.selection_counts.values()) + sum(self.counts.values())
 
     def agrees(self, again: "Certificate") -> bool:
-        """Whether a replay, `again`, has the same votes and the same radius.
+        """Whether a replay, `again`, has the same votes, but for some that near-ties explain, and the same radius.
 
-        Soft votes may differ by round-off, so the radius is compared to a relative tolerance of 1e-6.
+        A near-tie is a copy whose two leading classes are closer than round-off (`near_ties.TOLERANCES`), and it
+        explains a vote that moved between exactly these two. With moved votes the radius may differ as well. The sums
+        of soft votes may differ by round-off, and the radius may be lower by it.
+
+        A replay compares draw by draw. Records of 0.1.0 have counts alone, which must differ by no more than near-ties
+        can have moved. That does for an anytime bound only: with a bound for an n fixed beforehand, one of a few
+        hundred chosen n has the same counts by chance, and a record without `vote_sequence` agrees with no replay.
         """
-        return self.votes_moved(again) == 0 and math.isclose(self.radius, again.radius, rel_tol=1e-6)
+        if any(getattr(self, name) != getattr(again, name) for name in ("sigma", "alpha", "n", "bound")):
+            return False
+        if self.vote_sequence is None and again.vote_sequence is not None and self.bound not in ANYTIME:
+            return False
+        comparison = self.compare(again)
+        if comparison.unexplained > 0:
+            return False
+        if self.bound in SOFT:
+            return self._sums_agree(again)
+        return comparison.moved > 0 or math.isclose(self.radius, again.radius, rel_tol=1e-6)
 
     def votes_moved(self, again: "Certificate") -> int:
-        """How many votes fall on another class in a replay, `again`."""
-        moved = 0
-        for recorded, replayed in ((self.selection_counts, again.selection_counts), (self.counts, again.counts)):
-            changes = [replayed.get(label, 0) - recorded.get(label, 0) for label in {*recorded, *replayed}]
-            gained = sum(change for change in changes if change > 0)
-            lost = -sum(change for change in changes if change < 0)
-            moved += max(gained, lost)
-        return moved
+        """How many votes fall on another class in a replay, `again`; without `vote_sequence` at least so many do."""
+        return self.compare(again).moved
+
+    def compare(self, again: "Certificate") -> Comparison:
+        """Compare the votes with those of a replay, `again`: draw by draw if both have a `vote_sequence`."""
+        return Comparison(self._stages, again._stages, again.near_ties)
+
+    @property
+    def _stages(self) -> list[Stage]:
+        if self.vote_sequence is None:
+            return [Stage("select", self.selection_counts, None), Stage("estimate", self.counts, None)]
+        labels = unpack_votes(self.vote_sequence, self.votes)
+        selected = sum(self.selection_counts.values())
+        return [
+            Stage("select", self.selection_counts, labels[:selected]),
+            Stage("estimate", self.counts, labels[selected:]),
+        ]
+
+    def _sums_agree(self, again: "Certificate") -> bool:
+        """Whether soft votes of the same candidate have the same sums to within round-off, and prove as much."""
+        if self.candidate != again.candidate or self.radius > again.radius * (1 + RADIUS_ROUND_OFF):
+            return False
+        for name in ("score_sum", "score_squares"):
+            if not abs(getattr(self, name) - getattr(again, name)) <= ROUND_OFF * self.n:  # NaN agrees with nothing
+                return False
+        return True
 
     def _flaw_of_draws(self) -> str | None:
         check_alpha(self.alpha)
@@ -239,6 +281,10 @@ class Certificate(Record):
             if value is not None:
                 check_number(name, value, "a number")
         self._check_kinds()
+        check_kind("vote_sequence", self.vote_sequence, str, type(None))
+        if self.vote_sequence is not None:
+            if any(Counter(stage.labels) != stage.counts for stage in self._stages):
+                return "the vote sequence has other votes than the counts"
         return self._flaw_of_u() or self._flaw_of_bound()
 
     def _flaw_of_u(self) -> str | None:

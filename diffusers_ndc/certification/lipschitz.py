@@ -14,14 +14,8 @@ from typing import Any
 
 from ..common.checks import EXACT, check_integer, check_kind, check_number, plain_numbers
 from .bounds import MAX_N, are_sums_of_scores, check_alpha, empirical_bernstein_lower
-from .record import Record, first_flaw
+from .record import RADIUS_ROUND_OFF, ROUND_OFF, Record, first_flaw
 
-
-RADIUS_ROUND_OFF = 0.01
-"""Largest relative difference of the radii from the same draws on other hardware or in other batches."""
-
-ROUND_OFF = 1e-4
-"""Largest difference between the mean scores of the same draws on other hardware or in other batches."""
 
 LEVELS_FIELDS = frozenset(
     ("sigmas", "weights", "thresholds", "relative", "max_classes", "smoothing_sigma", "method", "cap")
@@ -147,7 +141,7 @@ class LipschitzCertificate(Record):
         seed: Seed of all draws.
         image_hash: Content hash of the image, which enters the seeds of its draws.
         evaluations: Network evaluations spent.
-        device: Kind of device on which the noise was drawn, as torch names it.
+        device: Kind of device that the network ran on, as torch names it, for information.
         base_classifier: Settings of the classifier; its `levels` give the constant.
     """
 

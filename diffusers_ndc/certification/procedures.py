@@ -11,6 +11,7 @@ from ..common.checks import check_integer, plain_numbers
 from .bounds import ANYTIME, BOUNDS, CURTAILED, MAX_N, SOFT, check_alpha, majority_pvalue
 from .certificate import Certificate, draws_to_settle, plurality
 from .stopping import STEP, StoppingRule, check_stopping, largest_provable
+from .vote_sequence import pack_votes
 from .voting import Draws, Procedure, Votes
 
 
@@ -109,6 +110,11 @@ class Sampling:
                 f"`bound` must be one of {sorted(allowed)} with n0={self.n0}, radii={self.radii!r} and "
                 f"resolution={self.resolution!r}, got {self.bound!r}."
             )
+        if num_classes == 1 and (self.n0 == 0 or self.bound == "runner-up"):
+            raise ValueError(
+                f"`base_classifier` must have two classes or more with n0={self.n0} and the bound {self.bound}, "
+                "got one class."
+            )
         if self.stops_early:
             share = self.alpha
             if self.n0 == 0 and num_classes is not None:
@@ -162,7 +168,8 @@ class Predict:
 
     def __init__(self, n: int, alpha: float, seed: int):
         self.alpha, self.seed = alpha, seed
-        self.question = Ask(Draws("predict", 0, n))
+        # keyed by n and alpha, as for a bound: the most significant prefix of a longer run is none of its draws
+        self.question = Ask(Draws(f"predict, n={n}, alpha={float(alpha)!r}", 0, n))
 
     def next_draws(self) -> Draws | None:
         return self.question.next_draws()
@@ -191,7 +198,7 @@ class Certify:
         sigma: Smoothing noise, pixel units.
         sampling: Numbers of copies and the bound.
         origin: What the certificate says of where its votes come from, by field.
-        made: How many of the n copies to draw. Default: all. A curtailed run counts those not drawn as failures.
+        made: How many of the n copies to draw first. Default: all.
     """
 
     def __init__(self, sigma: float, sampling: Sampling, origin: dict, made: int | None = None):
@@ -304,5 +311,6 @@ def certificate_of(selection: Votes, votes: Votes, sigma: float, sampling: Sampl
         score_sum=votes.score_sum if soft else None,
         score_squares=votes.score_squares if soft else None,
         evaluations=selection.evaluations + votes.evaluations,
+        vote_sequence=pack_votes(selection.labels + votes.labels),
         **origin,
     )

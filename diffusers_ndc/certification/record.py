@@ -3,7 +3,7 @@
 import hashlib
 import json
 from collections.abc import Callable
-from dataclasses import MISSING, asdict, dataclass, field, fields
+from dataclasses import MISSING, Field, asdict, dataclass, field, fields
 from typing import Any, ClassVar, TypeVar
 
 from ..common.checks import EXACT, check_integer, check_kind, check_seed
@@ -11,6 +11,12 @@ from ..common.json import differences
 
 
 Self = TypeVar("Self", bound="Record")
+
+RADIUS_ROUND_OFF = 0.01
+"""Largest relative difference of the radii from the same scores on other hardware or in other batches."""
+
+ROUND_OFF = 1e-4
+"""Largest difference between the mean scores of the same draws on other hardware or in other batches."""
 
 
 @dataclass(frozen=True)
@@ -21,8 +27,8 @@ class Record:
         seed: Seed of all random numbers.
         image_hash: Content hash of the image, which enters the seeds of its noise.
         evaluations: Network evaluations spent.
-        device: Kind of device on which the noise was drawn, as torch names it (`"cpu"`, `"cuda"`). The same seed gives
-            other noise on another kind. `None` if unknown.
+        device: Kind of device that the network ran on, as torch names it (`"cpu"`, `"cuda"`), for information: the
+            noise is the same on every device. Version 0.1.0 drew it on that device. `None` if unknown.
         base_classifier: Settings of the classifier, for the record.
     """
 
@@ -64,15 +70,13 @@ class Record:
         """Raise unless the record comes from the same image, noise and classifier.
 
         Args:
-            origin: Names and values of the fields that must be equal. A record without a `device` passes for any.
+            origin: Names and values of the fields that must be equal. `device` may differ: the noise is the same.
 
         Raises:
             ValueError: One of the fields has another value.
         """
-        recorded = {name: getattr(self, name) for name in origin}
-        if recorded["device"] is None:
-            recorded["device"] = origin["device"]
-        differing = differences(recorded, origin)
+        expected = {name: value for name, value in origin.items() if name != "device"}
+        differing = differences({name: getattr(self, name) for name in expected}, expected)
         if differing:
             listed = "; ".join(f"{name} {old!r} instead of {new!r}" for name, (old, new) in differing.items())
             raise ValueError(f"`certificate` must be from this image, noise and classifier, got one with {listed}.")
@@ -101,7 +105,13 @@ class Record:
         numbers.
         """
         values = asdict(self)
+        values = {f.name: values[f.name] for f in self._recorded_fields()}
         return {**values, "digest": _digest(values)}
+
+    @classmethod
+    def _recorded_fields(cls) -> list[Field]:
+        """The fields of the written record: all but those that say of themselves that they are none."""
+        return [f for f in fields(cls) if f.metadata.get("recorded", True)]
 
     @classmethod
     def from_dict(cls: type[Self], data: dict) -> Self:
@@ -119,8 +129,9 @@ class Record:
         values = {name: value for name, value in data.items() if name != "digest"}
         if "digest" in data and not _has_digest(values, data["digest"]):
             raise ValueError(f"`data` must have the digest of its unaltered values, got {data['digest']!r}.")
-        known = {f.name for f in fields(cls)}
-        required = {f.name for f in fields(cls) if f.default is MISSING and f.default_factory is MISSING}
+        recorded = cls._recorded_fields()
+        known = {f.name for f in recorded}
+        required = {f.name for f in recorded if f.default is MISSING and f.default_factory is MISSING}
         if not required <= set(values) <= known:
             optional = sorted(known - required)
             raise ValueError(

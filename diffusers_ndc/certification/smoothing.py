@@ -11,7 +11,9 @@ from ..common.noise import fresh_seed
 from ..common.seeds import uniform_number
 from .bounds import MAX_N
 from .certificate import Certificate
+from .near_ties import near_tie_tolerance
 from .procedures import Certify, CertifyEarly, Predict, Prediction, Sampling, check_predicting, growing_certificates
+from .recasting import Recast
 from .smoothing_noise import SmoothingNoise
 from .voting import Procedure, Votes, collect_votes, draw_seeds
 
@@ -251,8 +253,9 @@ class SmoothedClassifier:
     ) -> Certificate:
         """Cast the votes of a certificate again, to be compared with `certificate.agrees`.
 
-        The votes are the same if the certificate is what it says: this classifier's, on this image, by its seed. On
-        other hardware, or in other batches, a vote may move where two logits tie to within round-off.
+        The votes are the same if the certificate is what it says: this classifier's, on this image, by its seed, on
+        whatever device. On other hardware, or in other batches, a vote may move where two logits nearly tie; these
+        copies are listed, and explain such votes to `agrees`.
 
         Args:
             image: The clean image, shape `(C, H, W)`, values in [0, 1].
@@ -260,20 +263,15 @@ class SmoothedClassifier:
             on_copies: Progress callback, called with the number of noisy copies decided since the last call.
 
         Returns:
-            The certificate that the votes give now.
+            The certificate that the votes give now, with its `near_ties`.
 
         Raises:
             TypeError, ValueError: `image` is not as described; or `certificate` does not follow from its own votes,
-                has no seed, or is about another image or classifier, another `sigma` or `grid`, or another kind of
-                device, where the same seed gives other noise.
+                has no seed, or is about another image or classifier, or another `sigma` or `grid`.
         """
         sampling, origin = self._recorded(image, certificate)
-        made = sum(certificate.counts.values())
-
-        def begin(image: torch.Tensor, image_hash: str) -> Certify:
-            return Certify(self.sigma, sampling, origin, made)
-
-        ((_, again),) = self._collect([image], origin["seed"], begin, on_copies)
+        recast = Recast(certificate, sampling, origin, near_tie_tolerance(self.base_classifier.settings))
+        ((_, again),) = self._collect([image], origin["seed"], lambda *_: recast, on_copies)
         return again
 
     def noisy_copies(
@@ -335,7 +333,7 @@ class SmoothedClassifier:
         return fresh_seed() if seed is None else seed
 
     def _collect(self, images, seed, begin, on_copies):
-        return collect_votes(self.base_classifier, self.noise.noisy_copies, images, seed, begin, on_copies)
+        return collect_votes(self.base_classifier, self.noise.with_noise_ahead(), images, seed, begin, on_copies)
 
     def _origin(self, seed: int, image: torch.Tensor, image_hash: str, bound: str) -> dict:
         """What a certificate says of where its votes come from."""

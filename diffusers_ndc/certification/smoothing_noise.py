@@ -1,11 +1,13 @@
 """The smoothing noise: noisy copies of an image, in floating point or on a grid."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import partial
 
 import torch
 
 from ..common.checks import check_sigma
 from ..common.noise import standard_normal
+from ..common.prefetch import NoiseAhead
 from .grid_noise import EIGHT_BIT_STEPS, check_grid, grid_steps
 
 
@@ -31,12 +33,20 @@ class SmoothingNoise:
         self.sigma = float(sigma)
         self.grid = grid
 
-    def noisy_copies(self, image: torch.Tensor, seeds: Sequence[int]) -> torch.Tensor:
+    def noisy_copies(
+        self,
+        image: torch.Tensor,
+        seeds: Sequence[int],
+        then: Sequence[int] = (),
+        ahead: NoiseAhead | None = None,
+    ) -> torch.Tensor:
         """Noisy copies of an image, one per seed of 63 bits.
 
         Args:
             image: Shape `(C, H, W)`, pixel units.
             seeds: N seeds.
+            then: Seeds that are likely to be next, for which `ahead` starts to make noise.
+            ahead: Where noise is made ahead, if it is.
 
         Returns:
             Shape `(N, C, H, W)`, not clipped.
@@ -46,11 +56,19 @@ class SmoothingNoise:
             # The sum is made in float32 or better: in half precision it would reveal the image. Rounding it afterwards
             # is a function of the sum alone, and so part of the base classifier.
             exact = image.to(torch.promote_types(image.dtype, torch.float32))
-            noise = standard_normal(shape, seeds, exact.dtype, image.device)
+            if ahead is None:
+                noise = standard_normal(shape, seeds, exact.dtype, image.device)
+            else:
+                noise = ahead.standard_normal(shape, seeds, exact.dtype, image.device)
+                ahead.expect(shape, then, exact.dtype)
             return (exact + self.sigma * noise).to(image.dtype)
         steps = torch.from_numpy(grid_steps(shape, seeds, self.sigma, self.grid)).to(image.device)
         on_grid = (image.double() * EIGHT_BIT_STEPS).round().long() * self.grid + steps
         return (on_grid.double() / (EIGHT_BIT_STEPS * self.grid)).to(image.dtype)  # of the grid point alone
+
+    def with_noise_ahead(self) -> Callable[[torch.Tensor, Sequence[int], Sequence[int]], torch.Tensor]:
+        """`noisy_copies` for a run over images, for which noise is made ahead."""
+        return partial(self.noisy_copies, ahead=NoiseAhead())
 
     def check_images(self, images: torch.Tensor) -> None:
         """Raise a `ValueError` if noise is drawn on a grid and these are not images of 8 bits."""

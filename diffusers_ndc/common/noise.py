@@ -1,15 +1,16 @@
-"""Gaussian noise that depends on its seed and the kind of device, never on batches, call order or processes.
-
-The same seed gives other noise on a GPU than on a CPU.
-"""
+"""Gaussian noise that depends on its seed alone: not on the device, nor on batches, call order or processes."""
 
 import secrets
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import numpy as np
 import torch
 
 from .checks import MAX_SEED, check_seed
+
+
+NoiseSource = Callable[[tuple[int, ...], Sequence[int], torch.dtype, torch.device], torch.Tensor]
+"""Standard normal noise from a shape, one seed per array, dtype and device, such as `standard_normal`."""
 
 
 def fresh_seed(generator: torch.Generator | None = None) -> int:
@@ -37,19 +38,29 @@ def resolve_seed(generator: torch.Generator | None, seed: int | None) -> int:
 def standard_normal(
     shape: tuple[int, ...], seeds: Sequence[int], dtype: torch.dtype, device: torch.device
 ) -> torch.Tensor:
-    """Standard normal noise, one array of this shape per 63-bit seed, made on the device that uses it.
+    """Standard normal noise, one array of this shape per 63-bit seed.
 
-    On the CPU it comes from numpy. torch's CPU generator keeps only 32 bits of a seed, so that among the 10^5 streams
-    behind one certificate two are likely to be equal, and the draws would not be independent.
+    It is made on the CPU whatever the device, so that a replay meets the same noise on other hardware.
     """
-    if device.type != "cpu":
-        noise = torch.empty((len(seeds), *shape), dtype=dtype, device=device)
-        generator = torch.Generator(device)
-        for array, seed in zip(noise, seeds, strict=True):
-            array.normal_(generator=generator.manual_seed(seed))
-        return noise
+    return to_device(normal_arrays(shape, seeds, dtype), dtype, device)
+
+
+def normal_arrays(shape: tuple[int, ...], seeds: Sequence[int], dtype: torch.dtype) -> np.ndarray:
+    """The noise of `standard_normal` before it is moved: float64 for float64, else float32.
+
+    It comes from numpy. torch's CPU generator keeps only 32 bits of a seed, so that among the 10^5 streams behind one
+    certificate two are likely to be equal, and the draws would not be independent.
+    """
     numpy_dtype = np.float64 if dtype == torch.float64 else np.float32
     values = np.empty((len(seeds), *shape), dtype=numpy_dtype)
     for array, seed in zip(values, seeds, strict=True):
         np.random.default_rng(seed).standard_normal(dtype=numpy_dtype, out=array)
-    return torch.from_numpy(values).to(dtype)
+    return values
+
+
+def to_device(values: np.ndarray, dtype: torch.dtype, device: torch.device) -> torch.Tensor:
+    """Arrays as a tensor of this dtype on this device; on CUDA the copy does not wait for work under way."""
+    noise = torch.from_numpy(values).to(dtype)
+    if device.type == "cuda":
+        return noise.pin_memory().to(device, non_blocking=True)
+    return noise.to(device)

@@ -6,7 +6,7 @@ import torch
 
 from ..common.checks import check_integer, check_kind, check_seed, check_seeds, check_sigma
 from ..common.copies import Copy
-from ..common.noise import fresh_seed, standard_normal
+from ..common.noise import NoiseSource, fresh_seed, standard_normal
 from ..common.seeds import derive_seeds
 from .base import DenoiserClassifier
 from .class_sifter import FeatureSift, check_sift
@@ -258,7 +258,9 @@ class NoisedDiffusionClassifier(DenoiserClassifier):
             raise ValueError("`seed` must be given with the copy or the classifier, got None for both.")
         return seed
 
-    def squared_errors_of(self, copies: OpenCopies, triples: Triples) -> torch.Tensor:
+    def squared_errors_of(
+        self, copies: OpenCopies, triples: Triples, noise: NoiseSource = standard_normal
+    ) -> torch.Tensor:
         """Squared error of each (copy, level, class) triple (for the pool).
 
         The noise of a (copy, level) pair comes from a seed of its own, and all classes share it. All work
@@ -267,21 +269,23 @@ class NoisedDiffusionClassifier(DenoiserClassifier):
         Args:
             copies: The copies.
             triples: In ascending order, on the CPU.
+            noise: Where standard normal noise comes from.
 
         Raises:
             FloatingPointError: A loss is not finite.
         """
-        errors = torch.cat([self._errors(copies, part) for part in triples.split(POOL_BATCHES * self.batch_size)])
+        parts = triples.split(POOL_BATCHES * self.batch_size)
+        errors = torch.cat([self._errors(copies, part, noise) for part in parts])
         self.evaluations += len(triples)
         if not errors.isfinite().all():
             raise FloatingPointError(NOT_FINITE.format(dtype=self.denoiser.unet.dtype))
         return errors
 
-    def _errors(self, copies: OpenCopies, triples: Triples) -> torch.Tensor:
+    def _errors(self, copies: OpenCopies, triples: Triples, noise: NoiseSource) -> torch.Tensor:
         x_tau, cap = copies.x_tau, self.levels.cap
         rows, levels, pair_of_triple = triples.distinct_pairs()
         seeds = [copies.pair_seeds[row][level] for row, level in zip(rows.tolist(), levels.tolist(), strict=True)]
-        eps = standard_normal(tuple(x_tau.shape[1:]), seeds, x_tau.dtype, x_tau.device)
+        eps = noise(tuple(x_tau.shape[1:]), seeds, x_tau.dtype, x_tau.device)
         rows, levels, pair_of_triple, label = (
             index.to(x_tau.device) for index in (rows, levels, pair_of_triple, triples.label)
         )

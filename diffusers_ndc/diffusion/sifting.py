@@ -12,6 +12,8 @@ from typing import Any, Protocol
 import torch
 
 from ..common.copies import Copy, Decided
+from ..common.noise import NoiseSource
+from ..common.prefetch import NoiseAhead, gains_from_prefetching
 from .class_sifter import FeatureSift
 from .noise_levels import NoiseLevels
 
@@ -185,7 +187,7 @@ class Scorer(Protocol):
     def open_copies(self, copies: Sequence[Copy]) -> OpenCopies:
         """Copies before their first level, with their candidate classes in play."""
 
-    def squared_errors_of(self, copies: OpenCopies, triples: Triples) -> torch.Tensor:
+    def squared_errors_of(self, copies: OpenCopies, triples: Triples, noise: NoiseSource) -> torch.Tensor:
         """Squared error of each triple."""
 
 
@@ -203,6 +205,7 @@ class SiftingPool:
         # without a rule nothing is looked at before the last level, and all levels are scored at once
         self.levels_per_step = self.num_levels if self.rule is None else 1
         self.copies: OpenCopies | None = None
+        self.ahead = NoiseAhead()
 
     def __len__(self) -> int:
         return 0 if self.copies is None else len(self.copies)
@@ -222,6 +225,7 @@ class SiftingPool:
         """Add copies, at most `room` of them."""
         opened = self.scorer.open_copies(copies)
         self.copies = opened if self.copies is None else self.copies.followed_by(opened)
+        self._expect_noise(self.copies, ())
 
     def step(self) -> Decided:
         """Score the next level of as many copies as fill network batches, sift their classes, remove the decided ones.
@@ -232,6 +236,7 @@ class SiftingPool:
         if self.copies is None:
             raise RuntimeError("`pool` must hold copies before a step, got none.")
         rows = self._rows_to_score(self.copies)
+        self._expect_noise(self.copies, rows)
         if rows:
             self._score(self.copies, rows)
         if rows and self.rule is not None:
@@ -244,13 +249,29 @@ class SiftingPool:
         triples_of = [self.levels_per_step * copies.num_in_play[row] for row in open_rows]
         return [open_rows[number] for number in rows_that_fill(triples_of, self.scorer.batch_size)]
 
+    def _expect_noise(self, copies: OpenCopies, rows: Sequence[int]) -> None:
+        """Have noise made ahead: that of the next level of each copy, and of the level after it for those in `rows`.
+
+        Some of it is made in vain, for copies that are decided before. Without a rule all levels are scored at once.
+        """
+        if self.rule is None or not gains_from_prefetching(copies.x_tau.device):
+            return
+        levels = copies.level.tolist()
+        seeds = []
+        for row in range(len(copies)):
+            seeds += copies.pair_seeds[row][levels[row] : levels[row] + 1]  # none beyond the last level
+        for row in rows:
+            seeds += copies.pair_seeds[row][levels[row] + 1 : levels[row] + 2]
+        self.ahead.expect(tuple(copies.x_tau.shape[1:]), seeds, copies.x_tau.dtype)
+
     def _score(self, copies: OpenCopies, rows: list[int]) -> None:
         """Add the losses of the classes in play at the next levels of these copies."""
         span = self.levels_per_step
         triples = Triples.next_levels(copies.in_play[rows], span)
         row, label = torch.tensor(rows, device=triples.row.device)[triples.row], triples.label
         level = copies.level[row] + triples.level
-        errors = self.scorer.squared_errors_of(copies, Triples(row, level, label).to("cpu"))
+        triples = Triples(row, level, label).to("cpu")
+        errors = self.scorer.squared_errors_of(copies, triples, self.ahead.standard_normal)
         weights = errors.new_tensor(self.scorer.levels.weights)
         copies.losses = copies.losses.index_put((row, label), weights[level] * errors, accumulate=True)
         advance = torch.zeros_like(copies.level)

@@ -11,9 +11,14 @@ import sys
 from collections.abc import Iterator
 from pathlib import Path
 
+from ..certification.bounds import ANYTIME
 from ..certification.certificate import Certificate
 from ..certification.lipschitz import LipschitzCertificate
 from ..common import json as strict_json
+
+
+LISTED = 20
+"""Largest number of moved votes that are listed for one certificate."""
 
 
 def check_file(path: Path) -> Iterator[tuple[str, Certificate | LipschitzCertificate | None, str | None]]:
@@ -65,7 +70,8 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         prog="python -m diffusers_ndc.evaluation.verify",
         description="Recompute bound and radius of certificates from their votes, without torch, model or images.",
-        epilog="Exit code: 0 if all certificates are sound, 1 if one is not, 2 if a file cannot be read.",
+        epilog="Exit code: 0 if all certificates are sound (or there are none), 1 if one is not, 2 if a file cannot "
+        "be read.",
     )
     add = parser.add_argument
     add("files", type=Path, nargs="+", metavar="FILE", help="certificates as JSON, or the records of a run")
@@ -93,9 +99,10 @@ def main():
 
 def _verify_file(path: Path) -> int:
     """Print a verdict on each certificate of a file and return the exit code."""
-    exit_code = 0
+    exit_code = certificates = 0
     try:
         for place, certificate, flaw in check_file(path):
+            certificates += 1
             if certificate is None or flaw is not None:
                 print(f"FLAWED  {place}: {flaw}")
                 exit_code = 1
@@ -103,7 +110,9 @@ def _verify_file(path: Path) -> int:
                 print(f"sound   {place}: {_summary(certificate)}, n = {certificate.n:,}")
     except OSError as error:
         print(f"UNREAD  {path}: {error}")
-        exit_code = 2
+        return 2
+    if certificates == 0:
+        print(f"none    {path}: there are no certificates")
     return exit_code
 
 
@@ -115,19 +124,43 @@ def _replay_folder(folder: Path, count: int | None, model: str | None, dataset: 
     try:
         for replayed in replay(folder, count, model, dataset):
             place, recorded, again = f"{folder}, image {replayed.index}", replayed.certificate, replayed.again
-            if again is None:
+            if recorded is None or again is None:
                 print(f"FLAWED  {place}: {replayed.problem}", flush=True)
                 exit_code = 1
-            elif recorded.agrees(again):
-                print(f"again   {place}: {_summary(again)}, {recorded.votes:,} votes as recorded", flush=True)
             else:
-                moved = f"{recorded.votes_moved(again):,} of {recorded.votes:,} votes"
-                print(f"MOVED   {place}: {moved}; it is {_summary(again)} now", flush=True)
-                exit_code = 1
+                print("\n        ".join(_verdict(place, recorded, again)), flush=True)
+                if not recorded.agrees(again):
+                    exit_code = 1
     except (OSError, TypeError, ValueError) as error:
         print(f"UNREAD  {folder}: {error}")
         exit_code = 2
     return exit_code
+
+
+def _verdict(place: str, recorded: Certificate, again: Certificate) -> Iterator[str]:
+    """What is to be said of a replay, line by line."""
+    comparison, agrees = recorded.compare(again), recorded.agrees(again)
+    word = "again " if agrees else "MOVED "
+    if comparison.moved == 0 and agrees:
+        yield f"{word}  {place}: {_summary(again)}, {recorded.votes:,} votes as recorded"
+        return
+    yield (
+        f"{word}  {place}: {comparison.moved:,} of {recorded.votes:,} votes, {comparison.unexplained:,} of them not "
+        f"explained by near-ties ({len(again.near_ties):,} copies are); it is {_summary(again)} now"
+    )
+    if recorded.vote_sequence is None and recorded.bound not in ANYTIME:
+        yield f"a record with the bound {recorded.bound} must have a `vote_sequence`, got None"
+    if recorded.vote_sequence is None and recorded.device not in (None, "cpu"):
+        yield f"version 0.1.0 drew noise on the device ({recorded.device}): its votes cannot be cast again elsewhere"
+    for vote in comparison.votes[:LISTED]:
+        why = "no near-tie" if vote.gap is None else f"a near-tie, relative gap {vote.gap:.1e}"
+        yield f"draw {vote.number} ({vote.stage}): class {vote.recorded} there, {vote.replayed} here, {why}"
+    if not comparison.draw_by_draw:
+        yield f"votes there: {recorded.selection_counts}, then {recorded.counts}"
+        yield f"votes here:  {again.selection_counts}, then {again.counts}"
+        for tie in again.near_ties[:LISTED]:
+            classes = f"{tie.label} and {tie.other}"
+            yield f"draw {tie.number} ({tie.stage}): {classes} nearly tie, relative gap {tie.gap:.1e}"
 
 
 def _summary(certificate: Certificate | LipschitzCertificate) -> str:

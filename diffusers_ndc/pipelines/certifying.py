@@ -295,8 +295,8 @@ class CertifyingPipeline(ClassifierPipeline):
     ) -> Certificate | LipschitzCertificate:
         """Make the draws of a certificate again, to compare the result with the certificate by `agrees`.
 
-        The base classifier is made as the certificate describes it. On other hardware of the same kind, or in other
-        batches, a vote may move if two logits tie to within round-off.
+        The base classifier is made as the certificate describes it. On other hardware, or in other batches, a vote may
+        move if two logits nearly tie: such copies are listed as `near_ties`, and `agrees` allows for their votes.
 
         Args:
             image: The certified image: a PIL image, numpy array `(H, W[, C])` or tensor `(C, H, W)`; uint8, or floats
@@ -309,7 +309,7 @@ class CertifyingPipeline(ClassifierPipeline):
 
         Raises:
             TypeError, ValueError: `image` is not as described; or `certificate` does not follow from its own votes or
-                scores, has no seed, or is about another image or model, or about draws on another kind of device.
+                scores, has no seed, or is about another image or model.
             FloatingPointError: A loss is not finite.
 
         Example:

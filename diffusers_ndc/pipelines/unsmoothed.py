@@ -91,7 +91,7 @@ def replay_image(
 
     Raises:
         ValueError: `certificate` does not follow from its own scores, has no seed, or is about another image or
-            classifier, or about draws on another kind of device.
+            classifier.
         FloatingPointError: A loss is not finite.
     """
     seed = certificate.seed_of_draws

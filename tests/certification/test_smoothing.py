@@ -458,7 +458,6 @@ def test_votes_that_were_never_cast_are_found_out():
         ({"base_classifier": {"method": "dc"}}, "base_classifier.method 'dc' instead of None"),
         ({"radius": 3.0}, "flawed"),
         ({"seed": -1}, "seed"),
-        ({"device": "cuda"}, "device 'cuda' instead of 'cpu'"),
     ],
 )
 def test_replay_refuses_certificates_of_other_draws(change, match):
@@ -538,3 +537,79 @@ def test_refuses_types_and_sigma():
     for sigma in (0.0, -1.0, math.inf):
         with pytest.raises(ValueError, match="`sigma`"):
             SmoothedClassifier(halfspace, sigma)
+
+
+def test_images_under_way_are_finished_before_an_image_that_cannot_be_read_raises():
+    images = [halfspace_image(distance)[0] for distance in (0.1, 0.3, 0.5)]
+    smoothed, how = SmoothedClassifier(halfspace, SIGMA), {"n0": 5, "n": 70, "seed": 1}
+    for broken, kind in ((torch.full((1, 4, 4), 9.0), ValueError), (None, TypeError)):
+        found = {}
+        with pytest.raises(kind, match="`images` must"):
+            for number, certificate in smoothed.certify_each([*images, broken, images[0]], **how):
+                found[number] = certificate
+        assert found == dict(enumerate(smoothed.certify(torch.stack(images), **how)))
+
+
+def failing_on_white(raises):
+    """The half-space, which fails for copies of an image that is white in one corner."""
+
+    def classify(images):
+        is_white = images[:, 0, 0, 0] > 3
+        if raises and is_white.any():
+            raise FloatingPointError("Losses must be finite")
+        return halfspace(images).masked_fill(is_white[:, None], math.nan)
+
+    return SmoothedClassifier(classify, SIGMA)
+
+
+@pytest.mark.parametrize("raises", [True, False])
+def test_images_under_way_are_finished_if_one_of_them_has_no_finite_logits(raises):
+    images = torch.cat([halfspace_image(distance) for distance in (0.1, 0.3, 0.5, 0.2)])
+    how = {"n0": 5, "n": 30, "seed": 1}
+    plain = SmoothedClassifier(halfspace, SIGMA).certify(images, **how)
+    smoothed = failing_on_white(raises)
+    noise = smoothed.noise.noisy_copies
+
+    def noisy_copies(image, *args, **kwargs):
+        return noise(image, *args, **kwargs) + (5.0 if torch.equal(image, images[1]) else 0.0)
+
+    smoothed.noise.noisy_copies = noisy_copies
+    read, found = [], {}
+
+    def source():
+        for image in (*images, *[images[3]] * 40):
+            read.append(image)
+            yield image
+
+    with pytest.raises(FloatingPointError, match="must be finite"):
+        for number, certificate in smoothed.certify_each(source(), **how):
+            found[number] = certificate
+    assert set(found) == set(range(max(found) + 1)) - {1} and {0, 2} <= set(found)
+    assert len(read) < 44, "images were read after the failure"
+    assert all(found[number] == plain[min(number, 3)] for number in found)
+    with pytest.raises(FloatingPointError, match="must be finite"):
+        smoothed.certify(images[1:2], **how)
+
+
+@pytest.mark.parametrize("how", [{"n0": 0}, {"bound": "runner-up"}])
+def test_a_single_class_without_a_rival_is_refused_before_any_work(how):
+    base = CallableClassifier(lambda images: pytest.fail("a copy was drawn"), num_classes=1)
+    with pytest.raises(ValueError, match="`base_classifier` must have two classes or more .*, got one class"):
+        SmoothedClassifier(base, SIGMA).certify(halfspace_image(0.3), n=10, **how)
+    alone = CallableClassifier(lambda images: torch.zeros(len(images), 1), num_classes=1)
+    (certificate,) = SmoothedClassifier(alone, SIGMA).certify(halfspace_image(0.3), n0=5, n=100, seed=0)
+    assert certificate.label == 0 and SmoothedClassifier(alone, SIGMA).replay(halfspace_image(0.3)[0], certificate)
+
+
+def test_another_n_or_alpha_of_a_prediction_has_other_draws():
+    def noise(**changes):
+        watcher = Watcher()
+        SmoothedClassifier(watcher, SIGMA).predict(
+            halfspace_image(0.3), **{"n": 30, "alpha": 0.1, "seed": 3, **changes}
+        )
+        return torch.cat(watcher.noisy)[:20]
+
+    plain = noise()
+    assert torch.equal(noise(), plain)
+    for change in ({"n": 31}, {"alpha": 0.2}, {"seed": 4}):
+        assert not torch.isclose(noise(**change), plain).flatten(1).all(dim=1).any()

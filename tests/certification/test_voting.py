@@ -44,7 +44,7 @@ def test_selection_chooses_what_all_draws_would_have_chosen():
         assert plurality(selection.result.counts) == plurality(everything) and selection.result.n <= 15
 
 
-def noisy(image, seeds):
+def noisy(image, seeds, then=()):
     return image + 0.1 * standard_normal(tuple(image.shape), seeds, image.dtype, image.device)
 
 

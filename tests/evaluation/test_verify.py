@@ -8,7 +8,7 @@ import sys
 import pytest
 
 from diffusers_ndc import Certificate, LipschitzCertificate, NoiseLevels
-from diffusers_ndc.evaluation.verify import check_file, parse_args
+from diffusers_ndc.evaluation.verify import check_file, main, parse_args
 
 
 @pytest.fixture
@@ -100,6 +100,19 @@ def test_both_kinds_of_certificates_are_checked(certificate, lipschitz_certifica
         del record["digest"]
     file.write_text("".join(json.dumps(record) + "\n" for record in records))
     assert [flaw for _, _, flaw in check_file(file)] == ["there is no digest"] * 2
+
+
+def test_a_file_without_certificates_is_said_to_have_none(certificate, tmp_path, monkeypatch, capsys):
+    empty, file = tmp_path / "empty.jsonl", tmp_path / "certificate.json"
+    empty.write_text('{"index": 3, "failed": "OSError: truncated"}\n')
+    file.write_text(json.dumps(certificate.to_dict()))
+    for files, none, sound in (([empty], 1, 0), ([empty, file], 1, 1), ([file], 0, 1)):
+        monkeypatch.setattr(sys, "argv", ["verify", *map(str, files)])
+        with pytest.raises(SystemExit) as stopped:
+            main()
+        said = capsys.readouterr().out
+        assert stopped.value.code == 0 and said.count("sound ") == sound
+        assert said.count(f"none    {empty}: there are no certificates") == none
 
 
 @pytest.mark.parametrize("option", [["--count", "2"], ["--model", "folder"], ["--dataset", "folder"]])
