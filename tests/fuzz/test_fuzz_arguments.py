@@ -333,28 +333,31 @@ def test_certify_iter_of_the_pipeline(changes):
     check_certificates(CERTIFY_ITER_PIXEL.run(changes, pixel_model()[1]))
 
 
-THREE_IMAGES = IMAGES.repeat(2, 1, 1, 1)[:3]
+SIX_IMAGES = IMAGES.repeat(3, 1, 1, 1)[:6]
 
 
-def labels_of_three(values) -> bool | None:
+def labels_of_six(values) -> bool | None:
     """One label per image, each class among them; whether a set will do is left open."""
     plain = numbers_of(values)
     if plain is None:
         return None if isinstance(values, (set, frozenset)) and values else False
-    return len(plain) == 3 and all(type(label) is int for label in plain) and sorted(plain) == [0, 1, 2]
+    return len(plain) == 6 and all(type(label) is int for label in plain) and set(plain) == {0, 1, 2}
 
 
 def calibrate_fits(arguments):
+    """Whether arguments go together; a sifter of features needs two images of each class."""
     candidates = arguments["candidates"]
     most = 12 if candidates is None else len(candidates)
+    if arguments["sift"] == "features" and sorted(numbers_of(arguments["labels"])) != [0, 0, 1, 1, 2, 2]:
+        return False
     return classifier_fits({**arguments, "levels": candidates}) and arguments["num_levels"] <= most
 
 
 CALIBRATE = Subject(
     lambda **arguments: copy.copy(pixel_model()[0]).calibrate(**arguments),
     {
-        "images": THREE_IMAGES,
-        "labels": [0, 1, 2],
+        "images": SIX_IMAGES,
+        "labels": [0, 1, 2, 2, 1, 0],
         "sigma": 0.25,
         "num_levels": 1,
         "method": None,
@@ -362,10 +365,13 @@ CALIBRATE = Subject(
         "quantile": 0.998,
         "batch_size": 64,
         "seed": 0,
+        "sift": "features",
+        "sift_quantile": 0.995,
+        "num_copies": 1,
     },
     {
-        "images": only(THREE_IMAGES),
-        "labels": labels_of_three,
+        "images": only(SIX_IMAGES),
+        "labels": labels_of_six,
         "sigma": SIGMA,
         "num_levels": integer(1, 100_000),
         "method": optional(one_of(*METHODS)),
@@ -373,9 +379,24 @@ CALIBRATE = Subject(
         "quantile": optional(number(0, 1, open_low=True, closed_high=True)),
         "batch_size": BATCH_SIZE,
         "seed": lambda seed: None if seed is None else SEED(seed),
+        "sift": optional(one_of("features", "losses")),
+        "sift_quantile": number(0, 1, open_low=True, closed_high=True),
+        "num_copies": integer(1, 10_000),
     },
     calibrate_fits,
-    {"labels": [(2, 1, 0), torch.tensor([1, 2, 0]), [0, 1, 1], [0, 1, 3]], "method": METHODS, "num_levels": [12]},
+    {
+        "labels": [
+            (2, 1, 0, 0, 1, 2),
+            torch.tensor([1, 2, 0, 1, 2, 0]),
+            [0, 1, 2, 2, 2, 2],
+            [0, 1, 1] * 2,
+            [0, 1, 3] * 2,
+        ],
+        "method": METHODS,
+        "num_levels": [12],
+        "sift": ["features", "losses", None],
+        "num_copies": [3],
+    },
 )
 
 

@@ -187,7 +187,8 @@ def test_dtype_device_and_casts(pipe, images, tmp_path):
 
 def test_offload_order_names_every_network(pipe):
     assert pipe.model_cpu_offload_seq.split("->") == ["unconditional_unet", "unet"]
-    assert {"unet", "unconditional_unet"} == {name for name, value in pipe.components.items() if name != "scheduler"}
+    others = {"scheduler", *pipe._exclude_from_cpu_offload}
+    assert {"unet", "unconditional_unet"} == {name for name in pipe.components if name not in others}
 
 
 def test_cpu_offload(pipe, images):
