@@ -72,6 +72,7 @@ class Benchmark:
             "n0": args.n0,
             "n": args.n,
             "batch_size": args.batch_size,
+            "max_copies_per_radius": None,  # no limit on the cost but where a part sets one
             **settings,
         }
         key = repr((self.weights, args.dataset, sorted(settings.items(), key=lambda item: item[0])))
