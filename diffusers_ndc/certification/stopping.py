@@ -4,6 +4,7 @@ import math
 from bisect import bisect_left
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from functools import lru_cache
 
 from scipy import stats
 
@@ -98,26 +99,24 @@ class StoppingRule:
     def _worth_its_copies(self, targets: list[float], tally: Tally, made: int) -> bool:
         """Whether some number of further copies is at most `max_copies_per_radius` for each target that they prove.
 
-        The numbers are `STEP`, twice that, four times, and so on, and all copies that are left.
+        The numbers are all copies that are left, half of them, a quarter, and so on.
         """
         price = self.max_copies_per_radius
         if price is None:
             return True
-        left = self.n - made
-        copies = min(STEP, left)
-        while copies > price * sum(self._chance(radius, copies, tally, made) for radius in targets):
-            if copies == left:
-                return False
-            copies = min(2 * copies, left)
-        return True
+        copies = self.n - made
+        while copies > 0:
+            if copies <= price * sum(self._chance(radius, copies, tally, made) for radius in targets):
+                return True
+            copies //= 2
+        return False
 
     def _chance(self, radius: float, copies: int, tally: Tally, made: int) -> float:
         """Chance that so many further copies prove a radius, by the posterior of the candidate's probability."""
-        if self.radius_after(copies, tally) < radius:
-            return 0.0
-        votes = bisect_left(range(copies), radius, key=lambda votes: self.radius_after(copies, tally, votes))
-        others = made - tally.count
-        return float(stats.betabinom.cdf(copies - votes, copies, others + PRIOR, tally.count + 1))
+        n = tally.n + copies if self.bound in ANYTIME else tally.n
+        votes = _fewest_votes(radius, self.sigma, self.alpha, self.bound, Tally(0, n, u=tally.u, slack=tally.slack))
+        most_others = tally.count + copies - votes
+        return float(stats.betabinom.cdf(most_others, copies, made - tally.count + PRIOR, tally.count + 1))
 
     def _reachable(self, tally: Tally, made: int) -> float:
         """The largest radius still in reach, -1 for none.
@@ -142,6 +141,20 @@ class StoppingRule:
         if self.radius_after(step, tally) < radius:
             return step
         return 1 + bisect_left(range(1, step), radius, key=lambda copies: self.radius_after(copies, tally))
+
+
+@lru_cache(maxsize=10_000)
+def _fewest_votes(radius: float, sigma: float, alpha: float, bound: str, tally: Tally) -> int:
+    """Fewest votes of `tally.n` copies that prove a radius, one more than all if even these do not.
+
+    The images of a run ask for the same numbers of copies again and again, and the bound is slow.
+    """
+
+    def proves(votes: int) -> bool:
+        proved = certified_radius(BOUNDS[bound](replace(tally, count=votes), alpha), sigma)
+        return proved is not None and proved >= radius
+
+    return bisect_left(range(tally.n + 1), True, key=proves)
 
 
 def affordable(max_evaluations: int, spent: int, copies: int) -> int:
