@@ -9,6 +9,7 @@ import matplotlib
 import numpy as np
 import torch
 from benchmark_shared import Benchmark, NetworkClock
+from benchmark_stopping import decisions, limits
 from tqdm.auto import tqdm
 
 from diffusers_ndc import Certificate, NoiseLevels
@@ -181,36 +182,6 @@ def unsifted(bench: Benchmark):
     return bench.pipe.classifier(bench.args.sigma, levels=levels, batch_size=bench.args.batch_size)
 
 
-def decisions(bench: Benchmark) -> None:
-    """Whether a run that stops early decides as one with a fixed number of copies."""
-    digits, n = (4, 400) if bench.args.quick else (50, 1_000)
-    bench.say(f"## The same decisions: {digits} digits, fixed n = {n:,}, or stopped early\n")
-    fixed, _ = bench.certify(digits, n=n)
-    anytime = f"mixture, n at most {bench.args.n:,}"
-    early = [(radii, anytime, {}) for radii in bench.radii]
-    early.append((bench.radii[-1], f"clopper-pearson, curtailed, n = {n:,}", {"n": n}))
-    rows = []
-    for radii, bound, settings in early:
-        stopped, _ = bench.certify(digits, radii=radii, bound=bound.partition(",")[0], **settings)
-        for radius in radii:
-            rows.append(
-                {
-                    "asked for": radii,
-                    "stopped by": bound,
-                    "radius": radius,
-                    f"certified, n = {n:,}": bench.certified(fixed, radius),
-                    "certified, stopped": bench.certified(stopped, radius),
-                    "both": sum(
-                        bench.correct(a, index, radius) and bench.correct(b, index, radius)
-                        for index, (a, b) in enumerate(zip(fixed, stopped, strict=True))
-                    ),
-                    "evaluations, fixed": float(np.mean([c.evaluations for c in fixed])),
-                    "stopped": float(np.mean([c.evaluations for c in stopped])),
-                }
-            )
-    bench.table(rows)
-
-
 def full_radius(bench: Benchmark) -> None:
     """The largest radius, none asked for: sifted classes or an early stop, against all classes and all copies."""
     digits, n = (2, 60) if bench.args.quick else (20, 1_000)
@@ -311,6 +282,7 @@ PARTS = {
     "cost": cost,
     "single-copies": single_copies,
     "decisions": decisions,
+    "limits": limits,
     "full-radius": full_radius,
     "unsmoothed": unsmoothed,
     "reference": reference,

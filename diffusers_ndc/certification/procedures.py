@@ -4,13 +4,14 @@ An object says by `next_draws()` which noisy copies it needs votes on, is given 
 its `result` when it needs no more. `voting.collect_votes` serves many of them at once.
 """
 
+import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 
 from ..common.checks import check_integer, plain_numbers
 from .bounds import ANYTIME, BOUNDS, CURTAILED, MAX_N, SOFT, check_alpha, majority_pvalue
 from .certificate import Certificate, draws_to_settle, plurality
-from .stopping import STEP, StoppingRule, check_stopping, largest_provable
+from .stopping import STEP, StoppingRule, affordable, check_stopping, largest_provable
 from .vote_sequence import pack_votes
 from .voting import Draws, Procedure, Votes
 
@@ -46,6 +47,9 @@ class Sampling:
         bound: Name of the bound, one of `bounds.BOUNDS`.
         radii: Radii to settle, pixel units, ascending, or `None`.
         resolution: Gain of radius, pixel units, that is worth further copies, or `None`.
+        max_copies_per_radius: Copies that one more of the `radii` may cost in expectation, or `None`
+            (`stopping.StoppingRule`).
+        max_evaluations: Budget of network evaluations, or `None` (`stopping.affordable`).
     """
 
     n0: int
@@ -54,6 +58,8 @@ class Sampling:
     bound: str
     radii: Sequence[float] | None = None
     resolution: float | None = None
+    max_copies_per_radius: float | None = None
+    max_evaluations: int | None = None
 
     @classmethod
     def with_defaults(
@@ -64,14 +70,16 @@ class Sampling:
         bound: str | None,
         radii: Sequence[float] | None,
         resolution: float | None,
+        max_copies_per_radius: float | None,
+        max_evaluations: int | None,
     ) -> "Sampling":
         """Fill in the defaults of `n0` and `bound`, which depend on whether the run may stop early."""
-        stops_early = radii is not None or resolution is not None
+        stops_early = radii is not None or resolution is not None or max_evaluations is not None
         if n0 is None:
             n0 = 10 if stops_early else 100
         if bound is None:
             bound = "mixture" if stops_early else "clopper-pearson"
-        return cls(n0, n, alpha, bound, radii, resolution)
+        return cls(n0, n, alpha, bound, radii, resolution, max_copies_per_radius, max_evaluations)
 
     def purpose(self, stage: str) -> str:
         """What the draws of a stage are for; draws for different purposes are independent.
@@ -89,8 +97,8 @@ class Sampling:
 
     @property
     def stops_early(self) -> bool:
-        """Whether the run ends as soon as the result is settled."""
-        return self.radii is not None or self.resolution is not None
+        """Whether the run may end before all n copies are made."""
+        return self.radii is not None or self.resolution is not None or self.max_evaluations is not None
 
     def check(self, sigma: float, num_classes: int | None) -> None:
         """Raise if a value is out of range, or if the bound does not allow for the others.
@@ -107,19 +115,21 @@ class Sampling:
             allowed &= ANYTIME | CURTAILED
         if not isinstance(self.bound, str) or self.bound not in allowed:
             raise ValueError(
-                f"`bound` must be one of {sorted(allowed)} with n0={self.n0}, radii={self.radii!r} and "
-                f"resolution={self.resolution!r}, got {self.bound!r}."
+                f"`bound` must be one of {sorted(allowed)} with n0={self.n0}, radii={self.radii!r}, "
+                f"resolution={self.resolution!r} and max_evaluations={self.max_evaluations!r}, got {self.bound!r}."
             )
         if num_classes == 1 and (self.n0 == 0 or self.bound == "runner-up"):
             raise ValueError(
                 f"`base_classifier` must have two classes or more with n0={self.n0} and the bound {self.bound}, "
                 "got one class."
             )
+        largest = math.inf
         if self.stops_early:
             share = self.alpha
             if self.n0 == 0 and num_classes is not None:
                 share = self.alpha / num_classes
-            check_stopping(self.radii, self.resolution, largest_provable(sigma, share, self.bound, self.n))
+            largest = largest_provable(sigma, share, self.bound, self.n)
+        check_stopping(self.radii, self.resolution, self.max_copies_per_radius, self.max_evaluations, largest)
 
 
 class Ask:
@@ -231,11 +241,12 @@ class Certify:
 
 
 class CertifyEarly(Certify):
-    """CERTIFY that ends as soon as the result is settled, by a bound that allows for it.
+    """CERTIFY that ends as soon as the result is settled or its budget is spent, by a bound that allows for it.
 
-    Votes are looked at every now and then; the `StoppingRule` says how many more copies are worth drawing. The result
-    is the certificate with the largest radius that was seen: an anytime bound holds at all looks at once, and a
-    curtailed one counts the copies that were not drawn as failures.
+    Votes are looked at every now and then, when all copies asked for have been counted; the `StoppingRule` says how
+    many more are worth drawing, and `affordable` how many fit into the budget. The result is the certificate with the
+    largest radius that was seen: an anytime bound holds at all looks at once, and a curtailed one counts the copies
+    that were not drawn as failures.
     """
 
     def __init__(self, sigma: float, sampling: Sampling, origin: dict):
@@ -259,15 +270,28 @@ class CertifyEarly(Certify):
             self.best = latest
         proved = -1.0 if self.best.abstained else self.best.radius
         rule = StoppingRule(
-            self.sigma, latest.alpha_of_candidate, sampling.bound, sampling.n, sampling.radii, sampling.resolution
+            self.sigma,
+            latest.alpha_of_candidate,
+            sampling.bound,
+            sampling.n,
+            sampling.radii,
+            sampling.resolution,
+            sampling.max_copies_per_radius,
         )
         self.missing = rule.more(latest.tally, self.votes.n, proved)
+        if sampling.max_evaluations is not None:
+            made = self.selection.result.n + self.votes.n
+            self.missing = min(self.missing, affordable(sampling.max_evaluations, self._spent, made))
 
     @property
     def result(self) -> Certificate:
-        spent = self.selection.result.evaluations + self.votes.evaluations
         assert self.best is not None  # n is at least 1
-        return replace(self.best, evaluations=spent)
+        return replace(self.best, evaluations=self._spent)
+
+    @property
+    def _spent(self) -> int:
+        """Network evaluations so far."""
+        return self.selection.result.evaluations + self.votes.evaluations
 
 
 def growing_certificates(

@@ -4,21 +4,18 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 
 import torch
 
-from ..common.checks import check_integer, check_kind, check_seed
-from ..common.copies import BaseClassifier, as_base_classifier
-from ..common.images import check_clean_images, content_hash
-from ..common.noise import fresh_seed
-from ..common.seeds import uniform_number
+from ..common.checks import check_integer, check_kind
+from ..common.images import content_hash
 from .bounds import MAX_N
 from .certificate import Certificate
 from .near_ties import near_tie_tolerance
 from .procedures import Certify, CertifyEarly, Predict, Prediction, Sampling, check_predicting, growing_certificates
 from .recasting import Recast
-from .smoothing_noise import SmoothingNoise
-from .voting import Procedure, Votes, collect_votes, draw_seeds
+from .smoothed_base import SmoothedBase
+from .voting import Procedure, Votes, draw_seeds
 
 
-class SmoothedClassifier:
+class SmoothedClassifier(SmoothedBase):
     """The classifier `g(x) = argmax_c P[f(x + sigma * eps) = c]`, estimated by votes of a base classifier `f`.
 
     Every draw is independent. Its smoothing noise, and the noise of a base classifier that draws its own, come from
@@ -51,14 +48,6 @@ class SmoothedClassifier:
         >>> certificate.label, round(certificate.radius, 2)
         (1, 0.62)
     """
-
-    def __init__(
-        self, base_classifier: BaseClassifier | Callable[..., torch.Tensor], sigma: float, grid: int | None = None
-    ):
-        self.base_classifier = as_base_classifier(base_classifier)
-        self.noise = SmoothingNoise(sigma, grid)
-        self.sigma = self.noise.sigma
-        self.grid = grid
 
     def predict(
         self,
@@ -105,18 +94,21 @@ class SmoothedClassifier:
         resolution: float | None = None,
         bound: str | None = None,
         on_copies: Callable[[int], object] | None = None,
+        max_copies_per_radius: float | None = None,
+        max_evaluations: int | None = None,
     ) -> list[Certificate]:
         """Algorithm CERTIFY: a class and an l2 radius within which the smoothed classifier keeps it, or an abstention.
 
         For each image, with probability at least `1 - alpha` over the draws, the certificate is true (Cohen et al.
         2019, Proposition 2). `alpha` is for one image: of m certificates about `alpha * m` may be wrong.
 
-        Without `radii` and `resolution` all `n` copies are drawn and looked at once. With one of them an image is done
-        as soon as the result is settled, under one of two bounds:
+        Without `radii`, `resolution` and `max_evaluations` all `n` copies are drawn and looked at once. With one of
+        them an image is done as soon as the result is settled or the budget spent, under one of two bounds:
 
         - `mixture` (default) holds at all numbers of copies at once (`bounds.mixture_lower`), so that looking at the
-          votes and stopping by them leaves the guarantee as it is. A radius is settled when it is proved, or when the
-          votes speak against it (`stopping.GIVE_UP`: stopping too early costs a certificate, never makes a false one).
+          votes and stopping by them leaves the guarantee as it is, and so does stopping by evaluations
+          (`stopping.affordable`). A radius is settled when it is proved, or when the votes speak against it or against
+          its cost (`stopping.StoppingRule`: stopping too early costs a certificate, never makes a false one).
         - `clopper-pearson` (also `randomized-clopper-pearson`) is the bound of `n` copies, curtailed: the run ends
           when the copies left can no longer change which radii are proved. Those not drawn count as failures, so that
           the bound is a lower bound on what the whole run would have given.
@@ -125,9 +117,9 @@ class SmoothedClassifier:
             images: Clean images, shape `(N, C, H, W)`, values in [0, 1].
             n0: Number of noisy copies that choose the candidate class; they end when the choice is settled. 0: there
                 is no selection, the certificate is for the class that leads at the end, and each class has a share
-                `alpha / K` (union bound). Default: 100, or 10 with `radii` or `resolution`, where more would cost more
+                `alpha / K` (union bound). Default: 100, or 10 in a run that may stop early, where more would cost more
                 than the proof: a wrong candidate only abstains.
-            n: Number of fresh noisy copies that bound its probability; with `radii` or `resolution` the largest
+            n: Number of fresh noisy copies that bound its probability; in a run that may stop early the largest
                 number.
             alpha: Error probability of one certificate.
             seed: Seed of all draws. Default: from the operating system's entropy.
@@ -136,8 +128,13 @@ class SmoothedClassifier:
                 (pixel units).
             bound: One of `bounds.BOUNDS`, whose functions state their guarantees. `empirical-bernstein` counts soft
                 votes, the softmax of the logits, and certifies the class with the largest mean. Default:
-                `clopper-pearson`, or `mixture` with `radii` or `resolution`.
+                `clopper-pearson`, or `mixture` in a run that may stop early.
             on_copies: Progress callback, called with the number of noisy copies decided since the last call.
+            max_copies_per_radius: An image is done when one more of the `radii` would cost more noisy copies than
+                this, in expectation. `None`: a radius in reach may cost any number up to `n`.
+            max_evaluations: Network evaluations for an image, or `None`. When they are spent, it is done with what is
+                proved by then. They are counted at the looks: at least the `n0` and 20 further copies are made, and
+                the last few copies may go beyond.
 
         Returns:
             One certificate per image.
@@ -147,7 +144,8 @@ class SmoothedClassifier:
             FloatingPointError: A logit of the base classifier is not finite.
         """
         self.check_images(images)
-        results = dict(self.certify_each(images, n0, n, alpha, seed, radii, resolution, bound, on_copies))
+        limits = (max_copies_per_radius, max_evaluations)
+        results = dict(self.certify_each(images, n0, n, alpha, seed, radii, resolution, bound, on_copies, *limits))
         return [results[number] for number in range(len(images))]
 
     def certify_each(
@@ -161,26 +159,32 @@ class SmoothedClassifier:
         resolution: float | None = None,
         bound: str | None = None,
         on_copies: Callable[[int], object] | None = None,
+        max_copies_per_radius: float | None = None,
+        max_evaluations: int | None = None,
     ) -> Iterator[tuple[int, Certificate]]:
         """CERTIFY for images that come one by one: each certificate as soon as it is there.
 
         For each image, with probability at least `1 - alpha`, the certificate is true (Cohen et al. 2019, Proposition
-        2). With `radii` or `resolution` an image is done as soon as the result is settled, by a bound that allows for
-        it. The next image is read when those under way have no copies left to fill the batches.
+        2). With `radii`, `resolution` or `max_evaluations` an image is done as soon as the result is settled or the
+        budget spent, by a bound that allows for it. The next image is read when those under way have no copies left to
+        fill the batches.
 
         Args:
             images: Clean images of shape `(C, H, W)`, values in [0, 1]. Consecutive ones of the same shape, dtype and
                 device share batches.
             n0: Number of noisy copies that choose the candidate class; 0: the leader at the end, at a share `alpha /
-                K`. Default: 100, or 10 with `radii` or `resolution`.
-            n: Number of fresh noisy copies that bound its probability; with `radii` or `resolution` the largest
+                K`. Default: 100, or 10 in a run that may stop early.
+            n: Number of fresh noisy copies that bound its probability; in a run that may stop early the largest
                 number.
             alpha: Error probability of one certificate.
             seed: Seed of all draws. Default: from the operating system's entropy.
             radii: Radii (pixel units, ascending) whose settling ends an image, or `None`.
             resolution: Gain of radius (pixel units) below which an image ends, or `None`.
-            bound: One of `bounds.BOUNDS`. Default: `clopper-pearson`, or `mixture` with `radii` or `resolution`.
+            bound: One of `bounds.BOUNDS`. Default: `clopper-pearson`, or `mixture` in a run that may stop early.
             on_copies: Progress callback, called with the number of noisy copies decided since the last call.
+            max_copies_per_radius: Noisy copies that one more of the `radii` may cost in expectation; `None` for any
+                number up to `n`.
+            max_evaluations: Network evaluations after which an image is done, counted at the looks; or `None`.
 
         Yields:
             Number of the image, and its certificate, in the order in which they are done.
@@ -193,7 +197,8 @@ class SmoothedClassifier:
             images = iter(images)
         except TypeError:
             raise TypeError(f"`images` must be an iterable of images, got {type(images).__name__}.") from None
-        sampling = Sampling.with_defaults(n0, n, alpha, bound, radii, resolution)
+        limits = (max_copies_per_radius, max_evaluations)
+        sampling = Sampling.with_defaults(n0, n, alpha, bound, radii, resolution, *limits)
         sampling.check(self.sigma, self.base_classifier.num_classes)
         seed = self._resolve_seed(seed, on_copies)
 
@@ -309,40 +314,3 @@ class SmoothedClassifier:
         origin = self._origin(certificate.seed_of_draws, image, content_hash(image), certificate.bound)
         certificate.check_origin({**origin, "sigma": self.sigma})
         return Sampling(certificate.n0, certificate.n, certificate.alpha, certificate.bound), origin
-
-    def check_images(self, images: torch.Tensor, axes: str = "NCHW") -> None:
-        """Raise unless these are images with the given axes and values in [0, 1], of 8 bits if noise is drawn on a
-        grid.
-
-        Args:
-            images: The images, pixel units.
-            axes: "NCHW" for a batch, "CHW" for one image.
-
-        Raises:
-            TypeError: `images` is not a dense floating-point tensor.
-            ValueError: It has other axes or values, or the base classifier cannot take it.
-        """
-        check_clean_images(images, axes)
-        self.base_classifier.check_images(images.view(-1, *images.shape[-3:]))
-        self.noise.check_images(images)
-
-    def _resolve_seed(self, seed: int | None, on_copies: Callable[[int], object] | None) -> int:
-        check_seed(seed)
-        if on_copies is not None and not callable(on_copies):
-            raise TypeError(f"`on_copies` must be a callable or None, got {type(on_copies).__name__}.")
-        return fresh_seed() if seed is None else seed
-
-    def _collect(self, images, seed, begin, on_copies):
-        return collect_votes(self.base_classifier, self.noise.with_noise_ahead(), images, seed, begin, on_copies)
-
-    def _origin(self, seed: int, image: torch.Tensor, image_hash: str, bound: str) -> dict:
-        """What a certificate says of where its votes come from."""
-        return {
-            "u": uniform_number(seed, image_hash) if bound == "randomized-clopper-pearson" else None,
-            "seed": seed,
-            "image_hash": image_hash,
-            "base_classifier": self.base_classifier.settings,
-            "device": image.device.type,
-            "grid": self.grid,
-            "pixels": None if self.grid is None else image.numel(),
-        }

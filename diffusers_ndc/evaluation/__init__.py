@@ -12,10 +12,10 @@ if TYPE_CHECKING:
     from .data import LabelledImages as LabelledImages
     from .data import find_columns as find_columns
     from .data import load_labelled_images as load_labelled_images
-    from .figures import Outcome as Outcome
     from .figures import Report as Report
     from .model_card import fill_card as fill_card
     from .model_card import push_to_hub as push_to_hub
+    from .outcomes import Outcome as Outcome
     from .records import RecordWriter as RecordWriter
     from .records import read_records as read_records
     from .records import read_run as read_run
@@ -31,8 +31,9 @@ else:
         __name__,
         {
             "data": ["LabelledImages", "find_columns", "load_labelled_images"],
-            "figures": ["Outcome", "Report"],
+            "figures": ["Report"],
             "model_card": ["fill_card", "push_to_hub"],
+            "outcomes": ["Outcome"],
             "records": ["RecordWriter", "read_records", "read_run"],
             "report": ["to_markdown", "write_report"],
             "run": ["evaluate"],

@@ -4,49 +4,19 @@ Every certificate is recomputed from its votes. One that does not follow from th
 that classified clean images, without certificates, has `alpha` null in its settings.
 """
 
-import sys
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import fmean, median
-from typing import Any, NamedTuple
+from typing import Any
 
 from ..certification.bounds import SOFT
-from ..certification.certificate import Certificate
-from ..common.checks import EXACT
 from .lower_bound import EDGES, PERCENT, bin_counts, images_for_half, quantile
+from .outcomes import Outcome, is_number, outcome_of
 from .records import read_records, read_run
 from .share import Share
 
 
 MEANING_OF_SECONDS = "seconds: an image's share of its process's time, by network evaluations"
-
-
-class Outcome(NamedTuple):
-    """The result for one image.
-
-    Args:
-        label: The true class.
-        predicted: The certified class, `None` for an abstention; in a run without certificates, the predicted class.
-        radius: Certified radius, pixel units; 0 for an abstention, and in a run without certificates.
-        evaluations: Number of network evaluations, `None` if unknown.
-        seconds: The image's share of its process's time, `None` if unknown.
-        p_lower: The certificate's `p_lower`, from which the radius follows; 0 for an incorrect class or an abstention,
-            and in a run without certificates. With the bound `runner-up` it is not a bound on the class's probability.
-        bound: Name of the certificate's bound, one of `bounds.BOUNDS`; `None` in a run without certificates.
-    """
-
-    label: int
-    predicted: int | None
-    radius: float
-    evaluations: int | None
-    seconds: float | None
-    p_lower: float = 0.0
-    bound: str | None = None
-
-    @property
-    def proved(self) -> float:
-        """`radius` if the class is correct, else -1."""
-        return self.radius if self.predicted == self.label else -1.0
 
 
 @dataclass(frozen=True)
@@ -96,7 +66,7 @@ class Report:
                 failed[index] = str(record["failed"])
                 continue
             try:
-                outcomes.append(_outcome(record, run))
+                outcomes.append(outcome_of(record, run))
             except ValueError as error:
                 rejected[index] = str(error)
         return cls(name or Path(folder).resolve().name, run, outcomes, failed, rejected)
@@ -161,6 +131,18 @@ class Report:
     def abstentions(self) -> Share:
         """Images without a certified class."""
         return Share(sum(outcome.predicted is None for outcome in self.outcomes), len(self.outcomes))
+
+    @property
+    def at_budget(self) -> Share | None:
+        """Images that spent the run's budget of network evaluations (`max_evaluations`), `None` without a budget.
+
+        What they would have proved with more is not known. A few may have been done just then.
+        """
+        budget = self.run.get("max_evaluations")
+        if budget is None:
+            return None
+        spent = [outcome.evaluations for outcome in self.outcomes if outcome.evaluations is not None]
+        return Share(sum(evaluations >= budget for evaluations in spent), len(spent))
 
     @property
     def classes(self) -> dict[int, "Report"]:
@@ -239,6 +221,8 @@ class Report:
             values["average_certified_radius"] = self.average_radius
             values["lower_bound"] = self._lower_bound()
             values["abstentions"] = self.abstentions.to_dict()
+            if self.at_budget is not None:
+                values["at_budget"] = self.at_budget.to_dict()
             values["meaning_of_alpha"] = self.meaning_of_alpha
         return values
 
@@ -275,72 +259,19 @@ def _check_settings(run: dict, folder: str | Path) -> None:
             "In a run without certificates `alpha` is null."
         )
     sigma, alpha, n, radii = (run.get(name) for name in ("sigma", "alpha", "n", "radii"))
-    images, id2label = run.get("images", 0), run.get("id2label")
+    images, id2label, budget = run.get("images", 0), run.get("id2label"), run.get("max_evaluations")
     checks = [
-        ("sigma", _is_number(sigma), "a finite number of at least 0"),
-        ("alpha", alpha is None or (_is_number(alpha) and 0 < alpha < 1), "a probability between 0 and 1, or null"),
+        ("sigma", is_number(sigma), "a finite number of at least 0"),
+        ("alpha", alpha is None or (is_number(alpha) and 0 < alpha < 1), "a probability between 0 and 1, or null"),
         ("n", n is None or (type(n) is int and n > 0), "a positive integer, or null"),
-        ("radii", isinstance(radii, list) and all(map(_is_number, radii)), "a list of finite numbers of at least 0"),
+        ("radii", isinstance(radii, list) and all(map(is_number, radii)), "a list of finite numbers of at least 0"),
         ("images", type(images) is int and images >= 0, "an integer of at least 0"),
+        ("max_evaluations", budget is None or (type(budget) is int and budget > 0), "a positive integer, or absent"),
         ("id2label", isinstance(id2label, dict | None), "an object, or null"),
     ]
     for name, valid, expected in checks:
         if not valid:
             raise ValueError(f"`{name}` in {folder}/run.json must be {expected}, got {run[name]!r}.")
-
-
-def _is_number(value: Any) -> bool:
-    """Whether this is a finite number of at least 0."""
-    return type(value) in (int, float) and 0 <= value <= sys.float_info.max
-
-
-def _outcome(record: dict, run: dict) -> Outcome:
-    """The result that a record holds.
-
-    Raises:
-        ValueError: The record is malformed, belongs to another run, or its certificate does not verify.
-    """
-    if record.get("run") != run.get("id"):
-        raise ValueError(f"`run` must be {run.get('id')}, got {record.get('run')}.")
-    if type(record.get("label")) is not int:
-        raise ValueError(f"`label` must be a class index, got {record.get('label')!r}.")
-    seconds = record.get("seconds")
-    if seconds is not None and not _is_number(seconds):
-        raise ValueError(f"`seconds` must be a finite number of at least 0, or null, got {seconds!r}.")
-    if run["alpha"] is None:
-        return _classified_outcome(record)
-    return _certified_outcome(record, run)
-
-
-def _classified_outcome(record: dict) -> Outcome:
-    for name in ("predicted", "evaluations"):
-        value = record.get(name)
-        if type(value) is not int or not 0 <= value <= EXACT:
-            raise ValueError(f"`{name}` must be an integer from 0 to 2**53, got {value!r}.")
-    return Outcome(record["label"], record["predicted"], 0.0, record["evaluations"], record.get("seconds"))
-
-
-def _certified_outcome(record: dict, run: dict) -> Outcome:
-    certificate = Certificate.from_dict(record.get("certificate", {}))
-    if not certificate.verify():
-        raise ValueError("`certificate` must have a label and a radius that follow from its votes, got others.")
-    if (certificate.sigma, certificate.alpha) != (run["sigma"], run["alpha"]):
-        raise ValueError(
-            f"`certificate` must have the run's sigma {run['sigma']} and alpha {run['alpha']}, got sigma "
-            f"{certificate.sigma} and alpha {certificate.alpha}."
-        )
-    if record.get("image_hash") != certificate.image_hash:
-        raise ValueError("`certificate` must be of this image, got one of another image.")
-    correct = certificate.label == record["label"]
-    return Outcome(
-        record["label"],
-        certificate.label,
-        certificate.radius,
-        certificate.evaluations,
-        record.get("seconds"),
-        p_lower=certificate.p_lower if correct else 0.0,
-        bound=certificate.bound,
-    )
 
 
 def _mean_and_median(values: list[int] | list[float]) -> tuple[float, float] | None:

@@ -19,7 +19,19 @@ from .plot import LOWER_BOUND_PICTURE, PICTURE, plot, plot_lower_bound
 from .share import Share
 
 
-SETTINGS_SHOWN = ("model", "dataset", "split", "method", "sigma", "n0", "n", "alpha", "seed")
+SETTINGS_SHOWN = (
+    "model",
+    "dataset",
+    "split",
+    "method",
+    "sigma",
+    "n0",
+    "n",
+    "alpha",
+    "seed",
+    "max_copies_per_radius",
+    "max_evaluations",
+)
 """Settings of a run that a report shows."""
 
 
@@ -157,7 +169,12 @@ def _cost(report: Report) -> str:
     for quantity, both in report.cost.items():
         cells = ["-", "-"] if both is None else [f"{value:,.2f}" for value in both]
         rows.append([quantity, *cells])
-    return table(["per image", "mean", "median"], rows)
+    cost = table(["per image", "mean", "median"], rows)
+    share = report.at_budget
+    if share is None:
+        return cost
+    budget = report.run["max_evaluations"]
+    return f"{cost}\n\n{share.count:,} of {share.total:,} images spent their budget of {budget:,} network evaluations."
 
 
 def _classes(report: Report) -> str:

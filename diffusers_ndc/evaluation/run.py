@@ -253,6 +253,8 @@ class _Run:
             seed=settings.seed,
             radii=self.radii,
             on_copies=lambda _: self._beat(),
+            max_copies_per_radius=settings.max_copies_per_radius,
+            max_evaluations=settings.max_evaluations,
         )
         for place, certificate in certificates:
             index, label = self.submitted[place]

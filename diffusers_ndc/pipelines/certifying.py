@@ -1,4 +1,4 @@
-"""What a classifier pipeline proves about its answers: PREDICT, CERTIFY, certificates without smoothing, replay."""
+"""What a classifier pipeline proves about its answers: PREDICT, CERTIFY, and their replay."""
 
 from collections.abc import Iterator, Sequence
 
@@ -9,19 +9,17 @@ from ..certification.lipschitz import LipschitzCertificate
 from ..certification.procedures import Prediction, Sampling, check_predicting
 from ..certification.smoothing import SmoothedClassifier
 from ..common.checks import check_kind, check_sigma
-from ..common.images import check_pixel_range
 from ..common.noise import resolve_seed
-from ..diffusion.margins import UNSMOOTHED_LEVELS, with_bounded_losses
 from ..diffusion.noise_levels import NoiseLevels
-from .base import ClassifierPipeline, Sift, recorded_sift
+from .base import Sift, recorded_sift
 from .inputs import Image, Images
-from .unsmoothed import certify_image, check_unsmoothed, replay_image
+from .unsmoothed import UnsmoothedPipeline, replay_image
 
 
 NOT_OURS = "`certificate` must be about a base classifier that this pipeline makes, got {settings}."
 
 
-class CertifyingPipeline(ClassifierPipeline):
+class CertifyingPipeline(UnsmoothedPipeline):
     """A classifier pipeline that certifies: its classifier smoothed by noise on the pixels, or by itself."""
 
     def predict(
@@ -99,6 +97,8 @@ class CertifyingPipeline(ClassifierPipeline):
         bound: str | None = None,
         grid: int | None = None,
         sift: Sift | None = None,
+        max_copies_per_radius: float | None = None,
+        max_evaluations: int | None = None,
     ) -> Certificate | list[Certificate]:
         """Class and proved l2 radius of the smoothed classifier at clean images (CERTIFY of Cohen et al. 2019).
 
@@ -114,10 +114,10 @@ class CertifyingPipeline(ClassifierPipeline):
             sigma: Standard deviation of the smoothing noise, pixel units, above 0. Without smoothing:
                 `certify_unsmoothed`.
             n0: Number of noisy copies that choose the candidate class, or fewer if they settle the choice. 0: the
-                leading class is certified, at an `alpha` split over the classes. Default: 100, or 10 with `radii` or
-                `resolution`.
-            n: Number of further noisy copies that bound the candidate's probability; with `radii` or `resolution`, the
-                largest number.
+                leading class is certified, at an `alpha` split over the classes. Default: 100, or 10 with `radii`,
+                `resolution` or `max_evaluations`.
+            n: Number of further noisy copies that bound the candidate's probability; with `radii`, `resolution` or
+                `max_evaluations`, the largest number.
             alpha: Probability with which a certificate may be wrong.
             method: `apndc`, `epndc` or `apndc-clean` (a latent model: `dds`), or `features` (the sifter alone).
                 Default: `apndc` (`dds`).
@@ -131,12 +131,17 @@ class CertifyingPipeline(ClassifierPipeline):
             resolution: If given, an image is finished when further copies would hardly raise its radius by more than
                 this (pixel units).
             bound: Name of the bound, one of `diffusers_ndc.certification.bounds.BOUNDS`. Default: `clopper-pearson`,
-                or `mixture` with `radii` or `resolution`.
+                or `mixture` with `radii`, `resolution` or `max_evaluations`.
             grid: For 8-bit images: draw the noise on a grid with this many steps between two of their values, so that
                 rounding in floating point cannot break the proof; see `SmoothedClassifier`. 16 is a good choice.
             sift: What the pipeline's `sifter` does for each copy: choose its candidate classes ("candidates"), count
                 in the loss as well ("scores", which makes the decision partly discriminative), or nothing (False).
                 Default: "candidates" if it was fitted for this sigma and method and no `levels` are given, else False.
+            max_copies_per_radius: With `radii`, an image is given up when one more radius would cost more noisy copies
+                than this, in expectation. `None`: a radius in reach may cost any number up to `n`.
+            max_evaluations: Network evaluations for each image, or `None`. When they are spent, it is finished with
+                what is proved by then. They are counted every few copies, so that the last ones may go beyond, and at
+                least the `n0` and 20 further copies are made.
 
         Returns:
             One `Certificate` for a single image, else a list of them.
@@ -160,67 +165,11 @@ class CertifyingPipeline(ClassifierPipeline):
         seed = resolve_seed(generator, seed)
         batch, single = self._preprocess(images, classifier)
         smoothed.check_images(batch)
-        sampling = Sampling.with_defaults(n0, n, alpha, bound, radii, resolution)
+        limits = (max_copies_per_radius, max_evaluations)
+        sampling = Sampling.with_defaults(n0, n, alpha, bound, radii, resolution, *limits)
         sampling.check(sigma, classifier.num_classes)
         with self.progress_bar(total=len(batch) * (sampling.n0 + sampling.n)) as bar:
-            certificates = smoothed.certify(batch, n0, n, alpha, seed, radii, resolution, bound, bar.update)
-        self.maybe_free_model_hooks()
-        return certificates[0] if single else certificates
-
-    def certify_unsmoothed(
-        self,
-        images: Images,
-        n0: int = 20,
-        n: int = 10_000,
-        alpha: float = 0.001,
-        levels: NoiseLevels | None = None,
-        batch_size: int = 64,
-        generator: torch.Generator | None = None,
-        seed: int | None = None,
-    ) -> LipschitzCertificate | list[LipschitzCertificate]:
-        """Class and proved l2 radius of the diffusion classifier itself, without smoothing (Chen et al. 2024).
-
-        The losses of `dc` are clipped and capped, so that the margin of two classes is a Lipschitz function of the
-        image, whatever the network (arXiv:2402.02316; `certification.lipschitz`). With probability at least
-        `1 - alpha` for each image, no perturbation of an l2 norm below the radius changes the class of the smallest
-        expected loss. This is another theorem about another classifier than `certify`: its radius is smaller, and the
-        prediction is made without noise on the image. The radius is in pixel units and, if a PIL image was resized to
-        the network's size, about the resized image. Latent models have no such constant.
-
-        Args:
-            images: Clean images: PIL images, numpy arrays `(H, W[, C])` or `(N, H, W, C)`, tensors `(C, H, W)` or
-                `(N, C, H, W)`, or a list of them; uint8, or floats in [0, 1]. PIL images are resized to the network's
-                size.
-            n0: Number of draws that choose the candidate class, at least 1. A draw scores all classes at all levels
-                with fresh noise.
-            n: Number of further draws that bound the margins, at least 1.
-            alpha: Probability with which a certificate may be wrong.
-            levels: Noise levels and weights. All classes are scored at every level, whatever their sifting rule, and
-                levels without a `cap` get the cap 4 (clipped losses). Default: `margins.UNSMOOTHED_LEVELS`.
-            batch_size: (image, class, level) triples per network evaluation; peak memory depends on it alone.
-            generator: Source of the seed. An image's noise depends on seed and image, not on its place in a batch.
-            seed: The seed itself, instead of a `generator`. Default: from the operating system's entropy.
-
-        Returns:
-            One `LipschitzCertificate` for a single image, else a list of them.
-
-        Raises:
-            TypeError, ValueError: An argument is not as described, or beyond what the model was trained for; or the
-                model is a latent one.
-            FloatingPointError: A loss is not finite, for example after an overflow in half precision.
-
-        Example:
-            >>> certificate = pipe.certify_unsmoothed(image, n=1000, seed=0)  # doctest: +SKIP
-            >>> print(certificate.label, certificate.radius, certificate.verify())  # doctest: +SKIP
-        """
-        seed = resolve_seed(generator, seed)
-        levels = with_bounded_losses(UNSMOOTHED_LEVELS if levels is None else levels)
-        classifier = self._diffusion_classifier(0.0, "dc", levels, batch_size)
-        check_unsmoothed(classifier, n0, n, alpha, seed)
-        batch, single = self._preprocess(images, classifier)
-        check_pixel_range(batch)
-        with self.progress_bar(total=len(batch) * (n0 + n)) as bar:
-            certificates = [certify_image(classifier, image, n0, n, alpha, seed, bar.update) for image in batch]
+            certificates = smoothed.certify(batch, n0, n, alpha, seed, radii, resolution, bound, bar.update, *limits)
         self.maybe_free_model_hooks()
         return certificates[0] if single else certificates
 

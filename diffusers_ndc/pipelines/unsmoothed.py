@@ -11,9 +11,74 @@ import torch
 from ..certification.bounds import MAX_N, check_alpha
 from ..certification.lipschitz import LipschitzCertificate
 from ..common.checks import check_integer, check_seed
-from ..common.images import content_hash
+from ..common.images import check_pixel_range, content_hash
+from ..common.noise import resolve_seed
 from ..diffusion.classifier import NoisedDiffusionClassifier
-from ..diffusion.margins import draw_margins
+from ..diffusion.margins import UNSMOOTHED_LEVELS, draw_margins, with_bounded_losses
+from ..diffusion.noise_levels import NoiseLevels
+from .base import ClassifierPipeline
+from .inputs import Images
+
+
+class UnsmoothedPipeline(ClassifierPipeline):
+    """A classifier pipeline that certifies its diffusion classifier by itself."""
+
+    def certify_unsmoothed(
+        self,
+        images: Images,
+        n0: int = 20,
+        n: int = 10_000,
+        alpha: float = 0.001,
+        levels: NoiseLevels | None = None,
+        batch_size: int = 64,
+        generator: torch.Generator | None = None,
+        seed: int | None = None,
+    ) -> LipschitzCertificate | list[LipschitzCertificate]:
+        """Class and proved l2 radius of the diffusion classifier itself, without smoothing (Chen et al. 2024).
+
+        The losses of `dc` are clipped and capped, so that the margin of two classes is a Lipschitz function of the
+        image, whatever the network (arXiv:2402.02316; `certification.lipschitz`). With probability at least
+        `1 - alpha` for each image, no perturbation of an l2 norm below the radius changes the class of the smallest
+        expected loss. This is another theorem about another classifier than `certify`: its radius is smaller, and the
+        prediction is made without noise on the image. The radius is in pixel units and, if a PIL image was resized to
+        the network's size, about the resized image. Latent models have no such constant.
+
+        Args:
+            images: Clean images: PIL images, numpy arrays `(H, W[, C])` or `(N, H, W, C)`, tensors `(C, H, W)` or
+                `(N, C, H, W)`, or a list of them; uint8, or floats in [0, 1]. PIL images are resized to the network's
+                size.
+            n0: Number of draws that choose the candidate class, at least 1. A draw scores all classes at all levels
+                with fresh noise.
+            n: Number of further draws that bound the margins, at least 1.
+            alpha: Probability with which a certificate may be wrong.
+            levels: Noise levels and weights. All classes are scored at every level, whatever their sifting rule, and
+                levels without a `cap` get the cap 4 (clipped losses). Default: `margins.UNSMOOTHED_LEVELS`.
+            batch_size: (image, class, level) triples per network evaluation; peak memory depends on it alone.
+            generator: Source of the seed. An image's noise depends on seed and image, not on its place in a batch.
+            seed: The seed itself, instead of a `generator`. Default: from the operating system's entropy.
+
+        Returns:
+            One `LipschitzCertificate` for a single image, else a list of them.
+
+        Raises:
+            TypeError, ValueError: An argument is not as described, or beyond what the model was trained for; or the
+                model is a latent one.
+            FloatingPointError: A loss is not finite, for example after an overflow in half precision.
+
+        Example:
+            >>> certificate = pipe.certify_unsmoothed(image, n=1000, seed=0)  # doctest: +SKIP
+            >>> print(certificate.label, certificate.radius, certificate.verify())  # doctest: +SKIP
+        """
+        seed = resolve_seed(generator, seed)
+        levels = with_bounded_losses(UNSMOOTHED_LEVELS if levels is None else levels)
+        classifier = self._diffusion_classifier(0.0, "dc", levels, batch_size)
+        check_unsmoothed(classifier, n0, n, alpha, seed)
+        batch, single = self._preprocess(images, classifier)
+        check_pixel_range(batch)
+        with self.progress_bar(total=len(batch) * (n0 + n)) as bar:
+            certificates = [certify_image(classifier, image, n0, n, alpha, seed, bar.update) for image in batch]
+        self.maybe_free_model_hooks()
+        return certificates[0] if single else certificates
 
 
 def check_unsmoothed(classifier: NoisedDiffusionClassifier, n0: int, n: int, alpha: float, seed: int) -> None:

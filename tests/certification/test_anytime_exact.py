@@ -10,8 +10,8 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from diffusers_ndc.certification.bounds import Tally, certified_radius, mixture_lower
-from diffusers_ndc.certification.stopping import STEP, StoppingRule
+from diffusers_ndc.certification.bounds import Tally, certified_radius, clopper_pearson_lower, mixture_lower
+from diffusers_ndc.certification.stopping import STEP, StoppingRule, affordable
 
 
 SIGMA, RADIUS, N = 0.25, 0.25, 3_000
@@ -20,6 +20,7 @@ JUST_BELOW = P0 - 1e-9
 ALPHAS = [0.05, 0.001]
 
 
+@functools.cache
 def proves(count, n, alpha):
     """Whether so many votes prove the radius, as `Certificate` computes it."""
     radius = certified_radius(mixture_lower(count, n, alpha), SIGMA)
@@ -89,25 +90,72 @@ def test_the_looks_of_a_resolution(alpha):
     assert 0 < probability_of_a_proof(looks, alpha) <= alpha
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("alpha", ALPHAS)
-def test_the_looks_of_a_run_that_watches_a_radius(alpha):
-    """Every path of the rule as implemented: the next look depends on the votes. Paths below 1e-12 count as proofs."""
-    rule = StoppingRule(SIGMA, alpha, "mixture", N, radii=(RADIUS,))
-    at = {STEP: dict(enumerate(stats.binom.pmf(np.arange(STEP + 1), STEP, JUST_BELOW)))}
-    proved = neglected = ended = 0.0
+@functools.cache
+def proves_by_clopper_pearson(count, n, alpha):
+    """Whether so many votes would prove the radius if n had been fixed beforehand."""
+    return clopper_pearson_lower(count, n, alpha) >= P0
+
+
+def probability_by_paths(rule, max_evaluations=None, proves=proves):
+    """That a run by the rule as implemented proves the radius, a bound on what is left out, and the expected copies.
+
+    Every path is followed: the next look depends on the votes. With a budget it depends on evaluations too, 3 for a
+    vote for the candidate and 40 for another one, so that hardly a dependence could be stronger. Paths below 1e-12 are
+    left out.
+    """
+    first = min(STEP, rule.n)
+    at = {first: dict(enumerate(stats.binom.pmf(np.arange(first + 1), first, JUST_BELOW)))}
+    proved = neglected = ended = copies = 0.0
     while at:
         made = min(at)
         for count, probability in at.pop(made).items():
             if probability < 1e-12:
                 neglected += probability
-            elif proves(count, made, alpha):
-                proved += probability
-            elif (more := rule.more(Tally(count, made), made, proved=-1.0)) == 0:
-                ended += probability
+                continue
+            if proves(count, made, rule.alpha):
+                more, proved = 0, proved + probability
             else:
-                following = at.setdefault(made + more, {})
-                for votes, share in enumerate(stats.binom.pmf(np.arange(more + 1), more, JUST_BELOW)):
-                    following[count + votes] = following.get(count + votes, 0.0) + probability * share
+                more = rule.more(Tally(count, made), made, proved=-1.0)
+                if max_evaluations is not None:
+                    more = min(more, affordable(max_evaluations, 3 * count + 40 * (made - count), made))
+                ended += probability if more == 0 else 0.0
+            if more == 0:
+                copies += probability * made
+                continue
+            following = at.setdefault(made + more, {})
+            for votes, share in enumerate(stats.binom.pmf(np.arange(more + 1), more, JUST_BELOW)):
+                following[count + votes] = following.get(count + votes, 0.0) + probability * share
     assert proved + neglected + ended == pytest.approx(1)
+    return proved, neglected, copies
+
+
+def rule_for_paths(alpha, n, max_copies_per_radius=None):
+    return StoppingRule(SIGMA, alpha, "mixture", n, (RADIUS,), max_copies_per_radius=max_copies_per_radius)
+
+
+@pytest.mark.parametrize("n", [300, pytest.param(N, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("limits", [(None, None), (50_000, None), (2_000, None), (None, 1_000), (50_000, 1_000)])
+@pytest.mark.parametrize("alpha", ALPHAS)
+def test_the_looks_of_a_run_that_watches_a_radius(alpha, limits, n):
+    """With limits on the copies of a radius and on the evaluations of the image, and without."""
+    max_copies_per_radius, max_evaluations = limits
+    proved, neglected, _ = probability_by_paths(rule_for_paths(alpha, n, max_copies_per_radius), max_evaluations)
     assert 0 < proved <= proved + neglected <= alpha
+
+
+@pytest.mark.parametrize("limits", [(2_000, None), (None, 500)])
+def test_a_limit_saves_copies(limits):
+    """On an image whose probability is just below what is to be proved: all its copies are in vain."""
+    max_copies_per_radius, max_evaluations = limits
+    *_, unlimited = probability_by_paths(rule_for_paths(0.001, 300))
+    *_, limited = probability_by_paths(rule_for_paths(0.001, 300, max_copies_per_radius), max_evaluations)
+    assert limited < 0.9 * unlimited
+
+
+@pytest.mark.parametrize("limits", [(50_000, None), (None, 1_000)])
+def test_a_bound_for_a_fixed_number_fails_at_these_looks(limits):
+    """The control: the same runs, with the Clopper-Pearson bound of the copies so far at each look."""
+    max_copies_per_radius, max_evaluations = limits
+    rule = rule_for_paths(0.05, 300, max_copies_per_radius)
+    proved, *_ = probability_by_paths(rule, max_evaluations, proves_by_clopper_pearson)
+    assert proved > 1.5 * 0.05

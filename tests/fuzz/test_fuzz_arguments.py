@@ -84,18 +84,23 @@ SMOOTHED_RULES = {
     "seed": optional(SEED),
     "on_copies": CALLBACK,
 }
-CERTIFY = {**SMOOTHED, "n0": 2, "radii": None, "resolution": None, "bound": None}
+STOPPING = {"radii": None, "resolution": None, "bound": None, "max_copies_per_radius": None, "max_evaluations": None}
+CERTIFY = {**SMOOTHED, "n0": 2, **STOPPING}
 CERTIFY_RULES = {
     **SMOOTHED_RULES,
     "n0": optional(COUNT),
     "radii": RADII,
     "resolution": optional(NOISE),
     "bound": BOUND,
+    "max_copies_per_radius": optional(NOISE),
+    "max_evaluations": optional(integer(1, 2**53)),
 }
 EXTRA = {
     "images": [IMAGES[:1], IMAGES.double(), IMAGES.half(), IMAGES.expand(-1, 3, -1, -1), IMAGES - 1, IMAGES / 0],
     "radii": [[0.0], (0.0, 0.1), [0.1, 0.2], [0.1, 0.1], [0.2, 0.1], [-0.1, 0.1], [0.1, math.inf]],
     "resolution": [0.1],
+    "max_copies_per_radius": [1, 50_000.0],
+    "max_evaluations": [1, 100],
     "bound": sorted(BOUNDS),
     "on_copies": [lambda count: None],
     "grid": [16, 1024, 1025],
@@ -264,7 +269,7 @@ def certify_fits(arguments) -> bool | None:
 DRAWN = {**CALL, "images": IMAGES, "n": 8, "alpha": 0.5}
 DRAWN_RULES = {**CALL_RULES, "images": only(IMAGES, *PICTURES), "n": POSITIVE_COUNT, "alpha": ALPHA}
 BOUND_RULES = {
-    **{name: CERTIFY_RULES[name] for name in ("n0", "radii", "resolution", "bound")},
+    **{name: CERTIFY_RULES[name] for name in ("n0", *STOPPING)},
     "grid": GRID,
 }
 CALL_PIXEL = Subject(
@@ -283,7 +288,7 @@ PREDICT_PIXEL = Subject(
 )
 CERTIFY_PIXEL = Subject(
     lambda **arguments: pixel_model()[0].certify(**arguments),
-    {**DRAWN, "n0": 2, "radii": None, "resolution": None, "bound": None, "grid": None},
+    {**DRAWN, "n0": 2, **STOPPING, "grid": None},
     {**DRAWN_RULES, **BOUND_RULES, "sigma": NOISE},
     certify_fits,
     PIPELINE_EXTRA,

@@ -96,9 +96,10 @@ def test_the_mixture_is_below_the_fixed_bound_at_each_time(shares, alpha):
     bound=st.sampled_from(["mixture", "clopper-pearson"]),
     radii=st.lists(st.floats(0, 3), min_size=1, max_size=3, unique=True),
     alpha=st.floats(1e-9, 0.4),
+    limit=st.none() | st.floats(1e-9, 1e9),
 )
-def test_a_stopped_run_ends_within_its_draws(n, share, bound, radii, alpha):
-    rule, made = StoppingRule(1.0, alpha, bound, n, sorted(radii)), 0
+def test_a_stopped_run_ends_within_its_draws(n, share, bound, radii, alpha, limit):
+    rule, made = StoppingRule(1.0, alpha, bound, n, sorted(radii), max_copies_per_radius=limit), 0
     tally = Tally(0, 0 if bound == "mixture" else n)
     more, looks = min(n, 20), 0
     while more:

@@ -81,6 +81,7 @@ SETTINGS = {
         "alpha": 0.001,
         "method": "apndc",
         "stop-early": True,
+        "max_copies_per_radius": 100.0,
     },
     **{"limit": 3, "grid": None, "seed": 0, "patience": 10, "batch_size": 8, "classifier": None, "report_to": None},
 }
@@ -162,6 +163,7 @@ VALID_SETTINGS = [
         {"split": "a"},
     ),
     *({"method": "dds", "classifier": "c"}, {"stop-early": False}, {"stop_early": True}, {"patience": 0.5}),
+    *({"max_copies_per_radius": 100}, {"max_copies_per_radius": "inf"}, {"max_evaluations": 1}),
 ]
 
 

@@ -169,11 +169,12 @@ def settings_fit(arguments: dict, num_classes: int) -> bool | None:
     """Whether settings of CERTIFY that are acceptable one by one go together.
 
     Args:
-        arguments: With `sigma`, `n0`, `n`, `alpha`, `radii`, `resolution`, `bound` and `grid`, as for `certify`.
+        arguments: With `sigma`, `n0`, `n`, `alpha`, `radii`, `resolution`, `bound`, `grid` and `max_evaluations`, as
+            for `certify`.
         num_classes: Number of classes, as far as it is known before the first vote.
     """
     radii, resolution, sigma = arguments["radii"], arguments["resolution"], arguments["sigma"]
-    stops = radii is not None or resolution is not None
+    stops = radii is not None or resolution is not None or arguments["max_evaluations"] is not None
     if radii is not None and resolution is not None:
         return False
     if not grid_fits(arguments["grid"], sigma):
