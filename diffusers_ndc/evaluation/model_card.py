@@ -33,6 +33,7 @@ from ..pipelines.model_card import (
     with_section,
     write_card,
 )
+from .decision import what_decides
 from .figures import Report
 from .plot import PICTURE, plot
 from .records import RUN_FILE
@@ -235,8 +236,11 @@ def _shares_table(reports: Sequence[Report]) -> str:
 
 
 def _notes(report: Report) -> list[str]:
-    """What the figures of a run leave out."""
+    """What decides in a run, and what its figures leave out."""
     notes = []
+    decides = what_decides(report.run)
+    if decides is not None:
+        notes.append(f"{report.name}: {decides}")
     if report.failed or report.rejected:
         notes.append(
             f"The figures of {report.name} leave out images that failed ({len(report.failed)}) and records that do "

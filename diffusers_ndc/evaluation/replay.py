@@ -13,7 +13,7 @@ from ..certification.smoothing import SmoothedClassifier
 from ..common.json import differences
 from .data import FAULTS
 from .records import list_differences, read_records, read_run
-from .settings import LIMITS, Settings
+from .settings import OPTIONAL, Settings
 from .subject import NOT_DESCRIBED, Subject, load_subject
 
 
@@ -82,7 +82,7 @@ def _settings(run: dict, folder: str | Path, model: str | None, dataset: str | N
     """The settings of a recorded run, with model and data set where they are now."""
     names = [f.name for f in fields(Settings) if f.name not in NOT_DESCRIBED]
     values = {name: run[name] for name in names if name in run}
-    values |= {name: run.get(name) for name in LIMITS}
+    values |= {name: run.get(name) for name in OPTIONAL}
     values["output"] = str(folder)
     if model is not None:
         values["model"] = model

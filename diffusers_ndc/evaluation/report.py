@@ -14,6 +14,7 @@ from collections.abc import Iterable
 from pathlib import Path
 
 from ..common.markdown import fill, table
+from .decision import what_decides
 from .figures import MEANING_OF_SECONDS, Report
 from .plot import LOWER_BOUND_PICTURE, PICTURE, plot, plot_lower_bound
 from .share import Share
@@ -24,6 +25,7 @@ SETTINGS_SHOWN = (
     "dataset",
     "split",
     "method",
+    "sift",
     "sigma",
     "n0",
     "n",
@@ -94,6 +96,7 @@ def to_markdown(report: Report) -> str:
         "run",
         name=report.name,
         settings=", ".join(settings),
+        decides=what_decides(run) or "",
         unfinished=unfinished,
         shares=_shares(report),
         average_radius=average_radius,

@@ -20,6 +20,9 @@ from ..common.checks import check_seed, check_sigma
 LIMITS = ("max_copies_per_radius", "max_evaluations")
 """Settings that limit what an image may cost. A run that does not state one has no such limit."""
 
+OPTIONAL = (*LIMITS, "sift")
+"""Settings that a run states only if they are given."""
+
 
 def _option(default: Any, help: str) -> Any:
     """A field with a default, which its help shows unless it is `None` or `False`."""
@@ -46,11 +49,17 @@ class Settings:
     indices_file: str | None = _option(None, "Text file with the indices of the images to take, one per line.")
     skip: int = _option(1, "Take every k-th image.")
     limit: int | None = _option(None, "Take at most this many images, after --indices-file and --skip.")
-    method: Literal["apndc", "epndc", "apndc-clean", "dds", "dc"] = _option(
+    method: Literal["apndc", "epndc", "apndc-clean", "dds", "features", "dc"] = _option(
         "apndc",
         "Base classifier: a noised diffusion classifier (apndc, epndc, apndc-clean), or diffusion denoised smoothing "
-        "(dds) with an external --classifier, or with a latent --model that has a pixel denoiser. dc: the diffusion "
-        "classifier on the clean images, without certificates.",
+        "(dds) with an external --classifier, or with a latent --model that has a pixel denoiser. features: the "
+        "model's sifter alone, without a likelihood. dc: the diffusion classifier on the clean images, without "
+        "certificates.",
+    )
+    sift: Literal["candidates", "scores", "none"] | None = _option(
+        None,
+        "What the model's sifter does for each noisy copy: choose its candidate classes, or count in the loss as well. "
+        "Default: candidates, if it was fitted for this method and sigma.",
     )
     classifier: str | None = _option(None, "Folder or Hub id of a transformers image classifier, for --method dds.")
     sigma: float = _option(0.25, "Standard deviation of the smoothing noise, in pixel units (images in [0, 1]).")
@@ -110,11 +119,11 @@ class Settings:
     def to_dict(self) -> dict:
         """Convert to plain values, for JSON. In a run without certificates, `n` and `alpha` are null.
 
-        Limits that are `None` are left out, so that a run without them has the description of one from before there
-        were any.
+        `OPTIONAL` settings that are `None` are left out, so that a run without them has the description of one from
+        before there were any.
         """
         values = asdict(self)
-        for name in LIMITS:
+        for name in OPTIONAL:
             if values[name] is None:
                 del values[name]
         if not self.certifies:
@@ -144,6 +153,8 @@ class Settings:
                 f"`--classifier` must be left out with --method {self.method}, got {self.classifier}. "
                 "It belongs to --method dds."
             )
+        if self.sift is not None and self.method == "features":
+            raise ValueError(f"`--sift` must be left out with --method features, got {self.sift}.")
         if self.certifies:
             self._check_certification()
 

@@ -17,6 +17,7 @@ from ..common.images import check_pixel_range
 from ..diffusion.classifier import NoisedDiffusionClassifier
 from ..diffusion.denoised import DenoisedClassifier
 from ..diffusion.denoised_diffusion import DenoisedDiffusionClassifier
+from ..diffusion.feature_classifier import FeatureClassifier
 from ..pipelines.inputs import to_pixel_batch
 from ..pipelines.latent import LatentDiffusionClassifierPipeline
 from ..pipelines.pixel import NoisedDiffusionClassifierPipeline
@@ -31,7 +32,7 @@ LIBRARIES = ("accelerate", "datasets", "diffusers", "numpy", "pillow", "scipy", 
 """Libraries whose versions a run records."""
 
 Pipeline = NoisedDiffusionClassifierPipeline | LatentDiffusionClassifierPipeline
-Classifier = NoisedDiffusionClassifier | DenoisedClassifier | DenoisedDiffusionClassifier
+Classifier = NoisedDiffusionClassifier | FeatureClassifier | DenoisedClassifier | DenoisedDiffusionClassifier
 
 
 @dataclass(frozen=True)
@@ -82,7 +83,8 @@ def load_subject(settings: Settings, accelerator: Accelerator) -> Subject:
     _check_external_classifier(settings, pipe)
     base: Classifier
     if settings.classifier is None:
-        base = pipe.classifier(settings.sigma, settings.method, batch_size=settings.batch_size)
+        sift = False if settings.sift == "none" else settings.sift
+        base = pipe.classifier(settings.sigma, settings.method, batch_size=settings.batch_size, sift=sift)
         id2label = pipe.config.id2label
     else:
         base = DenoisedClassifier.from_pretrained(
