@@ -9,6 +9,7 @@ import matplotlib
 import numpy as np
 import torch
 from benchmark_shared import Benchmark, NetworkClock
+from benchmark_sifter import sifter
 from benchmark_stopping import decisions, limits
 from tqdm.auto import tqdm
 
@@ -186,10 +187,11 @@ def full_radius(bench: Benchmark) -> None:
     """The largest radius, none asked for: sifted classes or an early stop, against all classes and all copies."""
     digits, n = (2, 60) if bench.args.quick else (20, 1_000)
     bench.say(f"## The full radius: {digits} digits, n = {n:,}\n")
-    loose = bench.pipe.classifier(bench.args.sigma).levels.loosened(2)
+    default = bench.pipe.classifier(bench.args.sigma)
+    loose, sifted = default.levels.loosened(2), {} if default.sift is None else {"sift": "candidates"}
     runs = {
         "all classes at all calibrated levels, fixed n": bench.certify(digits, n=n, levels=unsifted(bench).levels),
-        "sifted at twice the thresholds, fixed n": bench.certify(digits, n=n, levels=loose),
+        "sifted at twice the thresholds, fixed n": bench.certify(digits, n=n, levels=loose, **sifted),
         "sifted, fixed n": bench.certify(digits, n=n),
         "sifted, resolution 0.01": bench.certify(digits, n=n, resolution=0.01),
     }
@@ -282,6 +284,7 @@ PARTS = {
     "cost": cost,
     "single-copies": single_copies,
     "decisions": decisions,
+    "sifter": sifter,
     "limits": limits,
     "full-radius": full_radius,
     "unsmoothed": unsmoothed,

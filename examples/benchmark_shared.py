@@ -6,6 +6,7 @@ import time
 import numpy as np
 import torch
 from labelled_images import load_labelled_images
+from torch import nn
 from tqdm.auto import tqdm
 
 from diffusers_ndc import Certificate, NoisedDiffusionClassifierPipeline, NoiseLevels
@@ -29,7 +30,8 @@ class Benchmark:
         device = torch.accelerator.current_accelerator() if torch.accelerator.is_available() else "cpu"
         self.pipe = NoisedDiffusionClassifierPipeline.from_pretrained(args.model).to(device)
         self.pipe.set_progress_bar_config(disable=True)
-        self.weights = weight_hash(self.pipe.unet)
+        sifter = self.pipe.sifter
+        self.weights = weight_hash(self.pipe.unet if sifter is None else nn.ModuleList([self.pipe.unet, sifter]))
         dataset, image_column, label_column = load_labelled_images(str(args.dataset), "test")
         self.images, self.labels = dataset[image_column], dataset[label_column]
         self.radii = ((args.sigma,), (args.sigma, 2 * args.sigma))
