@@ -78,8 +78,10 @@ def knowing_pipe(knows):
     """A pipeline whose network draws class y as an even shade, at the noise levels of which `knows(sigma)` is true."""
     pipe = NoisedDiffusionClassifierPipeline(tiny_unet(3), DDPMScheduler(prediction_type="sample"))
     pipe.set_progress_bar_config(disable=True)
+    run_blocks = pipe.unet.forward  # for their features
 
     def forward(sample, timestep, class_labels=None, return_dict=True):
+        run_blocks(sample, timestep, class_labels=class_labels, return_dict=return_dict)
         sigma = pipe.denoiser.parametrisation.log_sigmas[timestep.round().long()].exp()
         shade = 0.6 * (class_labels - 1) * knows(sigma)
         return (shade.view(-1, 1, 1, 1).expand_as(sample),)
@@ -169,10 +171,11 @@ def test_the_level_that_tells_the_classes_apart_is_found(shades):
         ({"candidates": NoiseLevels((0.4, 1.0), (1, 1))}, "`levels` .*above 0.5"),
     ],
 )
-def test_refuses_calibration_before_any_network_call(pipe, images, monkeypatch, arguments, match):
+@pytest.mark.parametrize("sift", ["features", "losses"])
+def test_refuses_calibration_before_any_network_call(pipe, images, monkeypatch, sift, arguments, match):
     def never(*args, **kwargs):
         raise AssertionError("work was done")
 
     monkeypatch.setattr(pipe.unet, "forward", never)
     with pytest.raises(ValueError, match=match):
-        pipe.calibrate(**{"images": images, "labels": [0, 1, 2, 0], "sigma": 0.25, **arguments})
+        pipe.calibrate(**{"images": images, "labels": [0, 1, 2, 0], "sigma": 0.25, "sift": sift, **arguments})

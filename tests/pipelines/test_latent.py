@@ -146,7 +146,8 @@ def test_networks_that_were_compiled_and_put_back(latent_folder, pictures):
 
 
 def test_offload_order_names_every_network(sd):
-    networks = {name for name in sd.components if name not in ("scheduler", "pixel_scheduler", "tokenizer")}
+    others = {"scheduler", "pixel_scheduler", "tokenizer", *sd._exclude_from_cpu_offload}
+    networks = {name for name in sd.components if name not in others}
     assert set(sd.model_cpu_offload_seq.split("->")) == networks
 
 
@@ -247,7 +248,7 @@ def test_other_prompts_at_once(sd, pictures):
 def test_calibrated_levels_serve_clean_and_denoised_images(sd, pictures):
     sd.register_modules(**pixel_model())
     labels = sd(pictures, levels=LEVELS, seed=0).labels * 3 + [0, 1, 2]  # mostly what it says itself
-    levels = sd.calibrate(pictures.repeat(4, 1, 1, 1), labels, num_levels=2, candidates=LEVELS)
+    levels = sd.calibrate(pictures.repeat(4, 1, 1, 1), labels, num_levels=2, candidates=LEVELS, sift="losses")
     assert sd.classifier().levels == sd.classifier(0.25).classifier.levels == levels
     with pytest.raises(ValueError, match="`sigma` must be 0.*got 0.25"):
         sd.calibrate(pictures, [0, 1, 2], 0.25)
