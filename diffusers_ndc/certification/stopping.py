@@ -35,9 +35,9 @@ class StoppingRule:
     m on a geometric grid, m is at most `max_copies_per_radius` times the expected number of proofs. This is the
     largest expected reward per unit of cost, the index by which Gittins (1979) ranks what to spend the next unit on,
     with horizons that are fixed beforehand. It overestimates the cost, because a run may end before its horizon. It
-    may be the wrong index, because no image was drawn from the prior. Neither can make a certificate false. With 50,000
-    it saved 17% to 46% of the copies of simulated votes (the candidates' probabilities as of the embedded digits or
-    wider spread; radii 0.25 and 0.5 at sigma 0.25, n 10,000), 4,000 to 17,000 copies for each radius that it gave up.
+    may be the wrong index, because no image was drawn from the prior. Neither can make a certificate false. A limit of
+    50,000 saved 17% to 46% of the copies of simulated votes (with the candidates' probabilities of the embedded digits
+    or of wider spread; radii 0.25 and 0.5 at sigma 0.25, n 10,000), 4,000 to 17,000 for each radius that it gave up.
 
     Args:
         sigma: Standard deviation of the smoothing noise, pixel units.

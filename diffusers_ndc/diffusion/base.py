@@ -6,7 +6,7 @@ from typing import NamedTuple
 import torch
 from torch import nn
 
-from ..common.copies import Copy, Pool, decide_all, group_by_kind
+from ..common.copies import BatchPool, Copy, Decided, Pool, decide_all, group_by_kind
 from ..common.images import content_hash
 from ..common.seeds import derive_seeds
 from .denoiser import Denoiser
@@ -84,3 +84,48 @@ class DenoiserClassifier(nn.Module):
             for decided in decide_all(self.pool(), copies(group), self.inference()):
                 for (number, image_hash), logits, spent in zip(*decided, strict=True):
                     yield number, Classified(image_hash, logits, spent)
+
+
+class OnePassClassifier(DenoiserClassifier):
+    """A `DenoiserClassifier` that classifies a batch at once and draws nothing: a fixed function of each image.
+
+    Subclasses have `classify_batch` and the attribute `batch_size`.
+    """
+
+    randomized = False
+    batch_size: int
+
+    @property
+    def evaluations_per_image(self) -> int:
+        """Network evaluations that one image costs."""
+        raise NotImplementedError
+
+    def classify_batch(self, images: torch.Tensor) -> torch.Tensor:
+        """Logits `(N, K)` of one batch of images `(N, C, H, W)`."""
+        raise NotImplementedError
+
+    def forward(self, images: torch.Tensor, seeds: Sequence[int] | None = None) -> torch.Tensor:
+        """Logits of a batch of images; differentiable where gradients are on.
+
+        Args:
+            images: Shape `(N, C, H, W)`, pixel units (clean images in [0, 1]), carrying noise `sigma`.
+            seeds: Not used: nothing is drawn.
+
+        Returns:
+            Logits of shape `(N, K)`, float32 (float64 for float64 images).
+
+        Raises:
+            TypeError: `images` is not a floating-point tensor.
+            ValueError: The denoiser cannot take images of this shape.
+            FloatingPointError: What the network returns is not finite.
+        """
+        self.check_images(images)
+        return torch.cat([self.classify_batch(part) for part in images.split(self.batch_size)])
+
+    def pool(self) -> BatchPool:
+        """An empty pool: copies of several images share a batch."""
+        return BatchPool(self.batch_size, self._decide)
+
+    def _decide(self, batch: list[Copy]) -> Decided:
+        logits = self.classify_batch(torch.stack([copy.image for copy in batch]))
+        return Decided([copy.key for copy in batch], logits, [self.evaluations_per_image] * len(batch))

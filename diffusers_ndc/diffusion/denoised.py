@@ -1,14 +1,12 @@
 """Diffusion denoised smoothing (Carlini et al. 2022, arXiv:2206.10550): any image classifier behind a denoiser."""
 
-from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import torch
 
 from ..common.checks import check_kind, check_sigma
-from ..common.copies import BatchPool, Copy, Decided
-from .base import DenoiserClassifier
+from .base import OnePassClassifier
 from .classifier import check_batch_size
 from .denoiser import Denoiser
 from .networks import computing_dtype
@@ -21,7 +19,7 @@ if TYPE_CHECKING:
     from transformers import BaseImageProcessor, PreTrainedModel
 
 
-class DenoisedClassifier(DenoiserClassifier):
+class DenoisedClassifier(OnePassClassifier):
     """A classifier of clean images that takes noisy ones by one denoising step (Carlini et al. 2022, Algorithm 1).
 
     The noisy image is denoised once, without a class, at the noise level that it carries, clamped to the range of
@@ -43,8 +41,6 @@ class DenoisedClassifier(DenoiserClassifier):
         TypeError: `sigma` is not a number, or another argument is of another kind.
         ValueError: An argument is out of the range that the networks have, or the image processor is not supported.
     """
-
-    randomized = False
 
     def __init__(
         self,
@@ -130,36 +126,15 @@ class DenoisedClassifier(DenoiserClassifier):
             "classifier_dtype": computing_dtype(self.classifier),
         }
 
-    def forward(self, images: torch.Tensor, seeds: Sequence[int] | None = None) -> torch.Tensor:
-        """Logits of a batch of images; differentiable where gradients are on.
+    @property
+    def evaluations_per_image(self) -> int:
+        """Network evaluations of the denoiser that one image costs."""
+        return self.denoiser.null_evaluations
 
-        Args:
-            images: Shape `(N, C, H, W)`, pixel units (clean images in [0, 1]), carrying noise `sigma`.
-            seeds: Not used: nothing is drawn.
-
-        Returns:
-            Logits of shape `(N, K)`, float32 (float64 for float64 images).
-
-        Raises:
-            TypeError: `images` is not a floating-point tensor.
-            ValueError: The denoiser cannot take images of this shape.
-            FloatingPointError: A denoised image is not finite.
-        """
-        self.check_images(images)
-        return torch.cat([self._classify(part) for part in images.split(self.batch_size)])
-
-    def pool(self) -> BatchPool:
-        """An empty pool: copies of several images share a batch."""
-        return BatchPool(self.batch_size, self._decide)
-
-    def _decide(self, batch: list[Copy]) -> Decided:
-        logits = self._classify(torch.stack([copy.image for copy in batch]))
-        return Decided([copy.key for copy in batch], logits, [self.denoiser.null_evaluations] * len(batch))
-
-    def _classify(self, images: torch.Tensor) -> torch.Tensor:
+    def classify_batch(self, images: torch.Tensor) -> torch.Tensor:
         """Logits of one batch."""
         clean = denoise_once(self.denoiser, images, self.sigma)
-        self.evaluations += len(images) * self.denoiser.null_evaluations
+        self.evaluations += len(images) * self.evaluations_per_image
         inputs = preprocess(clean, self.num_channels, **self.preprocessing)
         return self.classifier(pixel_values=inputs.to(self.classifier.dtype)).logits.to(clean.dtype)
 

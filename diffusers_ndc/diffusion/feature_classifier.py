@@ -1,12 +1,9 @@
 """The sifter alone as a classifier: a linear map of features of one pass, without any likelihood."""
 
-from collections.abc import Sequence
-
 import torch
 
 from ..common.checks import check_kind, check_sigma
-from ..common.copies import BatchPool, Copy, Decided
-from .base import DenoiserClassifier
+from .base import OnePassClassifier
 from .class_sifter import FeatureSift, check_sift
 from .classifier import check_batch_size
 from .denoiser import Denoiser
@@ -16,7 +13,7 @@ from .trained_levels import check_trained_sigma
 from .units import model_images
 
 
-class FeatureClassifier(DenoiserClassifier):
+class FeatureClassifier(OnePassClassifier):
     """The class with the best score of a sifter: the baseline that a sifted likelihood must beat.
 
     One evaluation a noisy copy. Such a discriminative classifier on a diffusion model's features owes its accuracy to
@@ -37,8 +34,6 @@ class FeatureClassifier(DenoiserClassifier):
     Example:
         >>> classifier = pipe.classifier(sigma=0.25, method="features")  # doctest: +SKIP
     """
-
-    randomized = False
 
     def __init__(self, denoiser: Denoiser, sift: FeatureSift, batch_size: int = 64):
         super().__init__()
@@ -72,33 +67,12 @@ class FeatureClassifier(DenoiserClassifier):
             "dtype": self.denoiser.dtype,
         }
 
-    def forward(self, images: torch.Tensor, seeds: Sequence[int] | None = None) -> torch.Tensor:
-        """Logits of a batch of images: log-probabilities of the classes; differentiable where gradients are on.
+    @property
+    def evaluations_per_image(self) -> int:
+        """Network evaluations that one image costs."""
+        return 1
 
-        Args:
-            images: Shape `(N, C, H, W)`, pixel units (clean images in [0, 1]), carrying noise `sigma`.
-            seeds: Not used: nothing is drawn.
-
-        Returns:
-            Logits of shape `(N, K)`, float32 (float64 for float64 images).
-
-        Raises:
-            TypeError: `images` is not a floating-point tensor.
-            ValueError: The network cannot take images of this shape.
-            FloatingPointError: A feature is not finite.
-        """
-        self.check_images(images)
-        return torch.cat([self._classify(part) for part in images.split(self.batch_size)])
-
-    def pool(self) -> BatchPool:
-        """An empty pool: copies of several images share a batch."""
-        return BatchPool(self.batch_size, self._decide)
-
-    def _decide(self, batch: list[Copy]) -> Decided:
-        logits = self._classify(torch.stack([copy.image for copy in batch]))
-        return Decided([copy.key for copy in batch], logits, [1] * len(batch))
-
-    def _classify(self, images: torch.Tensor) -> torch.Tensor:
+    def classify_batch(self, images: torch.Tensor) -> torch.Tensor:
         """Logits of one batch."""
         x_tau = model_images(images)
         x_tau = x_tau.to(torch.promote_types(x_tau.dtype, torch.float32))

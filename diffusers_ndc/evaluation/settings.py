@@ -58,7 +58,7 @@ class Settings:
     )
     sift: Literal["candidates", "scores", "none"] | None = _option(
         None,
-        "What the model's sifter does for each noisy copy: choose its candidate classes, or count in the loss as well. "
+        "What the model's sifter does for each noisy copy: choose its candidate classes, or count in the loss too. "
         "Default: candidates, if it was fitted for this method and sigma.",
     )
     classifier: str | None = _option(None, "Folder or Hub id of a transformers image classifier, for --method dds.")
