@@ -96,7 +96,7 @@ def _add_model_section(text: str, reports: Sequence[Report], model: str) -> str:
         levels = _levels(report.run)
         if levels is None:  # dds of an outside classifier, which is not part of this model
             continue
-        rows.append((report.run["sigma"], report.run["method"], levels))
+        rows.append((report.run["sigma"], report.run["method"], levels, what_decides(report.run) is not None))
         if report.certified:
             runs.append(report.run)
     if not runs:

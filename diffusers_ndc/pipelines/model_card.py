@@ -108,7 +108,7 @@ def certifying(sigma: float, radius: float, method: str) -> list[str]:
 def model_section(
     model: str,
     call: Sequence[str],
-    levels: Iterable[tuple[float, str, NoiseLevels]],
+    levels: Iterable[tuple[float, str, NoiseLevels, bool]],
     latent: bool = False,
 ) -> str:
     """The section of a card on how to use the model, its noise levels, and what a certificate says.
@@ -116,14 +116,15 @@ def model_section(
     Args:
         model: Folder or Hub id.
         call: Lines that use `pipe` on `image`.
-        levels: Smoothing noise (pixel units), method, and the noise levels that the model has for them.
+        levels: Smoothing noise (pixel units), method, the noise levels that the model has for them, and whether its
+            class sifter proposes the candidate classes.
         latent: Whether it is a latent diffusion model.
     """
     if latent:
         pipeline, units = "LatentDiffusionClassifierPipeline", "units of the latents"
     else:
         pipeline, units = "NoisedDiffusionClassifierPipeline", "model units"
-    rows = [[f"{sigma:g}", method, _describe(chosen)] for sigma, method, chosen in levels]
+    rows = [[f"{sigma:g}", method, _describe(chosen, sifted)] for sigma, method, chosen, sifted in levels]
     noise_levels = ""
     if rows:
         explained = units if latent else f"{units} (images in [-1, 1]: twice the pixel units)"
@@ -145,13 +146,15 @@ def guarantee() -> str:
     return fill(__package__, "guarantee")
 
 
-def _describe(levels: NoiseLevels) -> str:
-    """Noise levels (model units) with their weights in brackets."""
+def _describe(levels: NoiseLevels, sifted: bool) -> str:
+    """Noise levels (model units) with their weights in brackets, and how classes are sifted."""
     if len(levels) > MAX_LISTED_LEVELS:
         text = f"{len(levels)} from {min(levels.sigmas):.3g} to {max(levels.sigmas):.3g}"
     else:
         pairs = zip(levels.sigmas, levels.weights, strict=True)
         text = ", ".join(f"{level:.3g} ({weight:.2g})" for level, weight in pairs)
+    if sifted:
+        text += "; between the candidates of the class sifter"
     if levels.sifting is not None:
         text += "; classes are sifted after each level"
     return text

@@ -120,18 +120,19 @@ class SharedPipeline(DiffusionPipeline):
 
     def _usage(self) -> list[str]:
         """Lines of code for the model card that use `pipe` on `image`, with a noise that the model has levels for."""
-        noisy = [(sigma, method) for sigma, method, _ in self._all_levels() if sigma > 0]
+        noisy = [(sigma, method) for sigma, method, *_ in self._all_levels() if sigma > 0]
         sigma, method = min(noisy, default=(0.25, "apndc"))
         return certifying(sigma, sigma, method)
 
-    def _all_levels(self) -> list[tuple[float, str, NoiseLevels]]:
-        """The calibrated noise levels, each with its smoothing noise (pixel units) and method."""
+    def _all_levels(self) -> list[tuple[float, str, NoiseLevels, bool]]:
+        """Calibrated noise levels, each with smoothing noise (pixel units), method, and whether there is a sift."""
         table = []
         for key, methods in (self.config.levels or {}).items():
             for method, saved in methods.items():
                 levels = NoiseLevels.from_dict(saved)
                 sigma = float(key) if levels.smoothing_sigma is None else levels.smoothing_sigma
-                table.append((sigma, method, levels))
+                sifted = self.sifter is not None and self.sifter.find(sigma, method) is not None
+                table.append((sigma, method, levels, sifted))
         return table
 
     @classmethod
