@@ -171,8 +171,10 @@ class FeatureSift(nn.Module):
     def forward(self, features: torch.Tensor) -> torch.Tensor:
         """Scores of the classes: log-probabilities, shape `(N, K)`, for features of shape `(N, D)`."""
         features = features.to(self.mean.device)
-        normal = (features - self.mean) / self.scale
-        return nn.functional.linear(normal, self.weight.to(normal.dtype), self.bias.to(normal.dtype)).log_softmax(1)
+        with torch.autocast(features.device.type, enabled=False):  # it would round the scores
+            normal = (features - self.mean) / self.scale
+            scores = nn.functional.linear(normal, self.weight.to(normal.dtype), self.bias.to(normal.dtype))
+            return scores.log_softmax(1)
 
     def candidates(self, scores: torch.Tensor) -> torch.Tensor:
         """Which classes are candidates, shape `(N, K)`, for scores of that shape."""

@@ -95,7 +95,16 @@ class FeatureReader:
         """Features of the images, shape `(num_images, D)`: for each block the means of its channels, then deviations.
 
         Float32 (float64 for a network in float64); differentiable where gradients are on.
+
+        Raises:
+            RuntimeError: Fewer images have passed through a block than were to be read.
         """
+        counts = [sum(map(len, parts)) for parts in self.parts]
+        if counts != [self.num_images] * len(counts):
+            raise RuntimeError(
+                f"`network` must run its blocks for {self.num_images} images while their features are read, got "
+                f"{counts} images in the blocks."
+            )
         return torch.cat([torch.cat(parts).to(self.parts[0][0].device) for parts in self.parts], dim=1)
 
     def _hook(self, parts: list[torch.Tensor]) -> Callable:

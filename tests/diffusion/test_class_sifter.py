@@ -50,6 +50,13 @@ def test_parameters_stay_in_float32_whatever_the_pipeline_is_cast_to():
     assert random_sift().half().double().weight.dtype == torch.float32
 
 
+def test_autocast_does_not_round_the_scores():
+    sift, features = random_sift(), 100 * torch.randn(5, NUM_FEATURES)
+    expected = sift(features)
+    with torch.autocast("cpu", torch.bfloat16):
+        assert torch.equal(sift(features), expected)
+
+
 def test_settings_tell_every_other_sift():
     sift = random_sift()
     settings = sift.settings

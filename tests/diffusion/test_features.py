@@ -91,6 +91,14 @@ def test_only_the_first_images_are_read_and_hooks_are_removed():
     assert not network.mid_block._forward_hooks
 
 
+def test_blocks_that_do_not_run_raise():
+    network = tiny_unet()
+    with FeatureReader(network, ["mid_block"], 2) as reader:
+        pass
+    with pytest.raises(RuntimeError, match="`network` must run its blocks for 2 images"):
+        _ = reader.features
+
+
 def test_gradients_flow_through_features_of_constant_channels_too():
     output = torch.zeros(1, 2, 4, 4, requires_grad=True)
     channel_statistics(output).sum().backward()
