@@ -68,7 +68,7 @@ class FeatureClassifier(DenoiserClassifier):
         return {
             "method": "features",
             "sifter": self.sift.settings,
-            "null_source": self.denoiser.null_source,
+            **self.denoiser.unconditional_settings,
             "dtype": self.denoiser.dtype,
         }
 
