@@ -13,7 +13,7 @@ from helpers.edm_files import Persistent, golden, save_published
 from safetensors.torch import save_file
 
 from diffusers_ndc.checkpoints import EDMCheckpoint, convert_network, convert_scheduler, read_checkpoint
-from diffusers_ndc.checkpoints.edm import read_checkpoints
+from diffusers_ndc.checkpoints.pairs import read_checkpoints
 
 
 @pytest.fixture(scope="module")
