@@ -9,6 +9,7 @@ from ..checkpoints import (
     CheckpointPair,
     EDMUNet2DModel,
     OpenAIArguments,
+    OpenAIUNet2DModel,
     read_checkpoints,
     read_openai_checkpoints,
 )
@@ -56,9 +57,9 @@ class NoisedDiffusionClassifierPipeline(CertifyingPipeline):
 
     def __init__(
         self,
-        unet: UNet2DModel | UNet2DConditionModel | EDMUNet2DModel,
+        unet: UNet2DModel | UNet2DConditionModel | EDMUNet2DModel | OpenAIUNet2DModel,
         scheduler: SchedulerMixin,
-        unconditional_unet: UNet2DModel | UNet2DConditionModel | EDMUNet2DModel | None = None,
+        unconditional_unet: UNet2DModel | UNet2DConditionModel | EDMUNet2DModel | OpenAIUNet2DModel | None = None,
         id2label: dict | None = None,
         null_class: int | None = None,
         levels: dict | None = None,
