@@ -87,6 +87,13 @@ def test_checkpoints_to_certificate(openai_beside_edm, pictures, tmp_path):
         read.replay(image, certificate)
 
 
+@pytest.mark.parametrize("arguments", [{"num_head": 4}, {"num_heads": 0}, [4]])
+def test_refuses_other_arguments_of_the_unconditional_network(arguments, files):
+    edm, openai = files
+    with pytest.raises(ValueError, match="`unconditional_arguments` must be a dictionary|`num_heads` must be"):
+        NoisedDiffusionClassifierPipeline.from_edm_checkpoint(edm["a"], openai["c"], unconditional_arguments=arguments)
+
+
 def test_from_pipe_keeps_both(edm_beside_openai):
     again = NoisedDiffusionClassifierPipeline.from_pipe(edm_beside_openai)
     assert again.unconditional_scheduler is edm_beside_openai.unconditional_scheduler
