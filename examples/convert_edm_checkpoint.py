@@ -15,7 +15,9 @@ from diffusers_ndc import EDMUNet2DModel, NoisedDiffusionClassifierPipeline
 def parse_args():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("checkpoint", help="class-conditional checkpoint: .pkl, or .pt or .safetensors with a .json")
-    parser.add_argument("--unconditional", help="checkpoint without classes, the unconditional denoiser of APNDC")
+    parser.add_argument(
+        "--unconditional", help="checkpoint without classes, of EDM or of OpenAI, the unconditional denoiser of APNDC"
+    )
     parser.add_argument("--class-names", nargs="+", help="names of the classes, in order (default: numbers)")
     parser.add_argument("--output", required=True, help="folder to save the pipeline to")
     return parser.parse_args()
@@ -45,6 +47,9 @@ def main():
     if pipe.unconditional_unet is not None:
         print(f"unconditional  {describe(pipe.unconditional_unet)}")
     print(f"scheduler      {type(pipe.scheduler).__name__}, noise levels {low:g} to {high:g}, images in [-1, 1]")
+    if pipe.unconditional_scheduler is not None:
+        low, high = pipe.denoiser.unconditional_sigma_range
+        print(f"unconditional  {type(pipe.unconditional_scheduler).__name__}, noise levels {low:g} to {high:g}")
     print(f"denoiser       {pipe.denoiser.null_source}, {pipe.denoiser.null_evaluations} evaluations")
     print(f"saved          {args.output}")
 

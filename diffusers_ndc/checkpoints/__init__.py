@@ -2,12 +2,13 @@
 
 `read_checkpoints` reads everything that a classifier needs from checkpoints of EDM (arXiv:2206.00364),
 `read_openai_checkpoints` from those of guided-diffusion (arXiv:2105.05233) and improved-diffusion (arXiv:2102.09672).
+An unconditional network beside the class-conditional one may be of either family.
 For a single checkpoint, `read_checkpoint` reads the file, `convert_network` makes the network, and `convert_scheduler`
 the scheduler. For one of OpenAI's, these are `read_openai_checkpoint`, `convert_openai_network` and
 `convert_openai_scheduler`.
 """
 
-from .edm import convert_network, convert_scheduler, read_checkpoints
+from .edm import convert_network, convert_scheduler
 from .edm_schedulers import IDDPMPrecondScheduler, VEPrecondScheduler, VPPrecondScheduler
 from .edm_unet import EDMUNet2DModel
 from .files import EDMCheckpoint, read_checkpoint
@@ -16,13 +17,14 @@ from .openai import (
     convert_openai_network,
     convert_openai_scheduler,
     read_openai_checkpoint,
-    read_openai_checkpoints,
 )
 from .openai_arguments import OpenAIArguments
 from .openai_unet import OpenAIUNet2DModel
+from .pairs import CheckpointPair, read_checkpoints, read_openai_checkpoints
 
 
 __all__ = [
+    "CheckpointPair",
     "EDMCheckpoint",
     "EDMUNet2DModel",
     "IDDPMPrecondScheduler",

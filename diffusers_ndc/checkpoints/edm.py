@@ -5,18 +5,16 @@ the published networks take as one-hot vectors, become rows of an embedding.
 """
 
 import math
-import os
 
 import torch
 from diffusers import EDMEulerScheduler, UNet2DModel
 from diffusers.schedulers import SchedulerMixin
-from torch import nn
 
-from .edm_arguments import OUTER_DEFAULTS, arguments
+from .edm_arguments import arguments
 from .edm_schedulers import IDDPMPrecondScheduler, VEPrecondScheduler, VPPrecondScheduler
 from .edm_unet import EDMUNet2DModel
 from .edm_weights import converted_state_dict
-from .files import EDMCheckpoint, read_checkpoint
+from .files import EDMCheckpoint
 from .state_dicts import assign_weights
 
 
@@ -25,66 +23,6 @@ EDM_SIGMA_MIN, EDM_SIGMA_MAX = 0.002, 80.0
 
 HEAD_WIDTH = 64
 NORM_GROUPS = 32
-
-
-def read_checkpoints(
-    path: str | os.PathLike, unconditional: str | os.PathLike | None = None, null_class: int | None = None
-) -> tuple[nn.Module, SchedulerMixin, nn.Module | None, int | None]:
-    """Read all that a classifier needs from one or two checkpoints.
-
-    Args:
-        path: A class-conditional checkpoint: a published `.pkl`, or a state dict (`.pt`, `.pth`, `.safetensors`) with
-            a JSON file of the same name beside it, `{"class_name": "EDMPrecond", "init_kwargs": {...}}`; or its
-            address, as `read_checkpoint` takes it.
-        unconditional: A checkpoint without classes, or `None`.
-        null_class: The number of classes, if the label of all zeros was trained as "no class". This is assumed if the
-            checkpoint's arguments have a `label_dropout`.
-
-    Returns:
-        The class-conditional network, the scheduler, the unconditional network or `None`, and the null class or
-        `None`.
-
-    Raises:
-        FileNotFoundError: A file does not exist.
-        OSError: A file cannot be downloaded.
-        ValueError: A file is damaged or holds something else, or the two checkpoints do not fit each other.
-    """
-    checkpoint = read_checkpoint(path)
-    given, num_classes = arguments(checkpoint), checkpoint.num_classes
-    if num_classes == 0:
-        raise ValueError(
-            f"{checkpoint.source} must hold a class-conditional network, got one without classes (label_dim=0). Pass "
-            "such a network as `unconditional`."
-        )
-    if null_class not in (None, num_classes):
-        raise ValueError(f"`null_class` must be {num_classes}, the number of classes, or None, got {null_class!r}.")
-    if given["label_dropout"]:
-        null_class = num_classes
-    network = convert_network(checkpoint, no_label_row=null_class is not None)
-    scheduler = convert_scheduler(checkpoint)
-    if unconditional is None:
-        return network, scheduler, None, null_class
-    other = read_checkpoint(unconditional, "unconditional")
-    check_unconditional(other, checkpoint)
-    return network, scheduler, convert_network(other), null_class
-
-
-def check_unconditional(unconditional: EDMCheckpoint, conditional: EDMCheckpoint) -> None:
-    """Raise a `ValueError` unless a checkpoint has no classes, and else the same kind as the conditional one."""
-    if unconditional.num_classes:
-        raise ValueError(
-            f"{unconditional.source} must hold a network without classes (label_dim=0), got one with "
-            f"{unconditional.num_classes} classes."
-        )
-    names = ("img_resolution", "img_channels", *OUTER_DEFAULTS[conditional.class_name])
-    conditional_arguments, unconditional_arguments = arguments(conditional), arguments(unconditional)
-    expected = {name: conditional_arguments.get(name) for name in names}
-    actual = {name: unconditional_arguments.get(name) for name in names}
-    if unconditional.class_name != conditional.class_name or actual != expected:
-        raise ValueError(
-            f"{unconditional.source} must be a {conditional.class_name} with {expected}, as {conditional.source} is, "
-            f"got a {unconditional.class_name} with {actual}."
-        )
 
 
 def convert_scheduler(checkpoint: EDMCheckpoint) -> SchedulerMixin:

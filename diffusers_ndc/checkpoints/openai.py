@@ -20,9 +20,6 @@ from .state_dicts import SUFFIXES, assign_weights, read_state_dict
 IMAGE_CHANNELS = (1, 3)
 """Channels of grey and of colour images."""
 
-SHARED = ("image_size", "noise_schedule", "diffusion_steps", "predict_xstart")
-"""Arguments in which a class-conditional and an unconditional network must agree."""
-
 
 @dataclass(frozen=True)
 class OpenAICheckpoint:
@@ -45,64 +42,6 @@ class OpenAICheckpoint:
 
     def __post_init__(self):
         check_complete(self.arguments, self.architecture, self.source)
-
-
-def read_openai_checkpoints(
-    path: str | os.PathLike,
-    unconditional: str | os.PathLike | None = None,
-    arguments: OpenAIArguments | None = None,
-    unconditional_arguments: OpenAIArguments | None = None,
-) -> tuple[UNet2DModel, DDPMScheduler, UNet2DModel | None]:
-    """Read all that a classifier needs from one or two checkpoints.
-
-    Args:
-        path: A class-conditional checkpoint: a state dict (`.pt`, `.pth`, `.safetensors`), or its address as
-            `read_openai_checkpoint` takes it.
-        unconditional: A checkpoint without classes, or `None`.
-        arguments: How the class-conditional network was trained. Default: as the published one of its architecture.
-        unconditional_arguments: How the unconditional network was trained. Default: as the published one of its
-            architecture. If there is none, it has the image size, the noise schedule and the prediction of the
-            class-conditional network.
-
-    Returns:
-        The class-conditional network, the scheduler, and the unconditional network or `None`.
-
-    Raises:
-        FileNotFoundError: A file does not exist.
-        OSError: A file cannot be downloaded.
-        ValueError: A file is damaged or holds something else, an argument is missing or does not fit, or the two
-            checkpoints do not fit each other.
-    """
-    checkpoint = read_openai_checkpoint(path, arguments)
-    if checkpoint.architecture.num_labels is None:
-        raise ValueError(
-            f"{checkpoint.source} must hold a class-conditional network, got one without classes ('label_emb'). Pass "
-            "such a network as `unconditional`."
-        )
-    unconditional_network = None
-    if unconditional is not None:
-        shared = {name: getattr(checkpoint.arguments, name) for name in SHARED}
-        other = read_openai_checkpoint(unconditional, unconditional_arguments, "unconditional", shared)
-        check_unconditional(other, checkpoint)
-        unconditional_network = convert_openai_network(other)
-    return convert_openai_network(checkpoint), convert_openai_scheduler(checkpoint), unconditional_network
-
-
-def check_unconditional(unconditional: OpenAICheckpoint, conditional: OpenAICheckpoint) -> None:
-    """Raise a `ValueError` unless a checkpoint has no classes, and else the images and the process of another one."""
-    if unconditional.architecture.num_labels is not None:
-        raise ValueError(
-            f"{unconditional.source} must hold a network without classes, got one with "
-            f"{unconditional.architecture.num_labels} rows of 'label_emb'."
-        )
-    expected, actual = (
-        {"in_channels": c.architecture.in_channels, **{name: getattr(c.arguments, name) for name in SHARED}}
-        for c in (conditional, unconditional)
-    )
-    if actual != expected:
-        raise ValueError(
-            f"{unconditional.source} must be a network with {expected}, as {conditional.source} is, got {actual}."
-        )
 
 
 def read_openai_checkpoint(

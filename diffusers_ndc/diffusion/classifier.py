@@ -90,7 +90,8 @@ class NoisedDiffusionClassifier(DenoiserClassifier):
         if sigma > 0:
             if denoiser.encoder is not None:
                 raise ValueError(f"`sigma` must be 0 for a latent model, got {sigma}. {LATENT_NOISE}")
-            check_trained_sigma(sigma, denoiser)
+            told = self.likelihood.uses_denoised or sift is not None
+            check_trained_sigma(sigma, denoiser, told)
         if self.likelihood.uses_denoised:
             check_told_sigma(sigma, denoiser)
         levels = default_levels(sigma, denoiser) if levels is None else levels
@@ -139,7 +140,7 @@ class NoisedDiffusionClassifier(DenoiserClassifier):
         settings = {
             "method": self.likelihood.name,
             "levels": self.levels.to_dict(),
-            "null_source": self.denoiser.null_source if self.opening_evaluations else None,
+            **(self.denoiser.unconditional_settings if self.opening_evaluations else {"null_source": None}),
             "dtype": self.denoiser.dtype,
             "seed": self.seed,
             **self.denoiser.conditioning.settings,

@@ -152,6 +152,27 @@ class PromptEmbeddings(Conditioning):
         return {"encoder_hidden_states": self.embeddings[class_labels]}
 
 
+def check_labels(class_labels: torch.Tensor, num_images: int, rows: int) -> None:
+    """Raise unless these are labels of images.
+
+    Args:
+        class_labels: What to check.
+        num_images: Number of images.
+        rows: Number of labels, the null class included.
+
+    Raises:
+        TypeError: It is not a tensor of integers.
+        ValueError: It is not one label for each image, or a label is out of range.
+    """
+    if not isinstance(class_labels, torch.Tensor) or class_labels.dtype not in (torch.int64, torch.int32):
+        raise TypeError(f"`class_labels` must be a tensor of integers (int64 or int32), got {class_labels!r}.")
+    if class_labels.shape != (num_images,) or class_labels.min() < 0 or class_labels.max() >= rows:
+        raise ValueError(
+            f"`class_labels` must be one label from 0 to {rows - 1} for each of the {num_images} images, got "
+            f"{class_labels.tolist()}."
+        )
+
+
 def embedding_rows(network: ModelMixin, num_classes: int | None, null_class: int | None) -> int:
     """Number of labels that the class embedding of a network knows, the null class included.
 

@@ -121,7 +121,7 @@ class DenoisedClassifier(OnePassClassifier):
             "method": "dds",
             "classifier": self.classifier.name_or_path or None,
             "preprocessing": self.preprocessing,
-            "null_source": self.denoiser.null_source,
+            **self.denoiser.unconditional_settings,
             "dtype": self.denoiser.dtype,
             "classifier_dtype": computing_dtype(self.classifier),
         }

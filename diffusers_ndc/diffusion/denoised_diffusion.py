@@ -73,7 +73,7 @@ class DenoisedDiffusionClassifier(DenoiserClassifier):
         return {
             "method": "dds",
             "classifier": self.classifier.settings,
-            "null_source": self.denoiser.null_source,
+            **self.denoiser.unconditional_settings,
             "dtype": self.denoiser.dtype,
         }
 

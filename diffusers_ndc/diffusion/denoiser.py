@@ -1,29 +1,33 @@
 """Any class-conditional diffusers network as one denoiser `h(x_sigma, sigma, y) ~ E[x | x_sigma, y]`.
 
 A `Denoiser` combines a parametrisation (the scheduler's meaning of noise levels), a conditioning (how the network
-learns of the class) and a network. Code that uses it needs to know nothing of schedulers, prediction types and network
-layouts.
+learns of the class) and a network, and perhaps a second network without classes, with a parametrisation of its own.
+Code that uses it needs to know nothing of schedulers, prediction types and network layouts.
 
 Coordinates are variance-exploding (`x_sigma = x + sigma * eps`), units are the model's: images in [-1, 1], `sigma` on
 that scale. For a latent diffusion model, `x` is the latent, and `sigma` is on its scale.
 """
 
-import math
-
 import torch
 from diffusers import AutoencoderKL, ModelMixin, SchedulerMixin
 from torch import nn
 
-from ..common.checks import check_kind, check_number
+from ..common.checks import check_kind
 from ..common.images import check_floating
-from .conditioning import ClassLabels, Conditioning, NoClasses, PromptEmbeddings
+from .conditioning import ClassLabels, Conditioning, NoClasses, PromptEmbeddings, check_labels
 from .latents import LatentEncoder
-from .networks import check_network, check_weights, computing_dtype, inference, timestep_table_size, uncompiled
+from .networks import (
+    check_network,
+    check_same_images,
+    check_weights,
+    computing_dtype,
+    image_sides,
+    inference,
+    timestep_table_size,
+    uncompiled,
+)
+from .one_network import check_noise, denoise_with
 from .parametrisation import parametrisation
-
-
-SAME_NOISE = 1e-3
-"""Largest relative difference at which a noise level counts as that of a training step."""
 
 
 class Denoiser(nn.Module):
@@ -41,22 +45,28 @@ class Denoiser(nn.Module):
             without classes, which can denoise but not classify.
         null_class: Index of the embedding row that training with label dropout reserved for "no class". It must be
             the last one. `None` if there is none (a DiT always has one).
-        unconditional_unet: A second network, without classes, that serves as the unconditional denoiser.
+        unconditional_unet: A second network, without classes, that serves as the unconditional denoiser. It takes
+            images of the same size and channels.
         prompt_embeddings: `encoder_hidden_states` of the classes, shape `(K, tokens, channels)`, with a last row for
             "no class" if `null_class` names it; see `embed_prompts`.
         vae: Autoencoder of a latent diffusion model. `encode` then maps images to its latents.
+        unconditional_scheduler: Scheduler that `unconditional_unet` was trained with, or an equivalent one, of any of
+            the families above: both networks denoise `x + sigma * eps`, each in its own coordinates. Default:
+            `scheduler`.
 
     The unconditional denoiser is, in this order, the `unconditional_unet`, the `null_class`, or the mean of `h` over
     the classes under a uniform prior (one network evaluation per class). `null_source` states which one it is.
 
     A network with a learned time embedding (a table) knows only the noise levels of whole training steps. It is given
-    the nearest step, and only images that carry that step's noise can be denoised; `nearest_sigma` returns it.
+    the nearest step, and only images that carry that step's noise can be denoised; `nearest_sigma` and
+    `nearest_unconditional_sigma` return it. Networks that share a scheduler share its whole steps.
 
     Raises:
         TypeError: An argument, such as the network or the `vae`, has an unsupported class.
         ValueError: The network has no class embedding, an output with neither as many channels as its input nor twice
             as many, weights that are not finite, is conditioned on more than a class, or disagrees with `num_classes`
-            or `null_class`; or the scheduler has no known noise level, or not the timesteps of the network.
+            or `null_class`; the second network takes other images; a scheduler has no known noise level, or not the
+            timesteps of its network; or there is an `unconditional_scheduler` without an `unconditional_unet`.
 
     Example:
         >>> from diffusers import DDPMScheduler, UNet2DModel
@@ -77,12 +87,18 @@ class Denoiser(nn.Module):
         unconditional_unet: ModelMixin | None = None,
         prompt_embeddings: torch.Tensor | None = None,
         vae: AutoencoderKL | None = None,
+        unconditional_scheduler: SchedulerMixin | None = None,
     ):
         super().__init__()
         check_kind("num_classes", num_classes, int, type(None))
         check_kind("null_class", null_class, int, type(None))
         network = uncompiled(unet)
         check_network("unet", network)
+        if unconditional_scheduler is not None and unconditional_unet is None:
+            raise ValueError(
+                "`unconditional_scheduler` must be None without an `unconditional_unet`, got "
+                f"{type(unconditional_scheduler).__name__}."
+            )
         self.conditioning: Conditioning
         if num_classes == 0:
             if null_class is not None or unconditional_unet is not None or prompt_embeddings is not None:
@@ -107,11 +123,21 @@ class Denoiser(nn.Module):
         if unconditional_unet is not None:
             unconditional_network = uncompiled(unconditional_unet)
             check_network("unconditional_unet", unconditional_network)
+            check_same_images(network, unconditional_network)
             self.unconditional_conditioning = NoClasses("unconditional_unet", unconditional_network)
             table_sizes.append(timestep_table_size(unconditional_network))
 
-        self.parametrisation = parametrisation(scheduler, [size for size in table_sizes if size is not None])
+        if unconditional_scheduler is None:
+            self.parametrisation = parametrisation(scheduler, present(table_sizes))
+            self.unconditional_parametrisation = self.parametrisation
+        else:
+            own, other = table_sizes
+            self.parametrisation = parametrisation(scheduler, present([own]))
+            self.unconditional_parametrisation = parametrisation(
+                unconditional_scheduler, present([other]), "unconditional_scheduler"
+            )
         self.scheduler = scheduler
+        self.unconditional_scheduler = unconditional_scheduler
         self.unet = unet
         self.unconditional_unet = unconditional_unet
 
@@ -143,11 +169,16 @@ class Denoiser(nn.Module):
 
     @property
     def sigma_range(self) -> tuple[float, float]:
-        """Smallest and largest noise level (model units) that the network was trained for."""
+        """Smallest and largest noise level (model units) that the class-conditional network was trained for."""
         return self.parametrisation.sigma_min, self.parametrisation.sigma_max
 
+    @property
+    def unconditional_sigma_range(self) -> tuple[float, float]:
+        """Smallest and largest noise level (model units) that the unconditional denoiser was trained for."""
+        return self.unconditional_parametrisation.sigma_min, self.unconditional_parametrisation.sigma_max
+
     def nearest_sigma(self, sigma: float) -> float:
-        """The noise level nearest to `sigma` that the network knows exactly.
+        """The noise level nearest to `sigma` that the class-conditional network knows exactly.
 
         This is `sigma` itself, unless the network has a learned time embedding: then it is that of a training step.
 
@@ -157,19 +188,34 @@ class Denoiser(nn.Module):
         Returns:
             Noise level, model units. Distances are measured in `log sigma`.
         """
-        steps = self.parametrisation.step_sigmas
-        if steps is None:
-            return sigma
-        nearest = (steps.log() - math.log(sigma)).abs().argmin()
-        return steps[nearest].item()
+        return self.parametrisation.nearest_sigma(sigma)
+
+    def nearest_unconditional_sigma(self, sigma: float) -> float:
+        """The noise level nearest to `sigma` that the unconditional denoiser knows exactly.
+
+        Args:
+            sigma: Noise level, model units, above 0.
+
+        Returns:
+            Noise level, model units, as `nearest_sigma` returns it.
+        """
+        return self.unconditional_parametrisation.nearest_sigma(sigma)
+
+    @property
+    def unconditional_settings(self) -> dict:
+        """What a record states about the unconditional denoiser besides weights: its source, and its own scheduler."""
+        settings: dict = {"null_source": self.null_source}
+        if self.unconditional_scheduler is not None:
+            settings["unconditional_scheduler"] = self.unconditional_parametrisation.settings
+        return settings
 
     @property
     def image_size(self) -> tuple[int, int] | None:
         """Height and width of the images, in pixels; `None` if the network takes images of any size."""
-        size = self.unet.config.sample_size
-        if not size:
+        sides = image_sides(self.unet)
+        if sides is None:
             return None
-        height, width = (size, size) if isinstance(size, int) else size
+        height, width = sides
         return self._pixels_per_value * height, self._pixels_per_value * width
 
     @property
@@ -243,9 +289,10 @@ class Denoiser(nn.Module):
         channels = self.unet.config.in_channels
         if x_sigma.ndim != 4 or x_sigma.numel() == 0 or x_sigma.shape[1] != channels:
             raise ValueError(f"`x_sigma` must have the shape (N, {channels}, H, W), got {tuple(x_sigma.shape)}.")
-        self._check_sigma(sigma, len(x_sigma))
+        told = self.unconditional_parametrisation if class_labels is None else self.parametrisation
+        check_noise(sigma, len(x_sigma), told)
         if class_labels is not None:
-            self._check_labels(class_labels, len(x_sigma))
+            check_labels(class_labels, len(x_sigma), self.conditioning.rows)
         return self.denoise(x_sigma, sigma, class_labels)
 
     def denoise(
@@ -269,71 +316,32 @@ class Denoiser(nn.Module):
         """
         sigma = torch.as_tensor(sigma, dtype=x_sigma.dtype, device=x_sigma.device).expand(len(x_sigma))
         if class_labels is not None:
-            return self._evaluate(self.unet, self.conditioning, x_sigma, sigma, class_labels, batch_size)
+            return self._conditional(x_sigma, sigma, class_labels, batch_size)
         labels = torch.zeros(len(x_sigma), dtype=torch.long, device=x_sigma.device)
         if self.unconditional_unet is not None:
-            conditioning = self.unconditional_conditioning
-            return self._evaluate(self.unconditional_unet, conditioning, x_sigma, sigma, labels, batch_size)
+            return denoise_with(
+                self.unconditional_unet,
+                self.unconditional_conditioning,
+                self.unconditional_parametrisation,
+                x_sigma,
+                sigma,
+                labels,
+                batch_size,
+            )
         if self.null_class is not None:
-            return self._evaluate(self.unet, self.conditioning, x_sigma, sigma, labels + self.null_class, batch_size)
+            return self._conditional(x_sigma, sigma, labels + self.null_class, batch_size)
         total = torch.zeros_like(x_sigma)
         for y in range(self.num_classes):
-            total = total + self._evaluate(self.unet, self.conditioning, x_sigma, sigma, labels + y, batch_size)
+            total = total + self._conditional(x_sigma, sigma, labels + y, batch_size)
         return total / self.num_classes
 
-    def _evaluate(
-        self,
-        network: ModelMixin,
-        conditioning: Conditioning,
-        x_sigma: torch.Tensor,
-        sigma: torch.Tensor,
-        labels: torch.Tensor,
-        batch_size: int | None,
+    def _conditional(
+        self, x_sigma: torch.Tensor, sigma: torch.Tensor, labels: torch.Tensor, batch_size: int | None
     ) -> torch.Tensor:
-        """Denoise with one network: parametrise, call the network batch by batch, recover `x0` from its output."""
-        sigma_by_image = sigma.view(-1, 1, 1, 1)
-        dtype = next(network.parameters()).dtype
-        if dtype.itemsize == 1:
-            # Weights are only stored in eight bits. `network.dtype` is what the network computes in, but it walks
-            # through all modules, too slowly to be asked in every batch of every network.
-            dtype = network.dtype
-        network_input = self.parametrisation.network_input(x_sigma, sigma_by_image).to(dtype)
-        time = self.parametrisation.network_time(sigma)
-        size = len(x_sigma) if batch_size is None else batch_size
-        outputs = []
-        for first in range(0, len(x_sigma), size):
-            batch = slice(first, first + size)
-            arguments = conditioning(labels[batch])
-            outputs.append(network(network_input[batch], time[batch], return_dict=False, **arguments)[0])
-        output = torch.cat(outputs) if len(outputs) > 1 else outputs[0]
-        mean = output[:, : x_sigma.shape[1]]  # a learned variance comes after the mean
-        return self.parametrisation.denoised(x_sigma, sigma_by_image, mean.to(x_sigma.dtype))
+        """Denoise with the class-conditional network."""
+        return denoise_with(self.unet, self.conditioning, self.parametrisation, x_sigma, sigma, labels, batch_size)
 
-    def _check_sigma(self, sigma: torch.Tensor | float, num_images: int) -> None:
-        expected = f"a noise level above 0 (model units), or a tensor of {num_images}"
-        if isinstance(sigma, torch.Tensor):
-            check_floating(sigma, "sigma")
-        else:
-            check_number("sigma", sigma, expected)
-        levels = sigma if isinstance(sigma, torch.Tensor) else torch.tensor(float(sigma))
-        if levels.shape not in ((), (num_images,)) or not ((levels > 0) & levels.isfinite()).all():
-            raise ValueError(f"`sigma` must be {expected}, got {sigma}.")
-        if self.parametrisation.step_sigmas is None:
-            return
-        for level in torch.as_tensor(sigma).flatten().tolist():
-            nearest = self.nearest_sigma(level)
-            if not math.isclose(level, nearest, rel_tol=SAME_NOISE):
-                raise ValueError(
-                    "`sigma` must be the noise level of a training step, since the network has a learned time "
-                    f"embedding, such as {nearest:.6g} (model units), got {level}."
-                )
 
-    def _check_labels(self, class_labels: torch.Tensor, num_images: int) -> None:
-        if not isinstance(class_labels, torch.Tensor) or class_labels.dtype not in (torch.int64, torch.int32):
-            raise TypeError(f"`class_labels` must be a tensor of integers (int64 or int32), got {class_labels!r}.")
-        rows = self.conditioning.rows
-        if class_labels.shape != (num_images,) or class_labels.min() < 0 or class_labels.max() >= rows:
-            raise ValueError(
-                f"`class_labels` must be one label from 0 to {rows - 1} for each of the {num_images} images, got "
-                f"{class_labels.tolist()}."
-            )
+def present(sizes: list[int | None]) -> list[int]:
+    """The sizes that there are."""
+    return [size for size in sizes if size is not None]

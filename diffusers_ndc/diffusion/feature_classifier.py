@@ -63,7 +63,7 @@ class FeatureClassifier(OnePassClassifier):
         return {
             "method": "features",
             "sifter": self.sift.settings,
-            "null_source": self.denoiser.null_source,
+            **self.denoiser.unconditional_settings,
             "dtype": self.denoiser.dtype,
         }
 

@@ -36,6 +36,26 @@ def check_network(name: str, network: ModelMixin) -> None:
         )
 
 
+def check_same_images(unet: ModelMixin, unconditional_unet: ModelMixin) -> None:
+    """Raise a `ValueError` if two networks, not compiled, take images of other channels or another size."""
+    channels, size = unet.config.in_channels, image_sides(unet)
+    own_channels, own_size = unconditional_unet.config.in_channels, image_sides(unconditional_unet)
+    if own_channels != channels or (size and own_size and own_size != size):
+        raise ValueError(
+            f"`unconditional_unet` must take images as `unet` does, with in_channels={channels} and "
+            f"sample_size={size}, got in_channels={own_channels} and sample_size={own_size}."
+        )
+
+
+def image_sides(network: ModelMixin) -> tuple[int, int] | None:
+    """Height and width of what a network, compiled or not, denoises; `None` if it takes any size."""
+    size = network.config.sample_size
+    if not size:
+        return None
+    height, width = (size, size) if isinstance(size, int) else size
+    return height, width
+
+
 def has_classes(name: str, network: ModelMixin) -> bool:
     """Whether a network takes class labels.
 

@@ -17,6 +17,7 @@ from ..common.seeds import derive_seeds
 from .class_sifter import FeatureSift
 from .classifier import NoisedDiffusionClassifier
 from .features import default_blocks, read_features
+from .trained_levels import check_trained_sigma
 from .units import model_sigma
 
 
@@ -139,11 +140,14 @@ def fit_sift(
 
     Raises:
         TypeError: A number is of another type.
-        ValueError: A value is out of range, or a class occurs only once.
+        ValueError: A value is out of range, a class occurs only once, or the unconditional denoiser was not trained
+            with the classifier's noise.
     """
     check_quantile("sift_quantile", quantile)
     check_integer("num_copies", num_copies, 1, MAX_COPIES, "a number of noisy copies")
     check_enough(labels)
+    if classifier.sigma > 0:  # a method that is not told of the noise has not checked this
+        check_trained_sigma(classifier.sigma, classifier.denoiser)
     blocks = default_blocks(classifier.denoiser.unconditional_network) if blocks is None else blocks
     copies = _CopyFeatures(classifier, images, num_copies, blocks, seed, on_images)
     fold_of = folds_of(labels)
@@ -183,8 +187,9 @@ class _CopyFeatures:
         self.classifier, self.images, self.num_copies = classifier, images, num_copies
         self.blocks, self.seed, self.on_images = blocks, seed, on_images
         denoiser = classifier.denoiser
-        low, high = denoiser.sigma_range
-        self.noise = model_sigma(classifier.sigma) or denoiser.nearest_sigma(min(max(CLEAN_NOISE, low), high))
+        low, high = denoiser.unconditional_sigma_range
+        clean_noise = denoiser.nearest_unconditional_sigma(min(max(CLEAN_NOISE, low), high))
+        self.noise = model_sigma(classifier.sigma) or clean_noise
 
     def __iter__(self) -> Iterator[tuple[torch.Tensor, np.ndarray]]:
         for first in range(0, len(self.images), GROUP):

@@ -5,7 +5,14 @@ import os
 from diffusers import UNet2DConditionModel, UNet2DModel
 from diffusers.schedulers import SchedulerMixin
 
-from ..checkpoints import EDMUNet2DModel, OpenAIArguments, read_checkpoints, read_openai_checkpoints
+from ..checkpoints import (
+    CheckpointPair,
+    EDMUNet2DModel,
+    OpenAIArguments,
+    OpenAIUNet2DModel,
+    read_checkpoints,
+    read_openai_checkpoints,
+)
 from ..diffusion.class_sifter import ClassSifter, check_sifter
 from ..diffusion.classifier import NoisedDiffusionClassifier
 from ..diffusion.denoiser import Denoiser
@@ -29,10 +36,14 @@ class NoisedDiffusionClassifierPipeline(CertifyingPipeline):
         levels: Noise levels by smoothing sigma (pixel units) and method, as `calibrate` adds them:
             `{"0.25": {"apndc": NoiseLevels(...).to_dict()}, ...}`. Without an entry: `default_levels`.
         sifter: Chooses the candidate classes of noisy copies, as `calibrate` fits it. Default: all classes are.
+        unconditional_scheduler: Scheduler that `unconditional_unet` was trained with, or an equivalent one. The two
+            networks may be of different origin: each is called in its own coordinates. Default: `scheduler`.
+
+    The images' noise must be one that the unconditional denoiser knows, the levels ones that `unet` knows.
 
     Raises:
-        ValueError: The network has no classes, the scheduler no known noise level, or `id2label` not one name per
-            class.
+        ValueError: The network has no classes, a scheduler no known noise level, or `id2label` not one name per
+            class; or the networks take images of different sizes or channels.
 
     Example:
         >>> from diffusers_ndc import NoisedDiffusionClassifierPipeline
@@ -41,29 +52,43 @@ class NoisedDiffusionClassifierPipeline(CertifyingPipeline):
     """
 
     model_cpu_offload_seq = "unconditional_unet->unet"
-    _optional_components = ["unconditional_unet", "sifter"]
+    _optional_components = ["unconditional_unet", "unconditional_scheduler", "sifter"]
     _exclude_from_cpu_offload = ["sifter"]
 
     def __init__(
         self,
-        unet: UNet2DModel | UNet2DConditionModel | EDMUNet2DModel,
+        unet: UNet2DModel | UNet2DConditionModel | EDMUNet2DModel | OpenAIUNet2DModel,
         scheduler: SchedulerMixin,
-        unconditional_unet: UNet2DModel | UNet2DConditionModel | EDMUNet2DModel | None = None,
+        unconditional_unet: UNet2DModel | UNet2DConditionModel | EDMUNet2DModel | OpenAIUNet2DModel | None = None,
         id2label: dict | None = None,
         null_class: int | None = None,
         levels: dict | None = None,
         sifter: ClassSifter | None = None,
+        unconditional_scheduler: SchedulerMixin | None = None,
     ):
         super().__init__()
         id2label = integer_labels(id2label)
         num_classes = None if id2label is None else len(id2label)
-        denoiser = Denoiser(unet, scheduler, num_classes, null_class, unconditional_unet)
+        denoiser = Denoiser(
+            unet,
+            scheduler,
+            num_classes,
+            null_class,
+            unconditional_unet,
+            unconditional_scheduler=unconditional_scheduler,
+        )
         check_names(id2label, denoiser.num_classes)
         if levels is not None:
             check_levels(levels)
         if sifter is not None:
             check_sifter(sifter, denoiser)
-        self.register_modules(unet=unet, scheduler=scheduler, unconditional_unet=unconditional_unet, sifter=sifter)
+        self.register_modules(
+            unet=unet,
+            scheduler=scheduler,
+            unconditional_unet=unconditional_unet,
+            unconditional_scheduler=unconditional_scheduler,
+            sifter=sifter,
+        )
         self.register_to_config(id2label=id2label, null_class=null_class, levels=levels)
 
     @classmethod
@@ -73,6 +98,7 @@ class NoisedDiffusionClassifierPipeline(CertifyingPipeline):
         unconditional: str | os.PathLike | None = None,
         id2label: dict | None = None,
         null_class: int | None = None,
+        unconditional_arguments: dict | None = None,
     ) -> "NoisedDiffusionClassifierPipeline":
         """The pipeline of a checkpoint of Karras et al. 2022 (arXiv:2206.00364), on the CPU, in float32.
 
@@ -84,10 +110,14 @@ class NoisedDiffusionClassifierPipeline(CertifyingPipeline):
                 `.safetensors`) with a JSON file beside it, as `diffusers_ndc.checkpoints.read_checkpoint` describes.
                 Or its address, `https://HOST/FILE` or `hf://OWNER/REPOSITORY[@REVISION]/FILE`: the file is downloaded
                 once, and must have a SHA-256 given as `#sha256=DIGITS` at the end.
-            unconditional: Checkpoint without classes, of the same preconditioning and image size.
+            unconditional: Checkpoint without classes, of the same image size. It may have another preconditioning, or
+                be one of OpenAI, as `from_openai_checkpoint` takes it; which one is told from the file. The pipeline
+                then has its scheduler as `unconditional_scheduler`.
             id2label: Names of the classes by index. Default: their numbers.
             null_class: The number of classes, if the label of all zeros was trained as "no class". Default: no null
                 class, unless the network's arguments say that it was trained with label dropout.
+            unconditional_arguments: How an unconditional network of OpenAI was trained, by the names of the arguments
+                of `from_openai_checkpoint`. Not needed for a published one.
 
         Returns:
             The pipeline.
@@ -101,9 +131,12 @@ class NoisedDiffusionClassifierPipeline(CertifyingPipeline):
             >>> pipe = NoisedDiffusionClassifierPipeline.from_edm_checkpoint(
             ...     "edm-cifar10-32x32-cond-vp.pkl", "edm-cifar10-32x32-uncond-vp.pkl"
             ... )  # doctest: +SKIP
+            >>> of_two_families = NoisedDiffusionClassifierPipeline.from_edm_checkpoint(
+            ...     "edm-imagenet-64x64-cond-adm.pkl", "imagenet64_uncond_100M_1500K.pt"
+            ... )  # doctest: +SKIP
         """
-        unet, scheduler, unconditional_unet, null_class = read_checkpoints(path, unconditional, null_class)
-        return cls(unet, scheduler, unconditional_unet, id2label, null_class)
+        others = OpenAIArguments.from_dict(unconditional_arguments or {}, "unconditional_arguments")
+        return cls._of_pair(read_checkpoints(path, unconditional, null_class, others), id2label)
 
     @classmethod
     def from_openai_checkpoint(
@@ -130,16 +163,18 @@ class NoisedDiffusionClassifierPipeline(CertifyingPipeline):
         networks, which are recognised by the names and shapes of their tensors. For every other network it must be
         given, as in its training; the arguments have the names of OpenAI's flags. Given arguments win.
 
-        The networks have no null class. Give an unconditional checkpoint of the same noise schedule too (the published
-        pairs: ImageNet 256 x 256 of guided-diffusion, ImageNet 64 x 64 of improved-diffusion), or APNDC takes the mean
-        over the classes, one network evaluation for each.
+        The networks have no null class. Give an unconditional checkpoint of the same image size too (published ones:
+        ImageNet 256 x 256 of guided-diffusion, ImageNet 64 x 64 of improved-diffusion), or APNDC takes the mean over
+        the classes, one network evaluation for each.
 
         Args:
             path: Class-conditional checkpoint: a state dict (`.pt`, `.pth`, `.safetensors`) of a network, of which no
                 code is run. Classifiers, super-resolution networks and states of optimizers raise an error. Or its
                 address, `https://HOST/FILE` or `hf://OWNER/REPOSITORY[@REVISION]/FILE`: the file is downloaded once,
                 and must have a SHA-256 given as `#sha256=DIGITS` at the end.
-            unconditional: Checkpoint without classes, of the same image size and noise schedule.
+            unconditional: Checkpoint without classes, of the same image size. It may have another noise schedule, or
+                be one of Karras et al. 2022 (EDM), as `from_edm_checkpoint` takes it; which one is told from the file.
+                The pipeline then has its scheduler as `unconditional_scheduler`.
             id2label: Names of the classes by index. Default: their numbers.
             image_size: Height and width of the images, in pixels.
             num_heads: Number of heads of every attention. `num_head_channels` takes its place if both are given.
@@ -154,8 +189,9 @@ class NoisedDiffusionClassifierPipeline(CertifyingPipeline):
             predict_xstart: Whether the network predicts the clean image instead of the noise.
             num_classes: Number of trained classes, the first rows of the class embedding: OpenAI's scripts give every
                 class-conditional network 1000 rows. Default: the number of names in `id2label`.
-            unconditional_arguments: These arguments, by name, for the unconditional network. If it is not a published
-                one, image size, noise schedule, number of steps and prediction are those of the other network.
+            unconditional_arguments: These arguments, by name, for an unconditional network of OpenAI. If it is not a
+                published one, image size, noise schedule, number of steps and prediction are those of the other
+                network unless they are given.
 
         Returns:
             The pipeline.
@@ -188,15 +224,33 @@ class NoisedDiffusionClassifierPipeline(CertifyingPipeline):
             num_classes=len(names) if names is not None and num_classes is None else num_classes,
         )
         others = OpenAIArguments.from_dict(unconditional_arguments or {}, "unconditional_arguments")
-        unet, scheduler, unconditional_unet = read_openai_checkpoints(path, unconditional, arguments, others)
-        return cls(unet, scheduler, unconditional_unet, id2label)
+        return cls._of_pair(read_openai_checkpoints(path, unconditional, arguments, others), id2label)
+
+    @classmethod
+    def _of_pair(cls, pair: CheckpointPair, id2label: dict | None) -> "NoisedDiffusionClassifierPipeline":
+        """The pipeline of networks and schedulers from checkpoints."""
+        return cls(
+            pair.unet,
+            pair.scheduler,
+            pair.unconditional_unet,
+            id2label,
+            pair.null_class,
+            unconditional_scheduler=pair.unconditional_scheduler,
+        )
 
     @property
     def denoiser(self) -> Denoiser:
         """The current components as the denoiser `h(x_sigma, sigma, y)` of images."""
         id2label = self.config.id2label
         num_classes = None if id2label is None else len(id2label)
-        return Denoiser(self.unet, self.scheduler, num_classes, self.config.null_class, self.unconditional_unet)
+        return Denoiser(
+            self.unet,
+            self.scheduler,
+            num_classes,
+            self.config.null_class,
+            self.unconditional_unet,
+            unconditional_scheduler=self.unconditional_scheduler,
+        )
 
     def classifier(
         self,

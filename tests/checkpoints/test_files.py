@@ -13,7 +13,6 @@ from helpers.edm_files import Persistent, golden, save_published
 from safetensors.torch import save_file
 
 from diffusers_ndc.checkpoints import EDMCheckpoint, convert_network, convert_scheduler, read_checkpoint
-from diffusers_ndc.checkpoints.edm import read_checkpoints
 
 
 @pytest.fixture(scope="module")
@@ -419,17 +418,3 @@ def test_refuses_weights_too_many_and_narrow_adm(small):
     narrow = {**golden("c2")[0].init_kwargs, "channel_mult": [2]}
     with pytest.raises(ValueError, match="widths"):
         convert_network(EDMCheckpoint("EDMPrecond", narrow, {}, "x"))
-
-
-def test_refuses_checkpoints_that_do_not_go_together(published, small, tmp_path):
-    conditional = save_published(tmp_path / "a.pkl", golden("a")[0])
-    with pytest.raises(ValueError, match="`path`.* must hold a class-conditional network.*`unconditional`"):
-        read_checkpoints(published)
-    with pytest.raises(ValueError, match="`unconditional`.* without classes .*got one with 10 classes"):
-        read_checkpoints(conditional, conditional)
-    with pytest.raises(ValueError, match="`unconditional`.* must be a EDMPrecond.*got a VPPrecond"):
-        read_checkpoints(conditional, published)
-    with pytest.raises(FileNotFoundError, match="`unconditional`"):
-        read_checkpoints(conditional, tmp_path / "nowhere.pkl")
-    with pytest.raises(ValueError, match="`null_class` must be 10, .*got 3"):
-        read_checkpoints(conditional, null_class=3)

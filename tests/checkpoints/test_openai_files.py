@@ -14,7 +14,6 @@ from diffusers_ndc.checkpoints import (
     OpenAICheckpoint,
     convert_openai_network,
     read_openai_checkpoint,
-    read_openai_checkpoints,
 )
 from diffusers_ndc.checkpoints.openai_architecture import OpenAIArchitecture, read_architecture
 from diffusers_ndc.checkpoints.openai_arguments import complete
@@ -193,38 +192,6 @@ def test_published_pairs_go_together_and_others_do_not():
         arguments = [complete(OpenAIArguments(), published(f)[1], f, f, {}) for f in (conditional, unconditional)]
         names = ("image_size", "noise_schedule", "diffusion_steps", "predict_xstart")
         assert all(getattr(arguments[0], name) == getattr(arguments[1], name) for name in names) is fits
-
-
-@pytest.fixture(scope="module")
-def files(tmp_path_factory):
-    """The small networks as files."""
-    folder = tmp_path_factory.mktemp("openai")
-    return {name: save_golden(folder / f"{name}.pt", name) for name in "abcdef"}
-
-
-def test_own_pair_shares_images_and_process_only(files):
-    given = OpenAIArguments(**flags("d"))
-    own = OpenAIArguments(num_heads=4, use_new_attention_order=False, rescale_timesteps=True)
-    unet, scheduler, unconditional = read_openai_checkpoints(files["d"], files["c"], given, own)
-    assert (unet.config.num_class_embeds, unconditional.config.num_class_embeds) == (10, None)
-    assert (unet.config.timestep_scale, unconditional.config.timestep_scale) == (1.0, 0.25)
-    assert scheduler.config.num_train_timesteps == 4000 and unconditional.config.sample_size == 16
-    with pytest.raises(ValueError, match="`num_heads` or `num_head_channels` must be given for `unconditional`"):
-        read_openai_checkpoints(files["d"], files["c"], given, OpenAIArguments(rescale_timesteps=True))
-
-
-def test_refuses_checkpoints_that_do_not_go_together(files):
-    given = OpenAIArguments(**flags("d"))
-    with pytest.raises(ValueError, match="`path`.* must hold a class-conditional network.*`unconditional`"):
-        read_openai_checkpoints(files["c"], arguments=OpenAIArguments(**flags("c")))
-    with pytest.raises(ValueError, match="`unconditional`.* must hold a network without classes, got one with 10"):
-        read_openai_checkpoints(files["d"], files["a"], given, OpenAIArguments(**flags("a")))
-    with pytest.raises(
-        ValueError, match="`unconditional`.*'diffusion_steps': 4000.*as `path`.*'diffusion_steps': 1000"
-    ):
-        read_openai_checkpoints(files["d"], files["b"], given, OpenAIArguments(**flags("b")))
-    with pytest.raises(FileNotFoundError, match="`unconditional` .* does not exist"):
-        read_openai_checkpoints(files["d"], files["d"].with_name("nowhere.pt"), given)
 
 
 def without(tensors, *prefixes):

@@ -1,9 +1,9 @@
 import math
-from types import SimpleNamespace
 
 import pytest
 import torch
 from diffusers import DDPMScheduler, EDMEulerScheduler
+from helpers.mixtures import SIDE, SPREAD, GaussianMixtureNetwork, mixture_images
 from helpers.networks import tiny_unet
 from torch import nn
 
@@ -11,55 +11,11 @@ from diffusers_ndc import Denoiser, NoisedDiffusionClassifier, NoiseLevels
 from diffusers_ndc.common.copies import Copy, decide_all
 
 
-SIDE, SPREAD = 4, 0.3
-
-
-class GaussianMixtureNetwork(nn.Module):
-    """The perfect EDM network for classes `x ~ N(mean_y, SPREAD^2)`: its denoiser is the posterior mean in closed
-    form."""
-
-    def __init__(self, means):
-        super().__init__()
-        self.means = nn.Parameter(means)
-        self.class_embedding = nn.Embedding(len(means) + 1, 1)
-        self.config = SimpleNamespace(
-            sample_size=SIDE,
-            in_channels=1,
-            out_channels=1,
-            block_out_channels=(1,),
-            num_class_embeds=len(means) + 1,
-            class_embed_type=None,
-            time_embedding_type="positional",
-        )
-        self.dtype = torch.float64
-
-    def forward(self, sample, timestep, class_labels, return_dict):
-        sigma = torch.exp(4 * timestep).view(-1, 1, 1, 1)
-        x = sample * (sigma**2 + 0.25).sqrt()
-        shrink = SPREAD**2 / (SPREAD**2 + sigma**2)
-        by_class = self.means + shrink.unsqueeze(1) * (x.unsqueeze(1) - self.means)  # (N, K, C, H, W)
-        log_p = -(x.unsqueeze(1) - self.means).square().flatten(2).sum(2)
-        log_p = log_p / (2 * (SPREAD**2 + sigma**2)).view(-1, 1)
-        mixture = torch.einsum("nk,nkchw->nchw", log_p.softmax(1), by_class)
-        with_null = torch.cat([by_class, mixture.unsqueeze(1)], dim=1)
-        h = with_null[torch.arange(len(x)), class_labels]
-        c_skip, c_out = 0.25 / (sigma**2 + 0.25), sigma * 0.5 / (sigma**2 + 0.25).sqrt()
-        return ((h - c_skip * x) / c_out,)
-
-
 @pytest.fixture
 def mixture():
     means = torch.randn(3, 1, SIDE, SIDE, generator=torch.Generator().manual_seed(0), dtype=torch.float64) * 0.25
     scheduler = EDMEulerScheduler(sigma_min=1e-3, sigma_max=200.0)
     return Denoiser(GaussianMixtureNetwork(means), scheduler, null_class=3)
-
-
-def mixture_images(denoiser, labels, tau, seed=0):
-    """Draws of the classes in pixel units, with noise of standard deviation tau (model units)."""
-    generator = torch.Generator().manual_seed(seed)
-    x = denoiser.unet.means.detach()[labels]
-    eps = torch.randn(2, *x.shape, generator=generator, dtype=torch.float64)
-    return (x + SPREAD * eps[0] + tau * eps[1] + 1) / 2
 
 
 def log_likelihoods(denoiser, images, tau):

@@ -234,6 +234,19 @@ def test_other_weights_are_other_settings(run, folders, unet):
         run()
 
 
+def test_another_unconditional_scheduler_is_another_setting(run, folders, unet):
+    """It has no weights, but it defines what the weights mean."""
+    parts = {"id2label": {0: "a", 1: "b", 2: "c"}, "null_class": 3, "unconditional_unet": tiny_unet(None)}
+    for number, beta_end in enumerate((0.02, 0.03)):
+        other = DDPMScheduler(beta_end=beta_end)
+        pipe = NoisedDiffusionClassifierPipeline(unet, DDPMScheduler(), unconditional_scheduler=other, **parts)
+        pipe.save_pretrained(folders[0])
+        if number == 0:
+            run()
+    with pytest.raises(ValueError, match="unconditional_scheduler.*0.02 there, 0.03 now"):
+        run()
+
+
 def test_records_of_another_run_raise(run, tmp_path):
     run(limit=2)
     run("other", limit=4, seed=1)

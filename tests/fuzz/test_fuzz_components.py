@@ -106,9 +106,20 @@ def test_the_classifier_as_a_module(changes, called):
                 assert logits.shape == (len(images), 3) and logits.isfinite().all()
 
 
+def second_scheduler_fits(arguments) -> bool:
+    """Whether there is a second network if there is a scheduler for it."""
+    return arguments["unconditional_scheduler"] is None or arguments["unconditional_unet"] is not None
+
+
 def classes_fit(arguments) -> bool:
     """Whether the number of classes is that of the network: four rows, or three and one for "no class"."""
-    return arguments["num_classes"] in (None, 4 if arguments["null_class"] is None else 3)
+    expected = 4 if arguments["null_class"] is None else 3
+    return arguments["num_classes"] in (None, expected) and second_scheduler_fits(arguments)
+
+
+def readable_scheduler(value) -> bool:
+    """A scheduler whose noise levels are known."""
+    return isinstance(value, (DDPMScheduler, DDIMScheduler, EDMEulerScheduler))
 
 
 def integer_among(*values):
@@ -126,15 +137,17 @@ DENOISERS = Subject(
         "unconditional_unet": None,
         "prompt_embeddings": None,
         "vae": None,
+        "unconditional_scheduler": None,
     },
     {
         "unet": only(UNET),
-        "scheduler": lambda value: isinstance(value, (DDPMScheduler, DDIMScheduler, EDMEulerScheduler)),
+        "scheduler": readable_scheduler,
         "num_classes": integer_among(3, 4),
         "null_class": integer_among(3),
         "unconditional_unet": optional(only(UNCONDITIONAL)),
         "prompt_embeddings": only(None),
         "vae": only(None),
+        "unconditional_scheduler": optional(readable_scheduler),
     },
     classes_fit,
     {
@@ -142,6 +155,7 @@ DENOISERS = Subject(
         "scheduler": [DDIMScheduler(), EDMEulerScheduler()],
         "num_classes": [4],
         "unconditional_unet": [UNCONDITIONAL, UNET],
+        "unconditional_scheduler": [EDMEulerScheduler()],
     },
 )
 
@@ -215,11 +229,13 @@ def levels_table(value) -> bool:
 
 
 def pipeline_fits(arguments) -> bool:
-    """Whether there is one name per class."""
+    """Whether there is one name per class, and no scheduler for a second network that is not there."""
     names = arguments["id2label"]
-    return names is None or len(names) == (4 if arguments["null_class"] is None else 3)
+    fits = names is None or len(names) == (4 if arguments["null_class"] is None else 3)
+    return fits and second_scheduler_fits(arguments)
 
 
+PARTS_OF_A_PIPELINE = ("unet", "scheduler", "unconditional_unet", "unconditional_scheduler")
 PIPELINES = Subject(
     NoisedDiffusionClassifierPipeline,
     {
@@ -229,15 +245,16 @@ PIPELINES = Subject(
         "id2label": None,
         "null_class": None,
         "levels": None,
+        "unconditional_scheduler": None,
     },
     {
-        **{name: DENOISERS.rules[name] for name in ("unet", "scheduler", "unconditional_unet", "null_class")},
+        **{name: DENOISERS.rules[name] for name in (*PARTS_OF_A_PIPELINE, "null_class")},
         "id2label": names_of_classes,
         "levels": levels_table,
     },
     pipeline_fits,
     {
-        **{name: DENOISERS.extra[name] for name in ("unet", "scheduler", "unconditional_unet")},
+        **{name: DENOISERS.extra[name] for name in PARTS_OF_A_PIPELINE},
         "id2label": [FOUR_NAMES, LATER_NAMES],
         "levels": [*TABLES, *WRONG_TABLES],
     },

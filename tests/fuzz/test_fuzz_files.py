@@ -20,7 +20,7 @@ from safetensors.torch import save_file
 
 from diffusers_ndc import NoisedDiffusionClassifierPipeline, NoiseLevels, SiftingRule
 from diffusers_ndc.checkpoints import read_checkpoint
-from diffusers_ndc.checkpoints.edm import read_checkpoints
+from diffusers_ndc.checkpoints.pairs import read_checkpoints
 from diffusers_ndc.evaluation.records import read_records, read_run
 from diffusers_ndc.evaluation.report import Report, main, to_markdown
 from diffusers_ndc.evaluation.settings import Settings, parse
@@ -410,7 +410,8 @@ def test_a_description_of_a_checkpoint_is_that_of_a_network_or_refused(checkpoin
     path.with_suffix(".json").write_text(json.dumps(description if whole is None else whole))
     try:
         read_checkpoint(path)
-        network, scheduler, *_ = read_checkpoints(path)
+        pair = read_checkpoints(path)
+        network, scheduler = pair.unet, pair.scheduler
     except ValueError:
         assert (description if whole is None else whole) != known, (
             "the description of the checkpoint itself is refused"
@@ -462,7 +463,7 @@ def damaged(checkpoint):
 def test_damaged_bytes_of_a_checkpoint_give_a_network_or_are_refused(damaged, suffix, changes, end):
     path = damaged(suffix, changes, end)
     try:
-        network, *_ = read_checkpoints(path)
+        network = read_checkpoints(path).unet
     except ValueError:
         assert changes or end < 1, "an undamaged file is refused"
         return

@@ -64,6 +64,11 @@ def test_checkpoint_to_certificate(pipe, folder, pictures):
     assert certificate.verify() and certificate.base_classifier["null_source"] == "unconditional_unet"
 
 
+def test_from_pipe_keeps_both_networks(pipe):
+    again = NoisedDiffusionClassifierPipeline.from_pipe(pipe)
+    assert again.unet is pipe.unet and again.unconditional_unet is pipe.unconditional_unet
+
+
 def settings(network):
     """The configuration as JSON, where tuples are lists."""
     return {key: json.dumps(value) for key, value in network.config.items() if not key.startswith("_")}

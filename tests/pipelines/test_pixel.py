@@ -187,7 +187,7 @@ def test_dtype_device_and_casts(pipe, images, tmp_path):
 
 def test_offload_order_names_every_network(pipe):
     assert pipe.model_cpu_offload_seq.split("->") == ["unconditional_unet", "unet"]
-    others = {"scheduler", *pipe._exclude_from_cpu_offload}
+    others = {"scheduler", "unconditional_scheduler", *pipe._exclude_from_cpu_offload}
     assert {"unet", "unconditional_unet"} == {name for name in pipe.components if name not in others}
 
 
