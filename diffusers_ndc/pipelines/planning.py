@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from ..certification.plan import Plan
 from ..certification.procedures import Sampling
 from ..certification.trial import TrialClassifier
-from ..common.checks import check_integer, check_kind, check_seed, class_indices, plain_numbers
+from ..common.checks import MAX_SEED, check_integer, check_kind, class_indices, plain_numbers
 from .base import Sift
 from .certifying import CertifyingPipeline
 from .inputs import Images
@@ -87,7 +87,7 @@ class PlanningPipeline(CertifyingPipeline):
             raise TypeError("`radii` must be radii of at least 0 (pixel units), ascending, got None.")
         sampling = Sampling.with_defaults(n0, n, alpha, None, radii, None, max_copies_per_radius, max_evaluations)
         check_integer("num_copies", num_copies, 1, MAX_COPIES, "a number of noisy copies")
-        check_seed(seed)
+        check_integer("seed", seed, 0, MAX_SEED)
         classifiers = [self.classifier(sigma, method, None, batch_size, sift=sift) for sigma in chosen]
         sampling.check(chosen[-1], classifiers[-1].num_classes)
         batch, _ = self._preprocess(images, classifiers[-1])
