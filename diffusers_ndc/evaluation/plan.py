@@ -60,7 +60,7 @@ class RunPlan:
             self.plan.to_markdown(),
             f"This run, of {self.images} images with sigma {self.run.sigma:g} and radii {radii}, is estimated to take "
             f"{evaluations.value:,.0f} network evaluations ({evaluations.low:,.0f} to {evaluations.high:,.0f}), "
-            f"{time} hours ({low} to {high}) with {self.processes} process{'' if self.processes == 1 else 'es'}"
+            f"{time} ({low} to {high}; h:mm:ss) with {self.processes} process{'' if self.processes == 1 else 'es'}"
             + (f", and {memory / 2**30:.2f} GiB for each." if memory is not None else "."),
         ]
         if self.shared:

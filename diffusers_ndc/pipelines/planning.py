@@ -82,6 +82,7 @@ class PlanningPipeline(CertifyingPipeline):
             >>> print(plan)  # doctest: +SKIP
             >>> pipe.certify(images, sigma=plan.best(0.5).sigma, radii=[0.5])  # doctest: +SKIP
         """
+        check_kind("method", method, str, type(None))
         chosen = self._planned_sigmas(method) if sigmas is None else check_sigmas(sigmas)
         if radii is None:
             raise TypeError("`radii` must be radii of at least 0 (pixel units), ascending, got None.")
@@ -103,7 +104,6 @@ class PlanningPipeline(CertifyingPipeline):
 
     def _planned_sigmas(self, method: str | None) -> list[float]:
         """The noise levels above 0 that the model was calibrated for with a method, ascending."""
-        check_kind("method", method, str, type(None))
         wanted = "apndc" if method is None else method
         sigmas = sorted(float(key) for key, methods in (self.config.levels or {}).items() if wanted in methods)
         sigmas = [sigma for sigma in sigmas if sigma > 0]
