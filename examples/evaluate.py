@@ -5,7 +5,8 @@
 
 or plain `python examples/evaluate.py ...` for one process. Each finished image is one line in --output. To resume a
 run that was killed, give the same command again, with any number of processes. --config names a YAML file with the
-same keys. At the end --output holds report.md, report.json, two pictures and a model card (README.md). The
+same keys. --plan starts no run: it prints what the run would prove and cost, and which sigma would be the best, from a
+short trial. At the end --output holds report.md, report.json, two pictures and a model card (README.md). The
 report can be made again from the records alone, with several runs in one picture:
 
     python -m diffusers_ndc.evaluation.report runs/mnist runs/others --output compared
@@ -13,20 +14,22 @@ report can be made again from the records alone, with several runs in one pictur
 
 import sys
 
+from diffusers_ndc.evaluation.plan import plan_run
 from diffusers_ndc.evaluation.report import to_markdown
 from diffusers_ndc.evaluation.run import evaluate
 from diffusers_ndc.evaluation.settings import parse
 
 
 def main():
+    settings = parse(description=__doc__)
     try:
-        report = evaluate(parse(description=__doc__))
+        result = plan_run(settings) if settings.plan else evaluate(settings)
     except (FloatingPointError, OSError, RuntimeError, TypeError, ValueError) as error:
         sys.exit(f"error: {error}")
     except KeyboardInterrupt:
         sys.exit("stopped: finished images are kept; give the same command again to continue")
-    if report is not None:
-        print(to_markdown(report))
+    if result is not None:
+        print(result.to_markdown() if settings.plan else to_markdown(result))
 
 
 if __name__ == "__main__":

@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from .bounds import certified_radius as certified_radius
     from .certificate import Certificate as Certificate
     from .lipschitz import LipschitzCertificate as LipschitzCertificate
+    from .plan import Plan as Plan
     from .procedures import Prediction as Prediction
     from .smoothing import SmoothedClassifier as SmoothedClassifier
 else:
@@ -26,6 +27,7 @@ else:
             "bounds": ["BOUNDS", "certified_radius"],
             "certificate": ["Certificate"],
             "lipschitz": ["LipschitzCertificate"],
+            "plan": ["Plan"],
             "procedures": ["Prediction"],
             "smoothing": ["SmoothedClassifier"],
         },

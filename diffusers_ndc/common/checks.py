@@ -9,6 +9,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
+from numpy.typing import ArrayLike
 
 
 EXACT = 2**53
@@ -92,3 +93,26 @@ def plain_numbers(name: str, values: Any, expected: str) -> tuple[float, ...]:
     for value in listed:
         check_number(name, value, expected)
     return tuple(float(value) for value in listed)
+
+
+def class_indices(labels: ArrayLike, num_images: int, num_classes: int) -> np.ndarray:
+    """Check labels and return them as an array of integers.
+
+    Args:
+        labels: The labels, one per image.
+        num_images: Number of images.
+        num_classes: Number of classes of the model.
+
+    Raises:
+        ValueError: They are not one integer per image, within the model's classes.
+    """
+    expected = f"one integer for each of the {num_images} images"
+    try:
+        classes = np.asarray(labels)
+    except (TypeError, ValueError, RuntimeError):
+        raise ValueError(f"`labels` must be {expected}, got {labels!r}.") from None
+    if classes.shape != (num_images,) or classes.dtype.kind not in "iu":
+        raise ValueError(f"`labels` must be {expected}, got the shape {classes.shape} and type {classes.dtype}.")
+    if classes.min() < 0 or classes.max() >= num_classes:
+        raise ValueError(f"`labels` must be from 0 to {num_classes - 1}, got {classes.min()} to {classes.max()}.")
+    return classes

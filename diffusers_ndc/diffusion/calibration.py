@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from numpy.typing import ArrayLike
 
-from ..common.checks import check_integer, check_number
+from ..common.checks import check_integer, check_number, class_indices
 from ..common.noise import standard_normal
 from ..common.seeds import derive_seeds
 from .candidate_errors import CandidateErrors, candidate_errors
@@ -223,15 +223,7 @@ def check_labels(labels: ArrayLike, num_images: int, num_classes: int) -> np.nda
     Raises:
         ValueError: They are not one integer per image, within the model's classes, and with every class among them.
     """
-    expected = f"one integer for each of the {num_images} images"
-    try:
-        classes = np.asarray(labels)
-    except (TypeError, ValueError, RuntimeError):
-        raise ValueError(f"`labels` must be {expected}, got {labels!r}.") from None
-    if classes.shape != (num_images,) or classes.dtype.kind not in "iu":
-        raise ValueError(f"`labels` must be {expected}, got the shape {classes.shape} and type {classes.dtype}.")
-    if classes.min() < 0 or classes.max() >= num_classes:
-        raise ValueError(f"`labels` must be from 0 to {num_classes - 1}, got {classes.min()} to {classes.max()}.")
+    classes = class_indices(labels, num_images, num_classes)
     missing = sorted(set(range(num_classes)) - set(classes.tolist()))
     if missing:
         raise ValueError(f"`labels` must have at least one image of each class, got none of the classes {missing}.")

@@ -16,6 +16,8 @@ if TYPE_CHECKING:
     from .model_card import fill_card as fill_card
     from .model_card import push_to_hub as push_to_hub
     from .outcomes import Outcome as Outcome
+    from .plan import RunPlan as RunPlan
+    from .plan import plan_run as plan_run
     from .records import RecordWriter as RecordWriter
     from .records import read_records as read_records
     from .records import read_run as read_run
@@ -34,6 +36,7 @@ else:
             "figures": ["Report"],
             "model_card": ["fill_card", "push_to_hub"],
             "outcomes": ["Outcome"],
+            "plan": ["RunPlan", "plan_run"],
             "records": ["RecordWriter", "read_records", "read_run"],
             "report": ["to_markdown", "write_report"],
             "run": ["evaluate"],

@@ -18,7 +18,6 @@ from filelock import FileLock, Timeout
 from tqdm.auto import tqdm
 
 from ..certification.smoothing import SmoothedClassifier
-from ..certification.stopping import largest_provable
 from ..common.json import differences
 from .claims import Claims
 from .data import FAULTS
@@ -53,6 +52,8 @@ def evaluate(settings: Settings) -> Report | None:
         FloatingPointError: A loss is not finite, for example after an overflow in half precision.
     """
     settings.check()
+    if settings.plan:
+        raise ValueError("`--plan` must be left out for a run, got it: `plan_run` makes the plan.")
     patience = InitProcessGroupKwargs(timeout=timedelta(seconds=settings.patience))
     accelerator = Accelerator(
         cpu=not torch.accelerator.is_available(),
@@ -151,21 +152,7 @@ class _Run:
         self.subject = load_subject(settings, self.accelerator)
         if settings.certifies:
             self.smoothed = SmoothedClassifier(self.subject.base, settings.sigma, settings.grid)
-        self.radii = self._provable_radii() if settings.stop_early else None
-
-    def _provable_radii(self) -> list[float]:
-        """The radii that can be proved. Larger ones are reported, but not tried."""
-        settings = self.settings
-        alpha = settings.alpha
-        if not settings.n0:  # the classes share the error probability
-            alpha = settings.alpha / self.subject.base.num_classes
-        largest = largest_provable(settings.sigma, alpha, "mixture", settings.n)
-        radii = [radius for radius in settings.radii if radius <= largest]
-        if not radii:
-            raise ValueError(
-                f"`--radii` must have one of at most {largest:.4g} with --n {settings.n}, got {settings.radii}."
-            )
-        return radii
+        self.radii = settings.provable_radii(self.subject.base.num_classes) if settings.stop_early else None
 
     def _open_folder(self, ids: list[str]) -> None:
         """Write which run the folder holds, or check that it holds this run.

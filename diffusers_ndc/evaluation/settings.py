@@ -14,6 +14,7 @@ from transformers import HfArgumentParser
 
 from ..certification.bounds import check_alpha
 from ..certification.grid_noise import check_grid
+from ..certification.stopping import largest_provable
 from ..common.checks import check_seed, check_sigma
 
 
@@ -92,6 +93,12 @@ class Settings:
     mixed_precision: Literal["no", "fp16", "bf16"] | None = _option(
         None, "Precision of the network. Default: the setting of accelerate launch."
     )
+    plan: bool = _option(
+        False,
+        "Start no run: print what it would prove and cost, and which sigma would be the best, from a short trial on "
+        "images of --split that the run does not take, if there are any left.",
+    )
+    plan_images: int = _option(32, "Images of the trial of --plan.")
     overwrite: bool = _option(False, "Delete the records of a run in --output, and start anew.")
     patience: float = _option(1800.0, "Seconds without a sign of life from any process after which a run gives up.")
     report_to: str | None = _option(None, "A tracker of accelerate: tensorboard, wandb, trackio, ..., or all.")
@@ -137,7 +144,7 @@ class Settings:
         Raises:
             TypeError, ValueError: A setting is out of its range, or does not go with another one.
         """
-        leasts = {"skip": 1, "limit": 1, "batch_size": 1, "n": 1, "n0": 0, "max_evaluations": 1}
+        leasts = {"skip": 1, "limit": 1, "batch_size": 1, "n": 1, "n0": 0, "max_evaluations": 1, "plan_images": 2}
         for name, least in leasts.items():
             value = getattr(self, name)
             if value is not None and value < least:
@@ -157,6 +164,33 @@ class Settings:
             raise ValueError(f"`--sift` must be left out with --method features, got {self.sift}.")
         if self.certifies:
             self._check_certification()
+        elif self.plan:
+            raise ValueError(
+                f"`--plan` must be left out with --method {self.method}, which has no certificates, got it."
+            )
+
+    @property
+    def bound(self) -> str:
+        """Name of the bound of the certificates."""
+        return "mixture" if self.stop_early else "clopper-pearson"
+
+    def provable_radii(self, num_classes: int) -> list[float]:
+        """The radii that `n` copies prove if they all agree. Larger ones are reported, but not tried.
+
+        Args:
+            num_classes: Number of classes of the model.
+
+        Raises:
+            ValueError: There are none.
+        """
+        alpha = self.alpha
+        if not self.n0:  # the classes share the error probability
+            alpha = self.alpha / num_classes
+        largest = largest_provable(self.sigma, alpha, self.bound, self.n)
+        radii = [radius for radius in self.radii if radius <= largest]
+        if not radii:
+            raise ValueError(f"`--radii` must have one of at most {largest:.4g} with --n {self.n}, got {self.radii}.")
+        return radii
 
     def _check_certification(self) -> None:
         check_sigma(self.sigma)

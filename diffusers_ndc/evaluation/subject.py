@@ -14,10 +14,8 @@ from torch import nn
 
 from .. import __version__
 from ..common.images import check_pixel_range
-from ..diffusion.classifier import NoisedDiffusionClassifier
 from ..diffusion.denoised import DenoisedClassifier
-from ..diffusion.denoised_diffusion import DenoisedDiffusionClassifier
-from ..diffusion.feature_classifier import FeatureClassifier
+from ..pipelines.base import DiffusionClassifier
 from ..pipelines.inputs import to_pixel_batch
 from ..pipelines.latent import LatentDiffusionClassifierPipeline
 from ..pipelines.pixel import NoisedDiffusionClassifierPipeline
@@ -25,14 +23,14 @@ from .data import LabelledImages, load_labelled_images
 from .settings import Settings
 
 
-NOT_DESCRIBED = ("output", "overwrite", "patience", "report_to", "push_to_hub")
+NOT_DESCRIBED = ("output", "plan", "plan_images", "overwrite", "patience", "report_to", "push_to_hub")
 """Settings that no record depends on."""
 
 LIBRARIES = ("accelerate", "datasets", "diffusers", "numpy", "pillow", "scipy", "torch", "transformers")
 """Libraries whose versions a run records."""
 
 Pipeline = NoisedDiffusionClassifierPipeline | LatentDiffusionClassifierPipeline
-Classifier = NoisedDiffusionClassifier | FeatureClassifier | DenoisedClassifier | DenoisedDiffusionClassifier
+Classifier = DiffusionClassifier | DenoisedClassifier
 
 
 @dataclass(frozen=True)
@@ -58,11 +56,16 @@ class Subject:
 
     def image(self, number: int) -> torch.Tensor:
         """An image for the network, pixel units, shape `(C, H, W)`. Raises one of `data.FAULTS` if it is damaged."""
-        denoiser = self.base.denoiser
-        batch, _ = to_pixel_batch(self.data.image(number), denoiser.image_channels, denoiser.image_size)
-        denoiser.check_images(batch)
-        check_pixel_range(batch)
-        return batch[0].to(denoiser.unet.device)
+        return read_image(self.data, number, self.base)
+
+
+def read_image(data: LabelledImages, number: int, base: Classifier) -> torch.Tensor:
+    """An image for a classifier, pixel units, shape `(C, H, W)`. Raises one of `data.FAULTS` if it is damaged."""
+    denoiser = base.denoiser
+    batch, _ = to_pixel_batch(data.image(number), denoiser.image_channels, denoiser.image_size)
+    denoiser.check_images(batch)
+    check_pixel_range(batch)
+    return batch[0].to(denoiser.unet.device)
 
 
 def load_subject(settings: Settings, accelerator: Accelerator) -> Subject:
@@ -76,21 +79,8 @@ def load_subject(settings: Settings, accelerator: Accelerator) -> Subject:
         OSError, TypeError, ValueError: Images or model cannot be loaded, or they do not go together.
     """
     data = load_labelled_images(settings)
-    try:
-        pipe = load_pipeline(settings.model).to(accelerator.device)
-    except (OSError, ValueError) as error:
-        raise ValueError(f"`--model` must be a model that can be loaded, got {settings.model}: {error}") from error
-    _check_external_classifier(settings, pipe)
-    base: Classifier
-    if settings.classifier is None:
-        sift = False if settings.sift == "none" else settings.sift
-        base = pipe.classifier(settings.sigma, settings.method, batch_size=settings.batch_size, sift=sift)
-        id2label = pipe.config.id2label
-    else:
-        base = DenoisedClassifier.from_pretrained(
-            pipe.denoiser, settings.classifier, settings.sigma, batch_size=settings.batch_size
-        ).to(accelerator.device)
-        id2label = base.id2label
+    pipe = load_model(settings, accelerator)
+    base, id2label = load_classifier(settings, pipe, accelerator)
     labels = data.labels(base.num_classes, id2label)
     with accelerator.autocast():
         base_settings = base.settings
@@ -106,6 +96,38 @@ def load_subject(settings: Settings, accelerator: Accelerator) -> Subject:
         "versions": _versions(),
     }
     return Subject(data, labels, base, description)
+
+
+def load_model(settings: Settings, accelerator: Accelerator) -> Pipeline:
+    """Load the pipeline of a run.
+
+    Raises:
+        ValueError: The model cannot be loaded, or does not go with the method.
+    """
+    try:
+        pipe = load_pipeline(settings.model).to(accelerator.device)
+    except (OSError, ValueError) as error:
+        raise ValueError(f"`--model` must be a model that can be loaded, got {settings.model}: {error}") from error
+    _check_external_classifier(settings, pipe)
+    return pipe
+
+
+def load_classifier(
+    settings: Settings, pipe: Pipeline, accelerator: Accelerator
+) -> tuple[Classifier, dict[int, str] | None]:
+    """The base classifier of a run and the names of its classes.
+
+    Raises:
+        OSError, TypeError, ValueError: It cannot be made with these settings.
+    """
+    if settings.classifier is None:
+        sift = False if settings.sift == "none" else settings.sift
+        classifier = pipe.classifier(settings.sigma, settings.method, batch_size=settings.batch_size, sift=sift)
+        return classifier, pipe.config.id2label
+    external = DenoisedClassifier.from_pretrained(
+        pipe.denoiser, settings.classifier, settings.sigma, batch_size=settings.batch_size
+    ).to(accelerator.device)
+    return external, external.id2label
 
 
 def _check_external_classifier(settings: Settings, pipe: Pipeline) -> None:

@@ -29,6 +29,7 @@ from helpers.acceptable import (
     one_of,
     only,
     optional,
+    sequence,
     settings_fit,
 )
 from helpers.fuzzing import FAILED, HUGE, REFUSED, Network, Subject, attempt, cases, check_sound, is_result
@@ -412,6 +413,76 @@ def test_calibrate(changes):
     assert not is_result(levels) or NoiseLevels.from_dict(levels.to_dict()) == levels
 
 
+def labels_of_two(values) -> bool | None:
+    """One label per image; whether a set will do is left open."""
+    plain = numbers_of(values)
+    if plain is None:
+        return None if isinstance(values, (set, frozenset)) and values else False
+    return len(plain) == 2 and all(type(label) is int and 0 <= label < 3 for label in plain)
+
+
+def different_sigmas(values: list) -> bool:
+    """One or more different noise levels above 0."""
+    return bool(values) and len(set(values)) == len(values) and all(0 < value < math.inf for value in values)
+
+
+def plan_fits(arguments) -> bool | None:
+    """Whether settings of `plan` go together: the largest sigma must be able to prove all radii."""
+    sigmas = sorted(numbers_of(arguments["sigmas"]))
+    if any(not classifier_fits({**arguments, "levels": None, "sigma": sigma}) for sigma in sigmas):
+        return False
+    return settings_fit({**arguments, "sigma": sigmas[-1], "bound": None, "grid": None, "resolution": None}, 3)
+
+
+PLAN = Subject(
+    lambda **arguments: pixel_model()[0].plan(**arguments),
+    {
+        "radii": [0.1],
+        "images": IMAGES,
+        "labels": [0, 1],
+        "sigmas": [0.25],
+        "num_copies": 2,
+        "n0": 2,
+        "n": 20,
+        "alpha": 0.5,
+        "method": None,
+        "batch_size": 64,
+        "seed": 0,
+        "max_copies_per_radius": None,
+        "max_evaluations": None,
+    },
+    {
+        "radii": lambda values: False if values is None else RADII(values),
+        "images": only(
+            IMAGES, *(picture for picture in PICTURES if not any(picture is one for one in SINGLE_PICTURES))
+        ),
+        "labels": labels_of_two,
+        "sigmas": sequence(different_sigmas),
+        "num_copies": integer(1, 10_000),
+        "n0": optional(COUNT),
+        "n": POSITIVE_COUNT,
+        "alpha": ALPHA,
+        "method": optional(one_of(*METHODS)),
+        "batch_size": BATCH_SIZE,
+        "seed": SEED,
+        "max_copies_per_radius": optional(NOISE),
+        "max_evaluations": optional(integer(1, 2**53)),
+    },
+    plan_fits,
+    {**PIPELINE_EXTRA, "labels": [(2, 0), torch.tensor([0, 2]), [0, 3], [0, -1]], "sigmas": [[0.5, 0.25], (0.3,)]},
+)
+
+
+@cases(150)
+@given(changes=PLAN.spoilt())
+def test_plan(changes):
+    plan = PLAN.run(changes, pixel_model()[1])
+    if is_result(plan):
+        for run in plan.forecasts:
+            assert 0 <= run.accuracies[0].low <= run.accuracies[0].value <= run.accuracies[0].high <= 1
+            assert 0 < run.copies.value < math.inf and 0 < run.seconds.value < math.inf
+
+
 def latent_fits(arguments) -> bool:
     """Whether noise and method go together for the latent model, and one source of the seed is given."""
     sigma = arguments["sigma"]
@@ -507,6 +578,7 @@ SUBJECTS = {
     "certify": CERTIFY_PIXEL,
     "certify_iter": CERTIFY_ITER_PIXEL,
     "calibrate": CALIBRATE,
+    "plan": PLAN,
     "latent certify": CERTIFY_LATENT,
     "latent call": CALL_LATENT,
     "unsmoothed": UNSMOOTHED,
