@@ -27,7 +27,7 @@ from .networks import (
     uncompiled,
 )
 from .one_network import check_noise, denoise_with
-from .parametrisation import parametrisation
+from .parametrisation import two_parametrisations
 
 
 class Denoiser(nn.Module):
@@ -119,23 +119,17 @@ class Denoiser(nn.Module):
             self.encoder = LatentEncoder(vae, unet.config.in_channels)
             check_weights("vae", vae)
 
-        table_sizes = [timestep_table_size(network)]
+        table_sizes: tuple[int | None, int | None] = (timestep_table_size(network), None)
         if unconditional_unet is not None:
             unconditional_network = uncompiled(unconditional_unet)
             check_network("unconditional_unet", unconditional_network)
             check_same_images(network, unconditional_network)
             self.unconditional_conditioning = NoClasses("unconditional_unet", unconditional_network)
-            table_sizes.append(timestep_table_size(unconditional_network))
+            table_sizes = (timestep_table_size(network), timestep_table_size(unconditional_network))
 
-        if unconditional_scheduler is None:
-            self.parametrisation = parametrisation(scheduler, present(table_sizes))
-            self.unconditional_parametrisation = self.parametrisation
-        else:
-            own, other = table_sizes
-            self.parametrisation = parametrisation(scheduler, present([own]))
-            self.unconditional_parametrisation = parametrisation(
-                unconditional_scheduler, present([other]), "unconditional_scheduler"
-            )
+        self.parametrisation, self.unconditional_parametrisation = two_parametrisations(
+            scheduler, unconditional_scheduler, table_sizes
+        )
         self.scheduler = scheduler
         self.unconditional_scheduler = unconditional_scheduler
         self.unet = unet
@@ -340,8 +334,3 @@ class Denoiser(nn.Module):
     ) -> torch.Tensor:
         """Denoise with the class-conditional network."""
         return denoise_with(self.unet, self.conditioning, self.parametrisation, x_sigma, sigma, labels, batch_size)
-
-
-def present(sizes: list[int | None]) -> list[int]:
-    """The sizes that there are."""
-    return [size for size in sizes if size is not None]

@@ -271,3 +271,27 @@ def parametrisation(
         "Euler, ...), an EDM scheduler (`EDMEulerScheduler`, `EDMDPMSolverMultistepScheduler`), "
         f"`CMStochasticIterativeScheduler` or `FlowMatchEulerDiscreteScheduler`, got {kind}."
     )
+
+
+def two_parametrisations(
+    scheduler: SchedulerMixin,
+    unconditional_scheduler: SchedulerMixin | None,
+    table_sizes: tuple[int | None, int | None],
+) -> tuple[Parametrisation, Parametrisation]:
+    """The parametrisations of a class-conditional and an unconditional network.
+
+    Args:
+        scheduler: The scheduler of the class-conditional network.
+        unconditional_scheduler: That of the unconditional one. `None`: they share one, and its whole timesteps if
+            either of them has a table.
+        table_sizes: Number of timesteps in the table of each, `None` without a learned time embedding.
+
+    Raises:
+        ValueError: A scheduler has no known noise level, or other timesteps than a network's table.
+    """
+    own, other = ([] if size is None else [size] for size in table_sizes)
+    if unconditional_scheduler is None:
+        shared = parametrisation(scheduler, own + other)
+        return shared, shared
+    second = parametrisation(unconditional_scheduler, other, "unconditional_scheduler")
+    return parametrisation(scheduler, own), second
