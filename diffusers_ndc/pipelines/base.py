@@ -214,7 +214,7 @@ class ClassifierPipeline(SharedPipeline, ABC):
         check_sigma(sigma)
         if candidates is None:
             candidates = default_levels(sigma, self.denoiser)
-        if sift not in ("features", "losses", None):
+        if sift is not None and not (isinstance(sift, str) and sift in ("features", "losses")):
             raise ValueError(f"`sift` must be 'features', 'losses' or None, got {sift!r}.")
         classifier = self._diffusion_classifier(sigma, method, candidates, batch_size)
         batch, _ = self._preprocess(images, classifier)

@@ -290,6 +290,6 @@ class NoisedDiffusionClassifierPipeline(PlanningPipeline):
             >>> module = pipe.classifier(sigma=0.25, seed=0)  # doctest: +SKIP
             >>> module(noisy_images).argmax(dim=1)  # doctest: +SKIP
         """
-        if method == "features":
+        if isinstance(method, str) and method == "features":
             return self._feature_classifier(sigma, batch_size)
         return self._diffusion_classifier(sigma, method, levels, batch_size, seed, sift)
