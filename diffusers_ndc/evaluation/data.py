@@ -98,7 +98,9 @@ def load_labelled_images(settings: Settings) -> LabelledImages:
     label_feature = loaded.features[label_column]
     # two columns under fixed names, so that no other one is ever read
     loaded = loaded.select_columns([image_column, label_column])
-    loaded = loaded.rename_columns({image_column: "image", label_column: "label"})
+    names = {image_column: "image", label_column: "label"}
+    # a stream has no column of a name for a moment when it is renamed to itself
+    loaded = loaded.rename_columns({old: new for old, new in names.items() if old != new})
     loaded = loaded.cast_column("image", Image(decode=False))
     if settings.streaming:
         indices, rows = _select_from_stream(loaded, wanted, settings.skip, settings.limit)

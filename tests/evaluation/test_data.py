@@ -145,6 +145,13 @@ def test_columns_that_are_not_there_are_listed(parquet):
 
 
 @pytest.mark.parametrize("streaming", [False, True])
+def test_columns_of_the_usual_names_need_no_renaming(folder, streaming):
+    assert [load(folder, streaming=streaming).image(number) for number in range(3)] == [
+        load(folder).image(number) for number in range(3)
+    ]
+
+
+@pytest.mark.parametrize("streaming", [False, True])
 def test_choices_that_do_not_exist_raise(parquet, tmp_path, streaming):
     def check_raises(match, dataset=parquet, **settings):
         with pytest.raises(ValueError, match=match):
