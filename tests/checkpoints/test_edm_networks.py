@@ -18,7 +18,6 @@ from diffusers_ndc.checkpoints import (
 )
 from diffusers_ndc.checkpoints.edm_unet import FourierTimesteps
 from diffusers_ndc.common.seeds import derive_seeds
-from diffusers_ndc.diffusion import classifier
 
 
 @pytest.mark.parametrize("name, network", [("a", EDMUNet2DModel), ("b", EDMUNet2DModel), ("c2", UNet2DModel)])
@@ -78,9 +77,12 @@ def test_classifiers_are_the_authors_own(name, method, sigma, points, reference,
         for image in range(2)
         for level, seed in enumerate(derive_seeds((image,), len(levels)))
     }
-    monkeypatch.setattr(
-        classifier, "standard_normal", lambda shape, seeds, *_: torch.stack([noise[seed] for seed in seeds])
-    )
+    score = NoisedDiffusionClassifier.squared_errors_of
+
+    def score_with_their_noise(self, copies, triples, _=None):
+        return score(self, copies, triples, lambda shape, seeds, *_: torch.stack([noise[seed] for seed in seeds]))
+
+    monkeypatch.setattr(NoisedDiffusionClassifier, "squared_errors_of", score_with_their_noise)
     ndc = NoisedDiffusionClassifier(denoiser, sigma, method, levels)
     errors = ndc.squared_errors(numbers[f"x.s{sigma}"], seeds=[0, 1]).transpose(1, 2) / pixels
     if method == "epndc":
