@@ -143,8 +143,7 @@ def fit_sift(
         ValueError: A value is out of range, a class occurs only once, or the unconditional denoiser was not trained
             with the classifier's noise.
     """
-    check_quantile("sift_quantile", quantile)
-    check_integer("num_copies", num_copies, 1, MAX_COPIES, "a number of noisy copies")
+    check_fitting(quantile, num_copies)
     check_enough(labels)
     if classifier.sigma > 0:  # a method that is not told of the noise has not checked this
         check_trained_sigma(classifier.sigma, classifier.denoiser)
@@ -278,9 +277,10 @@ def check_enough(labels: np.ndarray) -> None:
         )
 
 
-def check_quantile(name: str, quantile: float) -> None:
-    """Raise unless a quantile is a fraction above 0 and up to 1."""
+def check_fitting(sift_quantile: float, num_copies: int) -> None:
+    """Raise unless these are the share of true classes that must be candidates, and a number of noisy copies."""
     expected = "a fraction above 0 and up to 1"
-    check_number(name, quantile, expected)
-    if not 0 < quantile <= 1:
-        raise ValueError(f"`{name}` must be {expected}, got {quantile}.")
+    check_number("sift_quantile", sift_quantile, expected)
+    if not 0 < sift_quantile <= 1:
+        raise ValueError(f"`sift_quantile` must be {expected}, got {sift_quantile}.")
+    check_integer("num_copies", num_copies, 1, MAX_COPIES, "a number of noisy copies")

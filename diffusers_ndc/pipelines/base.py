@@ -20,6 +20,7 @@ from ..diffusion.feature_classifier import FeatureClassifier
 from ..diffusion.levels_table import levels_key
 from ..diffusion.likelihoods import get_likelihood
 from ..diffusion.noise_levels import NoiseLevels
+from ..diffusion.sifter_fitting import check_fitting
 from ..diffusion.trained_levels import default_levels
 from .inputs import Image, Images, to_pixel_batch
 from .saving import SharedPipeline
@@ -216,6 +217,7 @@ class ClassifierPipeline(SharedPipeline, ABC):
             candidates = default_levels(sigma, self.denoiser)
         if sift is not None and not (isinstance(sift, str) and sift in ("features", "losses")):
             raise ValueError(f"`sift` must be 'features', 'losses' or None, got {sift!r}.")
+        check_fitting(sift_quantile, num_copies)
         classifier = self._diffusion_classifier(sigma, method, candidates, batch_size)
         batch, _ = self._preprocess(images, classifier)
         check_pixel_range(batch)
