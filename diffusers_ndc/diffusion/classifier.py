@@ -205,7 +205,6 @@ class NoisedDiffusionClassifier(DenoiserClassifier):
     def to_model(self, images: torch.Tensor) -> torch.Tensor:
         """Images `(N, C, H, W)` in pixel units as the network denoises them: in model units, or latents; float32."""
         x_tau = model_images(images)
-        x_tau = x_tau.to(torch.promote_types(x_tau.dtype, torch.float32))
         if self.denoiser.encoder is None:
             return x_tau
         return torch.cat([self.denoiser.encode(part) for part in x_tau.split(self.batch_size)])

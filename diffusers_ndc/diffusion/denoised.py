@@ -182,9 +182,7 @@ def denoise_once(denoiser: Denoiser, images: torch.Tensor, sigma: float) -> torc
     Raises:
         FloatingPointError: A denoised image is not finite.
     """
-    x_tau = model_images(images)
-    x_tau = x_tau.to(torch.promote_types(x_tau.dtype, torch.float32))
-    x0_hat = denoiser.denoise(x_tau, model_sigma(sigma))
+    x0_hat = denoiser.denoise(model_images(images), model_sigma(sigma))
     if not x0_hat.isfinite().all():  # clamping would make an image of an infinity
         raise FloatingPointError(
             "Denoised images must be finite, got NaN or infinity: in the images, or by an overflow in the network's "

@@ -75,7 +75,6 @@ class FeatureClassifier(OnePassClassifier):
     def classify_batch(self, images: torch.Tensor) -> torch.Tensor:
         """Logits of one batch."""
         x_tau = model_images(images)
-        x_tau = x_tau.to(torch.promote_types(x_tau.dtype, torch.float32))
         no_seeds = [0] * len(images)  # used for clean images only
         _, features = read_features(
             self.denoiser, x_tau, self.sigma, self.sift.blocks, self.sift.noise, no_seeds, denoise=False

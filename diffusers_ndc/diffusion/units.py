@@ -8,8 +8,9 @@ import torch
 
 
 def model_images(images: torch.Tensor) -> torch.Tensor:
-    """Images from pixel units, [0, 1], to model units, [-1, 1]."""
-    return 2 * images - 1
+    """Images from pixel units, [0, 1], to model units, [-1, 1], in float32 or better."""
+    x = 2 * images - 1
+    return x.to(torch.promote_types(x.dtype, torch.float32))
 
 
 def pixel_images(images: torch.Tensor) -> torch.Tensor:
