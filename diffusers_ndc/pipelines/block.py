@@ -120,7 +120,7 @@ class ClassifierBlock(ModularPipelineBlocks):
             block_state.predictions = [certificate.label for certificate in block_state.certificates]
         classifier = pipe.classifier(block_state.sigma, block_state.method, batch_size=block_state.batch_size)
         batch, _ = pipe._preprocess(images, classifier)
-        texts = [self._text(pipe, label) for label in block_state.predictions]
+        texts = [_text(label, pipe.config.id2label) for label in block_state.predictions]
         for index, certificate in enumerate(block_state.certificates):
             if certificate.label is not None:
                 radius = math.floor(certificate.radius * 1000) / 1000  # rounded up, it would not be proved
@@ -139,10 +139,12 @@ class ClassifierBlock(ModularPipelineBlocks):
         values = {name: components.config[name] for name in config_names(self.pipeline_class)}
         return self.pipeline_class(**parts, **values)
 
-    def _text(self, pipe: PlanningPipeline, label: int | None) -> str:
-        if label is None:
-            return "no certified class"
-        return (pipe.config.id2label or {}).get(label, str(label))
+
+def _text(label: int | None, id2label: dict[int, str] | None) -> str:
+    """What a picture says of a prediction."""
+    if label is None:
+        return "no certified class"
+    return str(label) if id2label is None else id2label[label]
 
 
 def component_names(pipeline_class: type[PlanningPipeline]) -> list[str]:

@@ -56,6 +56,7 @@ class ModularSavingPipeline(PlanningPipeline):
             token: The Hub's token. Default: the one of `hf auth login`.
 
         Raises:
+            NotADirectoryError: `save_directory` is a file.
             OSError: The folder cannot be written, or the push failed.
 
         Example:
@@ -63,6 +64,8 @@ class ModularSavingPipeline(PlanningPipeline):
             >>> pipe.save_modular("mnist-modular", push_to_hub=True, repo_id="me/mnist-modular")  # doctest: +SKIP
         """
         folder = Path(save_directory)
+        if folder.is_file():
+            raise NotADirectoryError(f"`save_directory` must be a folder, got the file {folder}.")
         if not push_to_hub:
             self._write_modular(folder, repo_id or str(folder))
             return

@@ -168,6 +168,12 @@ def test_wrong_inputs_and_missing_components_raise(pipe, images, tmp_path):
         modular(image=images, alpha=2)
 
 
+def test_a_file_is_no_folder_to_save_in(pipe, tmp_path):
+    (tmp_path / "file").touch()
+    with pytest.raises(NotADirectoryError, match="save_directory"):
+        pipe.save_modular(tmp_path / "file", push_to_hub=True)
+
+
 def test_a_model_without_a_component_does_not_load_another_models(pipe, images, tmp_path):
     other = NoisedDiffusionClassifierPipeline(pipe.unet, DDPMScheduler(), tiny_unet(None), null_class=3)
     other.save_modular(tmp_path)
