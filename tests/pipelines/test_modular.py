@@ -14,6 +14,7 @@ import pytest
 import torch
 from diffusers import DDPMScheduler, ModularPipelineBlocks
 from diffusers.modular_pipelines import InputParam, OutputParam, SequentialPipelineBlocks
+from helpers.edm_files import golden, save_published
 from helpers.models import LARGE_IMAGES, latent_model
 from helpers.networks import tiny_unet
 from helpers.sifters import random_sift, sifter_of
@@ -188,6 +189,17 @@ def test_a_moved_folder_loads_its_own_components(pipe, images, tmp_path):
     (tmp_path / "before").rename(tmp_path / "after")
     modular = loaded(PixelBlock(), tmp_path / "after")
     assert modular(image=images, output="certificates", **SETTINGS) == pipe.certify(images, **SETTINGS)
+
+
+def test_networks_and_schedulers_of_this_package_are_named_by_their_public_module(tmp_path):
+    path = save_published(tmp_path / "a.pkl", golden("a")[0])
+    pipe = NoisedDiffusionClassifierPipeline.from_edm_checkpoint(path)
+    pipe.save_modular(tmp_path / "model")
+    index = json.loads((tmp_path / "model" / "modular_model_index.json").read_text())
+    assert index["unet"][2]["type_hint"] == ["diffusers_ndc.checkpoints", "EDMUNet2DModel"]
+    modular = loaded(PixelBlock(), tmp_path / "model")
+    assert type(modular.unet) is type(pipe.unet) and type(modular.scheduler) is type(pipe.scheduler)
+    assert all(torch.equal(a, b) for a, b in zip(modular.unet.parameters(), pipe.unet.parameters(), strict=True))
 
 
 @pytest.mark.slow
