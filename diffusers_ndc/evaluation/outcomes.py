@@ -53,7 +53,7 @@ def outcome_of(record: dict, run: dict) -> Outcome:
     if seconds is not None and not is_number(seconds):
         raise ValueError(f"`seconds` must be a finite number of at least 0, or null, got {seconds!r}.")
     if run.get("task") is not None:
-        _check_index(record["index"], run)
+        _check_index(record["index"], run["task"])
     if run["alpha"] is None:
         return _classified_outcome(record)
     return _certified_outcome(record, run)
@@ -88,7 +88,7 @@ def _certified_outcome(record: dict, run: dict) -> Outcome:
     if record.get("image_hash") != certificate.image_hash:
         raise ValueError("`certificate` must be of this image, got one of another image.")
     if run.get("task") is not None:
-        _check_evidence(certificate, run)
+        _check_evidence(certificate, run["task"])
     correct = certificate.label == record["label"]
     return Outcome(
         record["label"],
@@ -103,20 +103,20 @@ def _certified_outcome(record: dict, run: dict) -> Outcome:
     )
 
 
-def _check_index(index: int, run: dict) -> None:
-    """Raise a `ValueError` unless an image is one of those of the run's task, from which the run does not differ."""
-    if index not in range(0, run["skip"] * run["limit"], run["skip"]):
-        raise ValueError(f"`index` must be that of an image of the task {run['task']['name']}, got {index}.")
+def _check_index(index: int, task: dict) -> None:
+    """Raise a `ValueError` unless an image is one of those of the task."""
+    if index not in range(0, task["skip"] * task["images"], task["skip"]):
+        raise ValueError(f"`index` must be that of an image of the task {task['name']}, got {index}.")
 
 
-def _check_evidence(certificate: Certificate, run: dict) -> None:
-    """Raise a `ValueError` unless a certificate rests on the copies and on the bound of the run's task."""
-    name, n = run["task"]["name"], run["n"]
-    bound = "mixture" if run["stop_early"] else "clopper-pearson"
-    as_many = certificate.n <= n if run["stop_early"] else certificate.n == n
-    if (certificate.bound, certificate.n0) != (bound, run["n0"]) or not as_many:
+def _check_evidence(certificate: Certificate, task: dict) -> None:
+    """Raise a `ValueError` unless a certificate rests on the noisy copies and on the bound of the task."""
+    n0, n = task["n0"], task["n"]
+    bound = "mixture" if task["stop_early"] else "clopper-pearson"
+    as_many = certificate.n <= n if task["stop_early"] else certificate.n == n
+    if (certificate.bound, certificate.n0) != (bound, n0) or not as_many:
         raise ValueError(
-            f"`certificate` must have the bound {bound}, n0 {run['n0']} and n {n} of the task {name}, got "
+            f"`certificate` must have the bound {bound}, n0 {n0} and n {n} of the task {task['name']}, got "
             f"{certificate.bound}, {certificate.n0} and {certificate.n}."
         )
 

@@ -11,7 +11,7 @@ from accelerate.state import AcceleratorState
 from helpers.runs import IMAGES, TASK, make_run, make_task_run, record_of
 
 from diffusers_ndc.evaluation import Task, load_task
-from diffusers_ndc.evaluation.comparison import compare
+from diffusers_ndc.evaluation.comparison import compare, to_markdown
 from diffusers_ndc.evaluation.figures import Report
 from diffusers_ndc.evaluation.model_card import fill_card
 from diffusers_ndc.evaluation.records import read_records, read_run, write_run
@@ -198,10 +198,10 @@ def test_a_hostile_file_is_a_short_error(tmp_path, monkeypatch, text):
 
 @pytest.fixture
 def of_task(small_model, tmp_path):
-    """A run of a task of one's own with a few noisy copies, of every second image, in `tmp_path / output`."""
+    """A run of a task of one's own with a few noisy copies, of every fourth image, in `tmp_path / output`."""
     AcceleratorState._reset_state(reset_partial_state=True)  # one test's precision is not another one's
     model, data = small_model(tmp_path)
-    values = {"dataset": "nobody/nowhere", "skip": 2, "radii": [0.1, 0.2], "n0": 3, "n": 20}
+    values = {"dataset": "nobody/nowhere", "skip": 4, "images": 3, "radii": [0.1, 0.2], "n0": 3, "n": 10}
 
     def go(output="run", *words, **changes):
         task = write_task(tmp_path / "task.yaml", **{**values, **changes})
@@ -213,10 +213,10 @@ def of_task(small_model, tmp_path):
 
 def test_a_run_of_a_task_states_it_and_is_resumed_only_with_it(of_task, tmp_path):
     report = of_task()
-    assert (report.task.name, report.task.version, len(report.outcomes)) == ("digits-l2", 1, 6)
-    assert list(read_records(tmp_path / "run")) == [0, 2, 4, 6, 8, 10]
+    assert (report.task.name, report.task.version, len(report.outcomes)) == ("digits-l2", 1, 3)
+    assert list(read_records(tmp_path / "run")) == [0, 4, 8]
     run = read_run(tmp_path / "run")
-    assert (run["task"]["name"], run["task"]["version"], run["n"], run["sigma"]) == ("digits-l2", 1, 20, 0.25)
+    assert (run["task"]["name"], run["task"]["version"], run["n"], run["sigma"]) == ("digits-l2", 1, 10, 0.25)
     assert "task digits-l2, version 1, model" in (tmp_path / "run" / "report.md").read_text()
     card = (tmp_path / "run" / "README.md").read_text()
     assert "run is a run of the evaluation task digits-l2, version 1." in card and "task: digits-l2, version 1" in card
@@ -225,8 +225,8 @@ def test_a_run_of_a_task_states_it_and_is_resumed_only_with_it(of_task, tmp_path
         of_task(version=2)
     with pytest.raises(ValueError, match="\n  task.name: 'digits-l2' there, 'digits' now$"):
         of_task(name="digits")
-    with pytest.raises(ValueError, match="`--dataset` must have the 7 images of --task digits-l2, got 6 of them in"):
-        of_task("other", images=7)
+    with pytest.raises(ValueError, match="`--dataset` must have the 4 images of --task digits-l2, got 3 of them in"):
+        of_task("other", images=4)
     assert all(one.again == one.certificate for one in replay(tmp_path / "run"))
 
 
@@ -244,19 +244,21 @@ def test_runs_share_a_table_in_which_other_images_are_noticed(of_task, tmp_path)
     reports.append(of_task("c", "--method", "dc"))
     text, _ = write_report([tmp_path / output for output in "abc"], tmp_path / "all")
     assert text.count("## Task ") == 1 and "## Task digits-l2, version 1\n" in text
-    assert "6 images of nobody/nowhere, test; n0 3, n 20, alpha 0.001." in text
-    rows = [line.strip("| ").split(" | ") for line in text.splitlines() if " of 6 | " in line and "data" not in line]
-    rows = [row for row in rows if row[0] in "abc" and len(row) == 12]
+    assert "3 images of nobody/nowhere, test; n0 3, n 10, alpha 0.001." in text
+    rows = [
+        line.strip("| ").split(" | ") for line in text.splitlines() if line.startswith(("| a |", "| b |", "| c |"))
+    ]
+    rows = [row for row in rows if len(row) == 12]  # the others are those of the classes a, b and c
     assert [row[2:4] for row in rows] == [["apndc", "0.25"], ["epndc", "0.5"], ["dc", "-"]]
     for report, row in zip(reports, rows, strict=True):
-        assert row[4] == f"{report.at(0).value:.1%}" and row[10] == "6 of 6"
+        assert row[4] == f"{report.at(0).value:.1%}" and row[10] == "3 of 3"
         assert row[9] == f"{report.cost['network evaluations'][0]:,.0f}"
         shares = [f"{report.at(radius).value:.1%}" for radius in (0.1, 0.2)]
         figures = [*shares, f"{report.average_radius:.3f}", f"{report.abstentions.value:.1%}"]
         assert row[5:9] == (figures if report.certified else ["-"] * 4)
-    assert [row[11] for row in rows] == ["first", "yes, 6 compared", "**no: 2 of 6 differ**"]
+    assert [row[11] for row in rows] == ["first", "yes, 3 compared", "**no: 2 of 3 differ**"]
     assert "**Not the same images: these results cannot be compared.** c has other image hashes" in text
-    assert "2 of 6 images (0, 4)" in text and "Without some of the images" not in text
+    assert "2 of 3 images (0, 4)" in text and "Without some of the images" not in text
     (task,) = json.loads((tmp_path / "all" / "report.json").read_text())["tasks"]
     assert [run["other_images"] for run in task["runs"]] == [[], [], [0, 4]] and task["version"] == 1
 
@@ -267,6 +269,11 @@ def test_a_report_of_one_run_has_no_table_of_its_task(tmp_path):
     assert "## Task" not in text and "task digits-l2, version 1, model me/digits" in text
 
 
+def tables(*folders):
+    """The tables of a report of these runs, without the rest of it."""
+    return to_markdown(compare([Report.from_folder(folder) for folder in folders]))
+
+
 def rows_of(text):
     return [line for line in text.splitlines() if line.startswith("| ") and " of 6 |" in line and "me/" in line]
 
@@ -274,7 +281,7 @@ def rows_of(text):
 def test_the_figures_of_a_table_by_hand(tmp_path):
     make_task_run(tmp_path / "a")
     make_task_run(tmp_path / "b", model="me/other|x")
-    text, _ = write_report([tmp_path / "a", tmp_path / "b"], tmp_path / "out")
+    text = tables(tmp_path / "a", tmp_path / "b")
     figures = "0.5 | 66.7% | 50.0% | 33.3% | 0.420 | 16.7% | 350 | 6 of 6 |"
     average = Report.from_folder(tmp_path / "a").average_radius
     figures = figures.replace("0.420", f"{average:.3f}")
@@ -292,7 +299,7 @@ def test_a_table_says_what_the_sifter_does(tmp_path):
     for name, base in bases.items():
         settings = {"method": base["method"], "base_classifier": base}
         make_task_run(tmp_path / name, **settings, **({"classifier": "me/vit"} if name == "d" else {}))
-    text, _ = write_report([tmp_path / name for name in bases], tmp_path / "out")
+    text = tables(*(tmp_path / name for name in bases))
     methods = [row.split(" | ")[2] for row in rows_of(text)]
     assert methods == ["apndc, sifter proposes", "apndc, sifter counts too", "features", "dds with me/vit"]
 
@@ -302,8 +309,9 @@ def test_other_tasks_and_versions_never_share_a_table(tmp_path, change):
     make_task_run(tmp_path / "a")
     make_task_run(tmp_path / "b", task={**TASK, **change})
     make_run(tmp_path / "c")
-    text, reports = write_report([tmp_path / name for name in "abc"], tmp_path / "out")
+    reports = [Report.from_folder(tmp_path / name) for name in "abc"]
     assert [[report.name for report in one.reports] for one in compare(reports)] == [["a"], ["b"]]
+    text = tables(*(tmp_path / name for name in "abc"))
     assert text.count("## Task") == 2 and "their definitions differ" not in text
     other = {**TASK, **change}
     assert f"## Task {other['name']}, version {other['version']}" in text
@@ -312,7 +320,7 @@ def test_other_tasks_and_versions_never_share_a_table(tmp_path, change):
 def test_two_tasks_of_one_name_and_version_are_kept_apart(tmp_path):
     make_task_run(tmp_path / "a")
     make_task_run(tmp_path / "b", task={**TASK, "dataset": "letters"}, dataset="letters")
-    text, _ = write_report([tmp_path / "a", tmp_path / "b"], tmp_path / "out")
+    text = tables(tmp_path / "a", tmp_path / "b")
     assert text.count("## Task digits-l2, version 1\n") == 2
     assert "**2 tasks above are called digits-l2, version 1, but their definitions differ" in text
 
@@ -339,7 +347,7 @@ def test_an_unfinished_run_says_so(tmp_path):
     folder = make_task_run(tmp_path / "b")
     (path,) = folder.glob("*.jsonl")
     path.write_text("\n".join(path.read_text().splitlines()[:2]) + "\n")
-    text, _ = write_report([tmp_path / "a", folder], tmp_path / "out")
+    text = tables(tmp_path / "a", folder)
     assert "2 of 6 | yes, 2 compared |" in text and "Without some of the images: b." in text
 
 
