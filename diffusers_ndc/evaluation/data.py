@@ -9,11 +9,8 @@ from pathlib import Path
 import PIL.Image
 from datasets import ClassLabel, Dataset, Features, Image, IterableDataset, Value, load_dataset
 
+from ..pipelines.inputs import FAULTS as FAULTS
 from .settings import Settings
-
-
-FAULTS = (OSError, ValueError, TypeError, SyntaxError, PIL.Image.DecompressionBombError)
-"""What reading a damaged image raises: PIL has no common class for that."""
 
 
 @dataclass(frozen=True)
@@ -109,6 +106,11 @@ def load_labelled_images(settings: Settings) -> LabelledImages:
     if not indices:
         raise ValueError(f"`--split` must be a split with images, got {settings.split} of {settings.dataset}.")
     if settings.limit is not None and len(indices) < settings.limit:
+        if settings.task is not None:
+            raise ValueError(
+                f"`--dataset` must have the {settings.limit} images of --task {settings.task.name}, got "
+                f"{len(indices)} of them in {settings.dataset}, --split {settings.split}."
+            )
         raise ValueError(f"`--limit` must be at most {len(indices)}, the number of images, got {settings.limit}.")
     label_names = label_feature.names if isinstance(label_feature, ClassLabel) else None
     return LabelledImages(indices, rows, label_names)

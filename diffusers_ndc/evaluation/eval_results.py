@@ -55,7 +55,7 @@ def _entries(report: Report, repo_id: str | None) -> list[EvalResultEntry]:
             value=value,
             source_url=source,
             source_name=None if source is None else "Records of the run",
-            notes=f"{report.name}: {described_settings(report.run)}; {images}",
+            notes=f"{report.name}: {described_settings(report)}; {images}",
         )
 
     entries = []
@@ -82,11 +82,12 @@ def is_hub_id(name: str) -> bool:
     return re.fullmatch(r"\w[\w.-]*/[\w.-]+", name) is not None and not Path(name).exists()
 
 
-def main_settings(run: dict) -> dict:
-    """The settings of a run that a result names, `None` for those that it does not have."""
-    return {name: run.get(name) for name in ("method", "sigma", "n0", "n", "alpha", "seed")}
+def main_settings(report: Report) -> dict:
+    """The task and the settings of a run that a result names, `None` for settings that it does not have."""
+    settings = {name: report.run.get(name) for name in ("method", "sigma", "n0", "n", "alpha", "seed")}
+    return settings if report.task is None else {"task": report.task.title, **settings}
 
 
-def described_settings(run: dict) -> str:
+def described_settings(report: Report) -> str:
     """These settings in a line."""
-    return ", ".join(f"{name} {value}" for name, value in main_settings(run).items() if value is not None)
+    return ", ".join(f"{name} {value}" for name, value in main_settings(report).items() if value is not None)

@@ -160,8 +160,8 @@ def _eval_results(report: Report) -> list[EvalResult]:
             dataset_split=run.get("split"),
             metric_type=kind,
             metric_value=value,
-            metric_name=f"{name} ({report.name}: {described_settings(run)})",
-            metric_args={"library": LIBRARY, "run": report.name, **main_settings(run), **args},
+            metric_name=f"{name} ({report.name}: {described_settings(report)})",
+            metric_args={"library": LIBRARY, "run": report.name, **main_settings(report), **args},
         )
 
     results = []
@@ -226,8 +226,8 @@ def _shares_table(reports: Sequence[Report]) -> str:
 
 
 def _notes(report: Report) -> list[str]:
-    """What decides in a run, and what its figures leave out."""
-    notes = []
+    """The task of a run, what decides in it, and what its figures leave out."""
+    notes = [] if report.task is None else [f"{report.name} is a run of the evaluation task {report.task.title}."]
     decides = what_decides(report.run)
     if decides is not None:
         notes.append(f"{report.name}: {decides}")

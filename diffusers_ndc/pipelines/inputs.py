@@ -17,6 +17,9 @@ EXPECTED = (
     "a PIL image, a numpy array (H, W[, C]) or (N, H, W, C), a tensor (C, H, W) or (N, C, H, W), or a list of them"
 )
 
+FAULTS = (OSError, ValueError, TypeError, SyntaxError, PIL.Image.DecompressionBombError)
+"""What reading a damaged image raises: PIL has no common class for that."""
+
 PIL_MODES = ("1", "L", "LA", "P", "PA", "RGB", "RGBA", "RGBX", "CMYK", "YCbCr")
 """Modes with 8 bits or one bit per channel. PIL does not know which value is white in the others."""
 
