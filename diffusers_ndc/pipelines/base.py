@@ -22,7 +22,7 @@ from ..diffusion.likelihoods import get_likelihood
 from ..diffusion.noise_levels import NoiseLevels
 from ..diffusion.sifter_fitting import check_enough, check_fitting
 from ..diffusion.trained_levels import default_levels
-from .inputs import Image, Images, to_pixel_batch
+from .inputs import Image, Images, one_of, to_pixel_batch
 from .reading import ImagesOrPaths, ReadBatch
 from .saving import SharedPipeline
 
@@ -137,12 +137,7 @@ class ClassifierPipeline(SharedPipeline, ABC):
             >>> pipe(image, seed=0).labels  # doctest: +SKIP
             [7]
         """
-        if images is None:
-            images = image
-        elif image is not None:
-            raise TypeError("`images` or `image` must be given, got both.")
-        if images is None:
-            raise TypeError("`images` or `image` must be given, got neither.")
+        images = one_of(images, image)
         classifier = self.classifier(sigma, method, levels, batch_size, sift=sift)
         seed = resolve_seed(generator, seed)
         batch, _ = self._preprocess(images, classifier)

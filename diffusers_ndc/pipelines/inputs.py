@@ -24,6 +24,21 @@ PIL_MODES = ("1", "L", "LA", "P", "PA", "RGB", "RGBA", "RGBX", "CMYK", "YCbCr")
 """Modes with 8 bits or one bit per channel. PIL does not know which value is white in the others."""
 
 
+def one_of(images: Images | None, image: Images | None) -> Images:
+    """The images that were given, as `images` or by the name that other pipelines use.
+
+    Raises:
+        TypeError: Both are given, or neither is.
+    """
+    if images is None:
+        images = image
+    elif image is not None:
+        raise TypeError("`images` or `image` must be given, got both.")
+    if images is None:
+        raise TypeError("`images` or `image` must be given, got neither.")
+    return images
+
+
 def to_pixel_batch(images: Images, channels: int, size: tuple[int, int] | None) -> tuple[torch.Tensor, bool]:
     """Convert images to one float32 batch; uint8 values are divided by 255.
 

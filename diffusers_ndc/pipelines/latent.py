@@ -17,11 +17,11 @@ from ..diffusion.noise_levels import NoiseLevels
 from ..diffusion.prompts import embed_prompts
 from .base import Sift, check_names, integer_labels
 from .latent_components import check_components, check_prompts
-from .planning import PlanningPipeline
+from .modular import ModularSavingPipeline
 from .reading import ImagesOrPaths
 
 
-class LatentDiffusionClassifierPipeline(PlanningPipeline):
+class LatentDiffusionClassifierPipeline(ModularSavingPipeline):
     """A latent diffusion model as a classifier, and with a pixel-space denoiser in front as one with certificates.
 
     Clean images (`sigma=0`) are encoded, and the diffusion classifier scores the classes on the latents (Li et al.
