@@ -13,8 +13,6 @@ from weakref import WeakKeyDictionary
 import torch
 from torch import nn
 
-from ..common.checks import EXACT
-
 
 BatchSize = int | Literal["auto"]
 """Images per network evaluation, or "auto"."""
@@ -52,7 +50,7 @@ def checked_batch_size(batch_size: object, name: str = "batch_size") -> BatchSiz
     """
     if isinstance(batch_size, str) and batch_size == AUTO:
         return AUTO
-    if type(batch_size) is int and 1 <= batch_size <= EXACT:
+    if type(batch_size) is int and 1 <= batch_size < 2**31:
         return batch_size
     raise ValueError(f'`{name}` must be a whole number of at least 1 or "auto", got {batch_size!r}.')
 
