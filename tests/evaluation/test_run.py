@@ -212,7 +212,7 @@ def test_a_run_goes_on_where_its_records_end(run, tmp_path):
     assert all(path.stat().st_size == 0 for path in set((tmp_path / "run").glob("*.jsonl")) - {file, new})
 
 
-@pytest.mark.parametrize("first, then", [(64, "auto"), ("auto", 64), (64, 3)])
+@pytest.mark.parametrize("first, then", [(64, "auto"), ("auto", 3)])
 def test_a_run_goes_on_with_another_batch_size(run, tmp_path, monkeypatch, first, then):
     """Which batches a card has room for is no setting that a record depends on: the run stays the one it was."""
     monkeypatch.setattr(trials, "LARGEST_ON_CPU", 4)
@@ -221,14 +221,17 @@ def test_a_run_goes_on_with_another_batch_size(run, tmp_path, monkeypatch, first
     (file,) = (tmp_path / "run").glob("*.jsonl")
     before = read_run(tmp_path / "run")
     assert before["batch_size"] == first
-    file.write_text("".join(file.read_text().splitlines(keepends=True)[:5]))
+    lines = file.read_text().splitlines(keepends=True)[:5]
+    file.write_text("".join(lines))
     assert len(run(batch_size=then).outcomes) == 12
     assert read_run(tmp_path / "run") == before
     whole, found = (read_records(tmp_path / name) for name in ("whole", "run"))
     assert [record["certificate"] for record in whole.values()] == [record["certificate"] for record in found.values()]
     assert {record["run"] for record in found.values()} == {before["id"]}
-    for size, part in ((first, list(found.values())[:5]), (then, list(found.values())[5:])):
-        assert {record["batch_size"] for record in part} <= ({size} if size != "auto" else {1, 2, 4})
+    kept = {json.loads(line)["index"] for line in lines}
+    for index, record in found.items():
+        size = first if index in kept else then
+        assert record["batch_size"] in ({1, 2, 4} if size == "auto" else {size})
     assert all(one.certificate.agrees(one.again) for one in replay(tmp_path / "run", count=2))
 
 
