@@ -9,8 +9,8 @@ import torch
 from ..common.copies import Copy
 from ..common.images import ImageRows
 from .classifier import NoisedDiffusionClassifier
+from .open_copies import Triples
 from .sifter_fitting import GROUP, CrossFit, noisy_copies
-from .sifting import Triples
 
 
 MOST_CANDIDATES = 32
@@ -120,10 +120,11 @@ def _errors_of_candidates(
         scores, chosen = copies.losses.masked_fill(~copies.in_play, torch.inf).topk(most, largest=False)
         kept = scores.isfinite()
         in_play = torch.zeros_like(copies.in_play).scatter(1, chosen, kept)
-        triples = Triples.next_levels(in_play, len(classifier.levels))
-        values = classifier.squared_errors_of(copies, triples.to("cpu"))
-    errors = values.new_zeros(len(images), len(classifier.levels), classifier.num_classes, device="cpu")
-    errors[triples.row.cpu(), triples.level.cpu(), triples.label.cpu()] = values.cpu()
+        triples = Triples.next_levels(in_play.cpu(), len(classifier.levels))
+        values = classifier.squared_errors_of(copies, triples).cpu()
+        classifier.require_finite(bool(values.isfinite().all()))
+    errors = values.new_zeros(len(images), len(classifier.levels), classifier.num_classes)
+    errors[triples.row, triples.level, triples.label] = values
     chosen, kept = chosen.cpu(), kept.cpu()
     place = (chosen == torch.from_numpy(labels)[:, None]) & kept
     known = place.any(dim=1).numpy()

@@ -206,12 +206,14 @@ class _CopyFeatures:
         noisy, seeds = noisy_copies(part, rows, copy, sigma, self.seed)
         with classifier.inference():
             x_tau = classifier.to_model(noisy)
+            size = classifier.network_batch_for(x_tau)
             _, features = read_features(
-                classifier.denoiser, x_tau, sigma, self.blocks, self.noise, seeds, classifier.batch_size, denoise=False
+                classifier.denoiser, x_tau, sigma, self.blocks, self.noise, seeds, size, denoise=False
             )
+        features = features.double().cpu()
         if not features.isfinite().all():
             raise FloatingPointError("Features must be finite, got NaN or infinity: in the images, or by an overflow.")
-        return features.double().cpu()
+        return features
 
 
 def _moments(

@@ -8,7 +8,7 @@ from typing import Literal
 import torch
 from diffusers.utils import BaseOutput
 
-from ..common.checks import check_seed, check_sigma
+from ..common.checks import BatchSize, check_seed, check_sigma
 from ..common.images import check_pixel_range
 from ..common.noise import resolve_seed
 from ..diffusion.calibration import ROUNDS, calibrate_levels, calibrate_sifted, check_calibrating, check_labels
@@ -68,7 +68,7 @@ class ClassifierPipeline(SharedPipeline, ABC):
         sigma: float = 0.0,
         method: str | None = None,
         levels: NoiseLevels | None = None,
-        batch_size: int = 64,
+        batch_size: BatchSize = 64,
         seed: int | None = None,
         sift: Sift | None = None,
     ) -> DiffusionClassifier:
@@ -78,7 +78,8 @@ class ClassifierPipeline(SharedPipeline, ABC):
             sigma: Standard deviation of the Gaussian noise that the images carry, pixel units; 0 for clean images.
             method: Name of the method. Default: the usual one of the model for clean or noisy images.
             levels: Noise levels and weights. Default: the levels that were calibrated, else `default_levels`.
-            batch_size: (image, class, level) triples per network evaluation; peak memory depends on it alone.
+            batch_size: (image, class, level) triples per network evaluation; peak memory depends on it alone. "auto":
+                found by a short trial on the device, once for each network and image size.
             seed: Seed of the noise that every image meets. Default: fresh noise for each image.
             sift: What the pipeline's `sifter` does for each image: choose its candidate classes ("candidates"), count
                 in the loss as well ("scores", which makes the decision partly discriminative), or nothing (False).
@@ -95,7 +96,7 @@ class ClassifierPipeline(SharedPipeline, ABC):
         sigma: float = 0.0,
         method: str | None = None,
         levels: NoiseLevels | None = None,
-        batch_size: int = 64,
+        batch_size: BatchSize = 64,
         generator: torch.Generator | None = None,
         seed: int | None = None,
         return_dict: bool = True,
@@ -117,7 +118,8 @@ class ClassifierPipeline(SharedPipeline, ABC):
                 Default: `dc` for clean images, else `apndc` (a latent model: `dds`).
             levels: Noise levels and weights. Default: the levels that were calibrated for this sigma and method, else
                 `default_levels`.
-            batch_size: (image, class, level) triples per network evaluation; peak memory depends on it alone.
+            batch_size: (image, class, level) triples per network evaluation; peak memory depends on it alone. "auto":
+                found by a short trial on the device, once for each network and image size.
             generator: Source of the seed. An image's noise depends on seed and image, not on its place in a batch.
             seed: The seed itself, instead of a `generator`. Default: from the operating system's entropy.
             return_dict: Whether to return a `ClassifierOutput` or a plain tuple of its three values.
@@ -161,7 +163,7 @@ class ClassifierPipeline(SharedPipeline, ABC):
         method: str | None = None,
         candidates: NoiseLevels | None = None,
         quantile: float | None = 0.998,
-        batch_size: int = 64,
+        batch_size: BatchSize = 64,
         seed: int = 0,
         sift: str | None = "features",
         sift_quantile: float = 0.995,
@@ -191,7 +193,8 @@ class ClassifierPipeline(SharedPipeline, ABC):
             quantile: Share of the noisy copies whose true class must survive the sifting after each level: classes
                 are dropped whose loss exceeds the best one by more than the true class's loss does in this share.
                 `None`: no sifting between levels.
-            batch_size: (image, class, level) triples per network evaluation; peak memory depends on it alone.
+            batch_size: (image, class, level) triples per network evaluation; peak memory depends on it alone. "auto":
+                found by a short trial on the device, once for each network and image size.
             seed: Seed of the noise.
             sift: `features`: fit a sifter, which needs two images of each class, and sift between levels.
                 `losses`: all classes are scored at the first level, and sifted from there on. `None`: all classes are
@@ -251,7 +254,7 @@ class ClassifierPipeline(SharedPipeline, ABC):
         sigma: float,
         method: str | None,
         levels: NoiseLevels | None,
-        batch_size: int,
+        batch_size: BatchSize,
         seed: int | None = None,
         sift: Sift | None = None,
     ) -> NoisedDiffusionClassifier:
@@ -272,7 +275,7 @@ class ClassifierPipeline(SharedPipeline, ABC):
             levels = NoiseLevels.from_dict(calibrated)
         return NoisedDiffusionClassifier(self.denoiser, sigma, method, levels, batch_size, seed, found)
 
-    def _feature_classifier(self, sigma: float, batch_size: int) -> FeatureClassifier:
+    def _feature_classifier(self, sigma: float, batch_size: BatchSize) -> FeatureClassifier:
         """The sifter alone."""
         check_sigma(sigma)
         found = None if self.sifter is None else self.sifter.find(sigma)

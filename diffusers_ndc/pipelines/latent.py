@@ -7,7 +7,7 @@ from diffusers import AutoencoderKL, DiTTransformer2DModel, UNet2DConditionModel
 from diffusers.schedulers import SchedulerMixin
 from transformers import CLIPTextModel, CLIPTokenizer
 
-from ..common.checks import check_sigma
+from ..common.checks import BatchSize, check_sigma
 from ..diffusion.class_sifter import ClassSifter, check_sifter
 from ..diffusion.classifier import LATENT_NOISE, NoisedDiffusionClassifier
 from ..diffusion.denoised_diffusion import DenoisedDiffusionClassifier
@@ -182,7 +182,7 @@ class LatentDiffusionClassifierPipeline(ModularSavingPipeline):
         sigma: float = 0.0,
         method: str | None = None,
         levels: NoiseLevels | None = None,
-        batch_size: int = 64,
+        batch_size: BatchSize = 64,
         seed: int | None = None,
         sift: Sift | None = None,
     ) -> NoisedDiffusionClassifier | DenoisedDiffusionClassifier:
@@ -198,7 +198,8 @@ class LatentDiffusionClassifierPipeline(ModularSavingPipeline):
                 Default: the one of the two that goes with `sigma`.
             levels: Noise levels and weights, units of the latents. Default: the levels that were calibrated for
                 sigma 0, else `default_levels`.
-            batch_size: (image, class, level) triples per network evaluation; peak memory depends on it alone.
+            batch_size: (image, class, level) triples per network evaluation; peak memory depends on it alone. "auto":
+                found by a short trial on the device, once for each network and image size.
             seed: Seed of the noise that every image meets. Default: fresh noise for each image.
             sift: What the pipeline's `sifter` does for each image: choose its candidate classes ("candidates"), count
                 in the loss as well ("scores", which makes the decision partly discriminative), or nothing (False).
@@ -241,7 +242,7 @@ class LatentDiffusionClassifierPipeline(ModularSavingPipeline):
         method: str | None = None,
         candidates: NoiseLevels | None = None,
         quantile: float | None = 0.998,
-        batch_size: int = 64,
+        batch_size: BatchSize = 64,
         seed: int = 0,
         sift: str | None = "features",
         sift_quantile: float = 0.995,
@@ -270,7 +271,8 @@ class LatentDiffusionClassifierPipeline(ModularSavingPipeline):
             quantile: Share of the images whose true class must survive the sifting after each level: classes are
                 dropped whose loss exceeds the best one by more than the true class's loss does in this share. `None`:
                 no sifting between levels.
-            batch_size: (image, class, level) triples per network evaluation; peak memory depends on it alone.
+            batch_size: (image, class, level) triples per network evaluation; peak memory depends on it alone. "auto":
+                found by a short trial on the device, once for each network and image size.
             seed: Seed of the noise.
             sift: `features`: fit a sifter, which needs two images of each class, and sift between levels.
                 `losses`: all classes are scored at the first level, and sifted from there on. `None`: all classes are
