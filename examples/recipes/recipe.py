@@ -1,0 +1,44 @@
+"""What a recipe states: the published files, the images, the settings, and the figures to compare with."""
+
+from dataclasses import dataclass, field
+from typing import Any
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """The facts of a recipe.
+
+    Args:
+        name: Name of the recipe.
+        conditional: Address of the class-conditional checkpoint, of EDM.
+        unconditional: Address of the checkpoint without classes, of EDM or of OpenAI.
+        image_size: Height and width of the images, in pixels.
+        dataset: Hub id of the data set.
+        evaluation: Settings of the evaluation, as `examples/evaluate.py` takes them: which images, how many noisy
+            copies, which radii.
+        sigmas: Standard deviations of the smoothing noise, pixel units. Each has a run of its own.
+        published: Published certified accuracies by l2 radius (pixel units), as text.
+        source: Where these figures are from, how they were obtained, and how this recipe differs.
+        class_names: Names of the classes, in the order of the network. Default: their numbers.
+        unconditional_arguments: How an unconditional network of OpenAI was trained.
+        per_class: Training images of each class to calibrate on, the first ones. 0: nothing is calibrated.
+        train_split: Split of the data set with the training images.
+        calibration: More arguments of `pipe.calibrate`.
+        classifier: Hub id of the image classifier behind the denoiser, for diffusion denoised smoothing.
+    """
+
+    name: str
+    conditional: str
+    unconditional: str
+    image_size: int
+    dataset: str
+    evaluation: dict[str, Any]
+    sigmas: tuple[float, ...]
+    published: dict[float, str]
+    source: str
+    class_names: tuple[str, ...] | None = None
+    unconditional_arguments: dict[str, Any] | None = None
+    per_class: int = 0
+    train_split: str = "train"
+    calibration: dict[str, Any] = field(default_factory=dict)
+    classifier: str | None = None

@@ -1,0 +1,259 @@
+"""The steps of a recipe: download and convert, calibrate, plan, certify, compare.
+
+A step whose result is there is skipped, and a result is there only as a whole: it is written elsewhere, then renamed.
+So the same command goes on after a kill. A download goes on where it broke off, a run with its next image.
+"""
+
+import argparse
+import json
+import os
+import shutil
+import subprocess
+import sys
+from contextlib import nullcontext
+from pathlib import Path
+
+import numpy as np
+import torch
+from comparison import compare
+from filelock import FileLock, Timeout
+from recipe import Recipe
+from stand_in import stand_in
+
+from diffusers_ndc import NoisedDiffusionClassifierPipeline
+from diffusers_ndc.common.checks import check_sigma
+from diffusers_ndc.diffusion.levels_table import levels_key
+from diffusers_ndc.evaluation.data import load_labelled_images
+from diffusers_ndc.evaluation.run import LOCK_FILE
+from diffusers_ndc.evaluation.settings import Settings
+
+
+EVALUATE = Path(__file__).resolve().parents[1] / "evaluate.py"
+MODEL_INDEX = NoisedDiffusionClassifierPipeline.config_name
+
+
+def main(recipe: Recipe, description: str) -> None:
+    """Follow a recipe, as the command line says."""
+    args = parse_args(recipe, description)
+    try:
+        args.output.mkdir(parents=True, exist_ok=True)
+        with FileLock(args.output / "recipe.lock", timeout=0):
+            with stand_in(recipe, args.output / "stand-in") if args.dry_run else nullcontext(recipe) as recipe:
+                follow(recipe, args)
+    except Timeout:
+        sys.exit(f"error: `--output` must be a folder without a recipe at work, got {args.output}.")
+    except (FloatingPointError, OSError, RuntimeError, TypeError, ValueError) as error:
+        sys.exit(f"error: {error}")
+    except KeyboardInterrupt:
+        sys.exit("stopped: what is finished is kept; give the same command again to continue")
+
+
+def parse_args(recipe: Recipe, description: str) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
+    add = parser.add_argument
+    add("--output", type=Path, required=True, help="folder for everything that the recipe makes")
+    add("--dataset", help=f"another place of the images, a folder or Hub id (default: {recipe.dataset})")
+    add("--sigma", type=float, nargs="+", help=f"smoothing noise, pixel units (default: {recipe.sigmas})")
+    add("--limit", type=int, help="certify at most this many images, with each sigma (default: as published)")
+    add("--num-processes", type=int, default=1, help="processes that certify, one per GPU (default: 1)")
+    add("--batch-size", type=int, default=64, help="network evaluations per batch (default: 64)")
+    add("--plan", action="store_true", help="stop when the plans are printed, which say what the runs will cost")
+    add("--dry-run", action="store_true", help="do all of it with tiny stand-ins from a server on this machine")
+    args = parser.parse_args()
+    for name in ("limit", "num_processes", "batch_size"):
+        if (getattr(args, name) or 1) < 1:
+            parser.error(f"`--{name.replace('_', '-')}` must be 1 or more, got {getattr(args, name)}.")
+    for sigma in args.sigma or ():
+        try:
+            check_sigma(sigma)
+        except ValueError as error:
+            parser.error(str(error))
+    return args
+
+
+def follow(recipe: Recipe, args: argparse.Namespace) -> None:
+    """Take the steps that are left."""
+    output, sigmas = args.output, args.sigma or list(recipe.sigmas)
+    facts = {"recipe": recipe.name, "dry_run": args.dry_run, "dataset": args.dataset, "limit": args.limit}
+    check_same_command(output / "recipe.json", facts)
+    model, dataset = output / "model", args.dataset or recipe.dataset
+    go_back(model)
+    convert(recipe, model)
+    if recipe.per_class:
+        calibrate(recipe, model, dataset, sigmas, args.batch_size)
+    commands = {sigma: evaluation(recipe, args, dataset, sigma) for sigma in sigmas}
+    for sigma, command in commands.items():
+        plan(command, output / f"plan-sigma-{sigma:g}.md")
+    if args.plan:
+        return
+    for sigma, command in commands.items():
+        certify(command, run_folder(output, sigma), args.num_processes)
+    text = compare(recipe, {sigma: run_folder(output, sigma) for sigma in sigmas}, args.dry_run)
+    write(output / "comparison.md", text)
+    print(text)
+
+
+def check_same_command(path: Path, facts: dict) -> None:
+    """Raise a `ValueError` unless what the results depend on is as in the command that began."""
+    if not path.exists():
+        write(path, json.dumps(facts))
+    begun = json.loads(path.read_text(encoding="utf-8"))
+    for name, value in facts.items():
+        if begun.get(name) != value:
+            option = name.replace("_", "-")
+            raise ValueError(
+                f"`--{option}` must be {begun.get(name)!r}, with which {path.parent} was begun, got {value!r}. Take "
+                "another --output."
+            )
+
+
+def convert(recipe: Recipe, model: Path) -> None:
+    """Download the checkpoints and make a pipeline of them."""
+    if model.exists():
+        return say(f"{model}: is there")
+    say(f"{model}: downloading and converting {recipe.conditional} and {recipe.unconditional}")
+    pipe = NoisedDiffusionClassifierPipeline.from_edm_checkpoint(
+        recipe.conditional,
+        recipe.unconditional,
+        dict(enumerate(recipe.class_names)) if recipe.class_names else None,
+        unconditional_arguments=recipe.unconditional_arguments,
+    )
+    save(pipe, model)
+
+
+def calibrate(recipe: Recipe, model: Path, dataset: str, sigmas: list[float], batch_size: int) -> None:
+    """Calibrate the model on training images, for the sigmas for which it is not."""
+    levels = json.loads((model / MODEL_INDEX).read_text(encoding="utf-8"))["levels"] or {}
+    missing = [sigma for sigma in sigmas if levels_key(sigma) not in levels]
+    if not missing:
+        return say(f"{model}: is calibrated for sigma {sigmas}")
+    device = torch.accelerator.current_accelerator() if torch.accelerator.is_available() else "cpu"
+    pipe = NoisedDiffusionClassifierPipeline.from_pretrained(model).to(device)
+    images, labels = training_images(recipe, dataset, pipe)
+    for sigma in missing:
+        say(f"{model}: calibrating for sigma {sigma:g} on {len(images)} training images")
+        pipe.calibrate(images, labels, sigma, batch_size=batch_size, **recipe.calibration)
+        save(pipe, model)
+    del pipe
+    torch.cuda.empty_cache()  # the runs are other processes, on the same GPU
+
+
+def training_images(recipe: Recipe, dataset: str, pipe: NoisedDiffusionClassifierPipeline) -> tuple[list, list[int]]:
+    """The first training images of each class, and their classes.
+
+    Raises:
+        ValueError: There are too few images of a class.
+    """
+    data = load_labelled_images(Settings("", dataset, "", split=recipe.train_split))
+    labels = data.labels(pipe.denoiser.num_classes, pipe.config.id2label)
+    known = np.array([-1 if label is None else label for label in labels])
+    chosen = [np.flatnonzero(known == label)[: recipe.per_class] for label in range(pipe.denoiser.num_classes)]
+    fewest = min(len(numbers) for numbers in chosen)
+    if fewest < recipe.per_class:
+        raise ValueError(
+            f"`--dataset` must have {recipe.per_class} images of each class in its split {recipe.train_split}, got "
+            f"{fewest} of one class in {dataset}."
+        )
+    numbers = sorted(np.concatenate(chosen).tolist())
+    return [data.image(number) for number in numbers], known[numbers].tolist()
+
+
+def evaluation(recipe: Recipe, args: argparse.Namespace, dataset: str, sigma: float) -> list[str]:
+    """The command, without Python, that certifies the images with a sigma."""
+    settings = {
+        "model": args.output / "model",
+        "dataset": dataset,
+        "classifier": recipe.classifier,
+        "sigma": sigma,
+        "batch_size": args.batch_size,
+        "output": run_folder(args.output, sigma),
+        **recipe.evaluation,
+        **({"limit": args.limit} if args.limit else {}),
+    }
+    words = [str(EVALUATE)]
+    for name, value in settings.items():
+        if value is not None:
+            words += [f"--{name}", *map(str, value if isinstance(value, list) else [value])]
+    return words
+
+
+def plan(command: list[str], path: Path) -> None:
+    """Print what a run will prove and cost."""
+    if not path.exists():
+        say(f"{path}: a short trial, to tell the cost of the run")
+        write(path, run([sys.executable, *command, "--plan"], stdout=subprocess.PIPE))
+    say(f"{path}:\n\n{path.read_text(encoding='utf-8')}")
+
+
+def certify(command: list[str], folder: Path, num_processes: int) -> None:
+    """Certify the images that are left, with as many processes as wanted."""
+    done = folder / "done"
+    if done.exists():
+        return say(f"{folder}: is finished")
+    folder.mkdir(exist_ok=True)
+    wait_for_orphans(folder)
+    launch = [sys.executable]
+    if num_processes > 1:
+        launch += ["-m", "accelerate.commands.launch", "--multi_gpu", "--num_processes", str(num_processes)]
+        launch += ["--num_machines", "1", "--mixed_precision", "no", "--dynamo_backend", "no"]
+        launch += ["--main_process_port", "0"]
+    say(f"{folder}: certifying")
+    run([*launch, *command])
+    done.touch()
+
+
+def wait_for_orphans(folder: Path) -> None:
+    """Wait for the processes of a run whose recipe was killed, without them."""
+    lock = FileLock(folder / LOCK_FILE)
+    try:
+        lock.acquire(timeout=0)
+    except Timeout:
+        say(f"{folder}: waiting for the processes of an earlier command, which are at work in it")
+        lock.acquire()
+    lock.release()
+
+
+def run(command: list[str], **how) -> str:
+    """Run a command. Returns what it printed if `how` says so.
+
+    Raises:
+        RuntimeError: It fails.
+    """
+    ended = subprocess.run(command, text=True, **how)
+    if ended.returncode:
+        raise RuntimeError(f"{' '.join(command)} ended with the code {ended.returncode}. What is finished is kept.")
+    return ended.stdout
+
+
+def run_folder(output: Path, sigma: float) -> Path:
+    return output / f"sigma-{sigma:g}"
+
+
+def save(pipe: NoisedDiffusionClassifierPipeline, folder: Path) -> None:
+    """Save a pipeline in the place of an earlier state of it, if there is one, as a whole."""
+    new, old = folder.with_suffix(".new"), folder.with_suffix(".old")
+    shutil.rmtree(new, ignore_errors=True)
+    pipe.save_pretrained(new)
+    if folder.exists():
+        folder.rename(old)
+    new.rename(folder)
+    shutil.rmtree(old, ignore_errors=True)
+
+
+def go_back(folder: Path) -> None:
+    """Go back to the earlier state of a saved pipeline if a kill came between the two renames of `save`."""
+    old = folder.with_suffix(".old")
+    if old.exists() and not folder.exists():
+        old.rename(folder)
+    shutil.rmtree(old, ignore_errors=True)
+
+
+def write(path: Path, text: str) -> None:
+    """Write a file as a whole."""
+    new = path.with_suffix(".new")
+    new.write_text(text, encoding="utf-8")
+    os.replace(new, path)
+
+
+def say(text: str) -> None:
+    print(text, flush=True)
