@@ -11,7 +11,7 @@ A pipeline of this package has a class-conditional network too: it is EDM's, whi
 """
 
 from cifar10_edm import RECIPE as EDM_RECIPE
-from recipe import Recipe
+from recipe import IMPROVED_DIFFUSION, Recipe
 from steps import main
 
 
@@ -19,15 +19,7 @@ RECIPE = Recipe(
     name="cifar10_dds",
     conditional=EDM_RECIPE.conditional,
     unconditional="https://openaipublic.blob.core.windows.net/diffusion/march-2021/cifar10_uncond_50M_500K.pt",
-    unconditional_arguments={
-        "image_size": 32,
-        "num_heads": 4,
-        "use_new_attention_order": False,
-        "noise_schedule": "cosine",
-        "diffusion_steps": 4000,
-        "rescale_timesteps": True,
-        "predict_xstart": False,
-    },
+    unconditional_arguments={**IMPROVED_DIFFUSION, "image_size": 32},
     image_size=32,
     class_names=EDM_RECIPE.class_names,
     dataset=EDM_RECIPE.dataset,

@@ -12,7 +12,7 @@ minutes on one core, without the internet.
 download of several gigabytes.
 """
 
-from recipe import Recipe
+from recipe import IMPROVED_DIFFUSION, Recipe
 from steps import main
 
 
@@ -20,15 +20,7 @@ RECIPE = Recipe(
     name="imagenet64",
     conditional="https://nvlabs-fi-cdn.nvidia.com/edm/pretrained/edm-imagenet-64x64-cond-adm.pkl",
     unconditional="https://openaipublic.blob.core.windows.net/diffusion/march-2021/imagenet64_uncond_100M_1500K.pt",
-    unconditional_arguments={
-        "image_size": 64,
-        "num_heads": 4,
-        "use_new_attention_order": False,
-        "noise_schedule": "cosine",
-        "diffusion_steps": 4000,
-        "rescale_timesteps": True,
-        "predict_xstart": False,
-    },
+    unconditional_arguments={**IMPROVED_DIFFUSION, "image_size": 64},
     image_size=64,
     dataset="benjamin-paine/imagenet-1k-64x64",
     per_class=5,

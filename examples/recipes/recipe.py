@@ -4,6 +4,17 @@ from dataclasses import dataclass, field
 from typing import Any
 
 
+IMPROVED_DIFFUSION = {
+    "num_heads": 4,
+    "use_new_attention_order": False,
+    "noise_schedule": "cosine",
+    "diffusion_steps": 4000,
+    "rescale_timesteps": True,
+    "predict_xstart": False,
+}
+"""How the published networks of improved-diffusion for small images without classes were trained."""
+
+
 @dataclass(frozen=True)
 class Recipe:
     """The facts of a recipe.

@@ -36,7 +36,7 @@ CLASSES = ("first", "second")
 PER_CLASS = 4
 """Images of each class in each split."""
 
-EVALUATION = {"limit": 3, "n0": 2, "n": 16, "alpha": 0.1, "plan_images": 2}
+EVALUATION = {"skip": 1, "limit": 3, "n0": 2, "n": 16, "alpha": 0.1, "plan_images": 2, "batch_size": 8}
 CALIBRATION = {"num_levels": 1, "num_copies": 1, "candidates": NoiseLevels.log_grid(2.0, 6.0, 3)}
 
 
@@ -54,7 +54,7 @@ def stand_in(recipe: Recipe, folder: Path) -> Iterator[Recipe]:
         images, labels = make_images(recipe, new / "images")
         (new / "networks").mkdir()
         for seed, published in enumerate((recipe.conditional, recipe.unconditional)):
-            make_network(new / "networks" / file_name(published), images, labels, seed)
+            make_network(new / "networks" / file_name(published), images, labels, recipe.unconditional_arguments, seed)
         if recipe.classifier:
             make_classifier(recipe, new / "classifier")
         new.rename(folder)

@@ -8,7 +8,6 @@ import math
 from pathlib import Path
 
 import torch
-from diffusers import DDPMScheduler
 from published_files import improved_diffusion_shapes, published_shapes, random_weights, save_published
 
 from diffusers_ndc.checkpoints import (
@@ -16,6 +15,7 @@ from diffusers_ndc.checkpoints import (
     OpenAIArguments,
     convert_network,
     convert_openai_network,
+    convert_openai_scheduler,
     read_openai_checkpoint,
 )
 
@@ -25,28 +25,19 @@ SIGMAS = (0.5, 1.0, 2.0, 4.0)
 
 SIGMA_DATA = 0.5
 
-IMPROVED_DIFFUSION = {
-    "num_heads": 4,
-    "use_new_attention_order": False,
-    "noise_schedule": "cosine",
-    "diffusion_steps": 4000,
-    "rescale_timesteps": True,
-    "predict_xstart": False,
-}
-"""How the published networks of improved-diffusion without classes for small images were trained."""
 
-
-def make_network(path: Path, images: torch.Tensor, labels: torch.Tensor, seed: int) -> None:
+def make_network(path: Path, images: torch.Tensor, labels: torch.Tensor, arguments: dict | None, seed: int) -> None:
     """Write a network of the kind, and in the format, of a published file.
 
     Args:
         path: The file. Its name, that of the published file, tells the kind.
         images: Images that it shall know, shape `(N, 3, H, H)`, in [-1, 1].
         labels: Their classes, shape `(N,)`.
+        arguments: How a network of OpenAI is said to be trained.
         seed: Seed of the weights.
     """
     if path.suffix == ".pt":
-        make_openai_network(path, images, seed)
+        make_openai_network(path, images, OpenAIArguments(**(arguments or {})), seed)
     else:
         make_edm_network(path, images, None if "uncond" in path.name else labels, seed)
 
@@ -79,14 +70,12 @@ def make_edm_network(path: Path, images: torch.Tensor, labels: torch.Tensor | No
     save_published(path, checkpoint)
 
 
-def make_openai_network(path: Path, images: torch.Tensor, seed: int) -> None:
+def make_openai_network(path: Path, images: torch.Tensor, arguments: OpenAIArguments, seed: int) -> None:
     """Write a network of improved-diffusion without classes."""
     weights = random_weights(improved_diffusion_shapes(32, [1, 1, 1], 1, [False, False, True]), seed)
     torch.save(weights, path)
-    arguments = OpenAIArguments(image_size=images.shape[-1], **IMPROVED_DIFFUSION)
-    network = convert_openai_network(read_openai_checkpoint(path, arguments))
-    steps = IMPROVED_DIFFUSION["diffusion_steps"]
-    kept = DDPMScheduler(num_train_timesteps=steps, beta_schedule="squaredcos_cap_v2").alphas_cumprod
+    checkpoint = read_openai_checkpoint(path, arguments)
+    network, kept = convert_openai_network(checkpoint), convert_openai_scheduler(checkpoint).alphas_cumprod
     times = [int((((1 - kept) / kept).sqrt() - sigma).abs().argmin()) for sigma in SIGMAS]
     sigmas = [math.sqrt((1 - kept[time]) / kept[time]) for time in times]
     seen = []

@@ -31,6 +31,12 @@ from diffusers_ndc.evaluation.settings import Settings
 EVALUATE = Path(__file__).resolve().parents[1] / "evaluate.py"
 MODEL_INDEX = NoisedDiffusionClassifierPipeline.config_name
 
+BATCH_SIZE = 64
+"""Network evaluations per batch of the calibration."""
+
+FACTS = ("dry_run", "dataset", "classifier", "limit")
+"""Options on which results depend that are kept; the runs themselves notice other settings."""
+
 
 def main(recipe: Recipe, description: str) -> None:
     """Follow a recipe, as the command line says."""
@@ -54,11 +60,14 @@ def parse_args(recipe: Recipe, description: str) -> argparse.Namespace:
     add("--output", type=Path, required=True, help="folder for everything that the recipe makes")
     add("--dataset", help=f"another place of the images, a folder or Hub id (default: {recipe.dataset})")
     add("--sigma", type=float, nargs="+", help=f"smoothing noise, pixel units (default: {recipe.sigmas})")
-    add("--limit", type=int, help="certify at most this many images, with each sigma (default: as published)")
+    add("--limit", type=int, help="certify at most this many images, with each sigma")
+    if recipe.classifier:
+        add("--classifier", help=f"image classifier, a folder or Hub id (default: {recipe.classifier})")
     add("--num-processes", type=int, default=1, help="processes that certify, one per GPU (default: 1)")
-    add("--batch-size", type=int, default=64, help="network evaluations per batch (default: 64)")
+    add("--batch-size", type=int, help="network evaluations per batch (default: 64)")
     add("--plan", action="store_true", help="stop when the plans are printed, which say what the runs will cost")
     add("--dry-run", action="store_true", help="do all of it with tiny stand-ins from a server on this machine")
+    parser.set_defaults(classifier=None)
     args = parser.parse_args()
     for name in ("limit", "num_processes", "batch_size"):
         if (getattr(args, name) or 1) < 1:
@@ -74,20 +83,20 @@ def parse_args(recipe: Recipe, description: str) -> argparse.Namespace:
 def follow(recipe: Recipe, args: argparse.Namespace) -> None:
     """Take the steps that are left."""
     output, sigmas = args.output, args.sigma or list(recipe.sigmas)
-    facts = {"recipe": recipe.name, "dry_run": args.dry_run, "dataset": args.dataset, "limit": args.limit}
+    facts = {"recipe": recipe.name, **{name: getattr(args, name) for name in FACTS}}
     check_same_command(output / "recipe.json", facts)
     model, dataset = output / "model", args.dataset or recipe.dataset
     go_back(model)
     convert(recipe, model)
     if recipe.per_class:
-        calibrate(recipe, model, dataset, sigmas, args.batch_size)
+        calibrate(recipe, model, dataset, sigmas, args.batch_size or BATCH_SIZE)
     commands = {sigma: evaluation(recipe, args, dataset, sigma) for sigma in sigmas}
     for sigma, command in commands.items():
-        plan(command, output / f"plan-sigma-{sigma:g}.md")
+        plan([*launcher(args.num_processes), *command], output / f"plan-sigma-{sigma:g}.md")
     if args.plan:
         return
     for sigma, command in commands.items():
-        certify(command, run_folder(output, sigma), args.num_processes)
+        certify([*launcher(args.num_processes), *command], run_folder(output, sigma))
     text = compare(recipe, {sigma: run_folder(output, sigma) for sigma in sigmas}, args.dry_run)
     write(output / "comparison.md", text)
     print(text)
@@ -159,17 +168,18 @@ def training_images(recipe: Recipe, dataset: str, pipe: NoisedDiffusionClassifie
 
 
 def evaluation(recipe: Recipe, args: argparse.Namespace, dataset: str, sigma: float) -> list[str]:
-    """The command, without Python, that certifies the images with a sigma."""
+    """The program and its options that certify the images with a sigma: all that says what is certified, and how."""
     settings = {
         "model": args.output / "model",
         "dataset": dataset,
-        "classifier": recipe.classifier,
+        "classifier": args.classifier or recipe.classifier,
         "sigma": sigma,
-        "batch_size": args.batch_size,
         "output": run_folder(args.output, sigma),
         **recipe.evaluation,
-        **({"limit": args.limit} if args.limit else {}),
     }
+    for name in ("limit", "batch_size"):
+        if getattr(args, name) is not None:
+            settings[name] = getattr(args, name)
     words = [str(EVALUATE)]
     for name, value in settings.items():
         if value is not None:
@@ -181,25 +191,29 @@ def plan(command: list[str], path: Path) -> None:
     """Print what a run will prove and cost."""
     if not path.exists():
         say(f"{path}: a short trial, to tell the cost of the run")
-        write(path, run([sys.executable, *command, "--plan"], stdout=subprocess.PIPE))
+        write(path, run([*command, "--plan"], stdout=subprocess.PIPE))
     say(f"{path}:\n\n{path.read_text(encoding='utf-8')}")
 
 
-def certify(command: list[str], folder: Path, num_processes: int) -> None:
-    """Certify the images that are left, with as many processes as wanted."""
+def certify(command: list[str], folder: Path) -> None:
+    """Certify the images that are left."""
     done = folder / "done"
     if done.exists():
         return say(f"{folder}: is finished")
     folder.mkdir(exist_ok=True)
     wait_for_orphans(folder)
-    launch = [sys.executable]
-    if num_processes > 1:
-        launch += ["-m", "accelerate.commands.launch", "--multi_gpu", "--num_processes", str(num_processes)]
-        launch += ["--num_machines", "1", "--mixed_precision", "no", "--dynamo_backend", "no"]
-        launch += ["--main_process_port", "0"]
     say(f"{folder}: certifying")
-    run([*launch, *command])
+    run(command)
     done.touch()
+
+
+def launcher(num_processes: int) -> list[str]:
+    """What starts a program with so many processes."""
+    if num_processes == 1:
+        return [sys.executable]
+    words = [sys.executable, "-m", "accelerate.commands.launch", "--multi_gpu", "--num_processes", str(num_processes)]
+    words += ["--num_machines", "1", "--mixed_precision", "no", "--dynamo_backend", "no"]
+    return [*words, "--main_process_port", "0"]
 
 
 def wait_for_orphans(folder: Path) -> None:
