@@ -70,8 +70,9 @@ def parse_args(recipe: Recipe, description: str) -> argparse.Namespace:
     parser.set_defaults(classifier=None)
     args = parser.parse_args()
     for name in ("limit", "num_processes", "batch_size"):
-        if (getattr(args, name) or 1) < 1:
-            parser.error(f"`--{name.replace('_', '-')}` must be 1 or more, got {getattr(args, name)}.")
+        value = getattr(args, name)
+        if value is not None and value < 1:
+            parser.error(f"`--{name.replace('_', '-')}` must be 1 or more, got {value}.")
     for sigma in args.sigma or ():
         try:
             check_sigma(sigma)

@@ -97,6 +97,7 @@ def test_a_model_is_replaced_as_a_whole(pipe, tmp_path):
 )
 def test_options_are_refused_before_any_work(options, message, monkeypatch, capsys, tmp_path):
     monkeypatch.setattr("sys.argv", ["cifar10_edm.py", "--output", str(tmp_path / "out"), *options])
+    monkeypatch.setattr(steps, "follow", None)
     with pytest.raises(SystemExit):
         steps.main(cifar10_edm.RECIPE, "")
     assert message in capsys.readouterr().err and not (tmp_path / "out").exists()
