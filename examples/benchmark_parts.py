@@ -8,6 +8,7 @@ from dataclasses import replace
 import matplotlib
 import numpy as np
 import torch
+from benchmark_classes import classes
 from benchmark_shared import Benchmark, NetworkClock
 from benchmark_sifter import sifter
 from benchmark_stopping import decisions, limits
@@ -285,6 +286,7 @@ PARTS = {
     "single-copies": single_copies,
     "decisions": decisions,
     "sifter": sifter,
+    "classes": classes,
     "limits": limits,
     "full-radius": full_radius,
     "unsmoothed": unsmoothed,

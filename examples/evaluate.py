@@ -5,9 +5,10 @@
 
 or plain `python examples/evaluate.py ...` for one process. Each finished image is one line in --output. To resume a
 run that was killed, give the same command again, with any number of processes. --config names a YAML file with the
-same keys. --plan starts no run: it prints what the run would prove and cost, and which sigma would be the best, from a
-short trial. At the end --output holds report.md, report.json, two pictures and a model card (README.md). The
-report can be made again from the records alone, with several runs in one picture:
+same keys. --task names an evaluation task, such as cifar10-l2, which fixes images, radii and noisy copies, so that
+results are comparable. --plan starts no run: it prints what the run would prove and cost, and which sigma would be the
+best, from a short trial. At the end --output holds report.md, report.json, two pictures and a model card (README.md).
+The report can be made again from the records alone, with several runs in one picture and a table for each task:
 
     python -m diffusers_ndc.evaluation.report runs/mnist runs/others --output compared
 """

@@ -117,8 +117,8 @@ def fit_levels(
         return None, 0.0
     sifting = None
     if quantile is not None:
-        thresholds = sift_thresholds(errors[:, chosen], weights, data.labels, quantile, data.kept)
-        sifting = SiftingRule(tuple(thresholds[given:]), relative=True)
+        thresholds = sift_thresholds(errors[:, chosen], weights, data.labels, quantile, data.kept, given)
+        sifting = SiftingRule(tuple(thresholds), relative=True)
     levels = NoiseLevels(
         sigmas=tuple(classifier.levels.sigmas[level - given] for level in chosen[given:]),
         weights=tuple(weights[given:]),

@@ -119,7 +119,12 @@ def fit_weights(
 
 
 def sift_thresholds(
-    errors: np.ndarray, weights: np.ndarray, labels: np.ndarray, quantile: float, kept: np.ndarray | None = None
+    errors: np.ndarray,
+    weights: np.ndarray,
+    labels: np.ndarray,
+    quantile: float,
+    kept: np.ndarray | None = None,
+    given: int = 0,
 ) -> np.ndarray:
     """Relative thresholds with which the true class survives each level's sifting in a given fraction of the copies.
 
@@ -132,11 +137,12 @@ def sift_thresholds(
         labels: True classes, shape (copies,).
         quantile: The fraction, above 0 and up to 1.
         kept: Which classes are candidates, shape (copies, classes). Default: all.
+        given: Number of the first levels after which nothing is sifted.
 
     Returns:
-        One threshold per level but the last.
+        One threshold per level after the `given` ones, but the last.
     """
-    losses = np.cumsum(errors * weights[:, None], axis=1)
+    losses = np.cumsum(errors * weights[:, None], axis=1)[:, given:]
     if kept is not None:
         losses = np.where(kept[:, None], losses, np.inf)
     smallest = losses.min(axis=2)

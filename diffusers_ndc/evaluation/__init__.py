@@ -28,6 +28,8 @@ if TYPE_CHECKING:
     from .settings import parse as parse
     from .share import Share as Share
     from .subject import weight_hash as weight_hash
+    from .task import Task as Task
+    from .task import load_task as load_task
 else:
     __getattr__, __all__ = lazy_exports(
         __name__,
@@ -43,5 +45,6 @@ else:
             "settings": ["Settings", "parse"],
             "share": ["Share"],
             "subject": ["weight_hash"],
+            "task": ["Task", "load_task"],
         },
     )

@@ -109,6 +109,11 @@ def load_labelled_images(settings: Settings) -> LabelledImages:
     if not indices:
         raise ValueError(f"`--split` must be a split with images, got {settings.split} of {settings.dataset}.")
     if settings.limit is not None and len(indices) < settings.limit:
+        if settings.task is not None:
+            raise ValueError(
+                f"`--dataset` must have the {settings.limit} images of --task {settings.task.name}, got "
+                f"{len(indices)} of them in {settings.dataset}, --split {settings.split}."
+            )
         raise ValueError(f"`--limit` must be at most {len(indices)}, the number of images, got {settings.limit}.")
     label_names = label_feature.names if isinstance(label_feature, ClassLabel) else None
     return LabelledImages(indices, rows, label_names)

@@ -1,5 +1,16 @@
 """What decides in a run, in a sentence: how much of it is the diffusion model's likelihood, how much was learned."""
 
+SENTENCES = {
+    "alone": "The classifier is the class sifter alone: a linear map from features of one pass of the network, fitted "
+    "to labelled images. No likelihood is evaluated.",
+    "counts too": "The scores of the class sifter, a linear map from features fitted to labelled images, count in the "
+    "decision like a first noise level, and decide alone where they are clear: the classifier is partly "
+    "discriminative.",
+    "proposes": "The class sifter, a linear map from features fitted to labelled images, proposes the candidate "
+    "classes of each noisy copy; the likelihood decides between them.",
+}
+"""What decides, by what the class sifter does."""
+
 
 def what_decides(run: dict) -> str | None:
     """A sentence about a base classifier with a class sifter, `None` for one without.
@@ -7,6 +18,25 @@ def what_decides(run: dict) -> str | None:
     Args:
         run: The settings of a run (`run.json`).
     """
+    role = _role(run)
+    return None if role is None else SENTENCES[role]
+
+
+def what_decides_briefly(run: dict) -> str:
+    """The method of a run and what its class sifter does, in a few words for a cell of a table.
+
+    Args:
+        run: The settings of a run (`run.json`).
+    """
+    method = str(run.get("method", "-"))
+    if run.get("classifier") is not None:
+        method += f" with {run['classifier']}"
+    role = _role(run)
+    return f"{method}, sifter {role}" if role in ("proposes", "counts too") else method
+
+
+def _role(run: dict) -> str | None:
+    """What the class sifter does in a run, one of `SENTENCES`, `None` without one."""
     base = run.get("base_classifier")
     if not isinstance(base, dict):
         return None
@@ -16,18 +46,6 @@ def what_decides(run: dict) -> str | None:
     if not isinstance(sifter, dict):
         return None
     if base.get("method") == "features":
-        return (
-            "The classifier is the class sifter alone: a linear map from features of one pass of the network, fitted "
-            "to labelled images. No likelihood is evaluated."
-        )
+        return "alone"
     weight = sifter.get("loss_weight")
-    if isinstance(weight, (int, float)) and weight > 0:
-        return (
-            "The scores of the class sifter, a linear map from features fitted to labelled images, count in the "
-            "decision like a first noise level, and decide alone where they are clear: the classifier is partly "
-            "discriminative."
-        )
-    return (
-        "The class sifter, a linear map from features fitted to labelled images, proposes the candidate classes of "
-        "each noisy copy; the likelihood decides between them."
-    )
+    return "counts too" if isinstance(weight, (int, float)) and weight > 0 else "proposes"

@@ -14,6 +14,7 @@ from .lower_bound import EDGES, PERCENT, bin_counts, images_for_half, quantile
 from .outcomes import Outcome, is_number, outcome_of
 from .records import read_records, read_run
 from .share import Share
+from .task import Task
 
 
 MEANING_OF_SECONDS = "seconds: an image's share of its process's time, by network evaluations"
@@ -75,6 +76,12 @@ class Report:
     def certified(self) -> bool:
         """Whether the run's records are certificates, rather than predictions for clean images."""
         return self.run["alpha"] is not None
+
+    @property
+    def task(self) -> Task | None:
+        """The evaluation task of the run, if it has one."""
+        task = self.run.get("task")
+        return None if task is None else Task.from_dict(task)
 
     @property
     def radii(self) -> list[float]:
@@ -272,6 +279,24 @@ def _check_settings(run: dict, folder: str | Path) -> None:
     for name, valid, expected in checks:
         if not valid:
             raise ValueError(f"`{name}` in {folder}/run.json must be {expected}, got {run[name]!r}.")
+    if run.get("task") is not None:
+        _check_task(run, folder)
+
+
+def _check_task(run: dict, folder: str | Path) -> None:
+    """Raise a `ValueError` if a run is not of the task that it states."""
+    try:
+        task = Task.from_dict(run["task"])
+    except ValueError as error:
+        raise ValueError(f"`task` in {folder}/run.json must be a valid task: {error}") from None
+    expected: dict[str, Any] = {**task.differing(run), "images": task.images}
+    if run["alpha"] is not None and run["sigma"] not in task.sigmas:
+        expected["sigma"] = f"one of {list(task.sigmas)}"
+    for name, value in expected.items():
+        if run.get(name) != value:
+            raise ValueError(
+                f"`{name}` in {folder}/run.json must be that of its task {task.name}, {value}, got {run.get(name)!r}."
+            )
 
 
 def _mean_and_median(values: list[int] | list[float]) -> tuple[float, float] | None:

@@ -150,6 +150,8 @@ def _eval_results(report: Report) -> list[EvalResult]:
     """The results of a run: accuracy at each radius, and the average certified radius."""
     run = report.run
     settings = {name: run.get(name) for name in ("method", "sigma", "n0", "n", "alpha", "seed")}
+    if report.task is not None:
+        settings = {"task": report.task.title, **settings}
     described = ", ".join(f"{name} {value}" for name, value in settings.items() if value is not None)
 
     def result(kind: str, name: str, value: float, **args: float) -> EvalResult:
@@ -236,8 +238,8 @@ def _shares_table(reports: Sequence[Report]) -> str:
 
 
 def _notes(report: Report) -> list[str]:
-    """What decides in a run, and what its figures leave out."""
-    notes = []
+    """The task of a run, what decides in it, and what its figures leave out."""
+    notes = [] if report.task is None else [f"{report.name} is a run of the evaluation task {report.task.title}."]
     decides = what_decides(report.run)
     if decides is not None:
         notes.append(f"{report.name}: {decides}")

@@ -19,6 +19,8 @@ class Outcome(NamedTuple):
         p_lower: The certificate's `p_lower`, from which the radius follows; 0 for an incorrect class or an abstention,
             and in a run without certificates. With the bound `runner-up` it is not a bound on the class's probability.
         bound: Name of the certificate's bound, one of `bounds.BOUNDS`; `None` in a run without certificates.
+        image_index: Index of the image in the split, `None` if unknown.
+        image_hash: Hash of the image as the network gets it, `None` if unknown.
     """
 
     label: int
@@ -28,6 +30,8 @@ class Outcome(NamedTuple):
     seconds: float | None
     p_lower: float = 0.0
     bound: str | None = None
+    image_index: int | None = None
+    image_hash: str | None = None
 
     @property
     def proved(self) -> float:
@@ -48,17 +52,28 @@ def outcome_of(record: dict, run: dict) -> Outcome:
     seconds = record.get("seconds")
     if seconds is not None and not is_number(seconds):
         raise ValueError(f"`seconds` must be a finite number of at least 0, or null, got {seconds!r}.")
+    if run.get("task") is not None:
+        _check_index(record["index"], run["task"])
     if run["alpha"] is None:
         return _classified_outcome(record)
     return _certified_outcome(record, run)
 
 
 def _classified_outcome(record: dict) -> Outcome:
+    hashed = record.get("image_hash")
     for name in ("predicted", "evaluations"):
         value = record.get(name)
         if type(value) is not int or not 0 <= value <= EXACT:
             raise ValueError(f"`{name}` must be an integer from 0 to 2**53, got {value!r}.")
-    return Outcome(record["label"], record["predicted"], 0.0, record["evaluations"], record.get("seconds"))
+    return Outcome(
+        record["label"],
+        record["predicted"],
+        0.0,
+        record["evaluations"],
+        record.get("seconds"),
+        image_index=record["index"],
+        image_hash=hashed if isinstance(hashed, str) else None,
+    )
 
 
 def _certified_outcome(record: dict, run: dict) -> Outcome:
@@ -72,6 +87,8 @@ def _certified_outcome(record: dict, run: dict) -> Outcome:
         )
     if record.get("image_hash") != certificate.image_hash:
         raise ValueError("`certificate` must be of this image, got one of another image.")
+    if run.get("task") is not None:
+        _check_evidence(certificate, run["task"])
     correct = certificate.label == record["label"]
     return Outcome(
         record["label"],
@@ -81,7 +98,27 @@ def _certified_outcome(record: dict, run: dict) -> Outcome:
         record.get("seconds"),
         p_lower=certificate.p_lower if correct else 0.0,
         bound=certificate.bound,
+        image_index=record["index"],
+        image_hash=certificate.image_hash,
     )
+
+
+def _check_index(index: int, task: dict) -> None:
+    """Raise a `ValueError` unless an image is one of those of the task."""
+    if index not in range(0, task["skip"] * task["images"], task["skip"]):
+        raise ValueError(f"`index` must be that of an image of the task {task['name']}, got {index}.")
+
+
+def _check_evidence(certificate: Certificate, task: dict) -> None:
+    """Raise a `ValueError` unless a certificate rests on the noisy copies and on the bound of the task."""
+    n0, n = task["n0"], task["n"]
+    bound = "mixture" if task["stop_early"] else "clopper-pearson"
+    as_many = certificate.n <= n if task["stop_early"] else certificate.n == n
+    if (certificate.bound, certificate.n0) != (bound, n0) or not as_many:
+        raise ValueError(
+            f"`certificate` must have the bound {bound}, n0 {n0} and n {n} of the task {task['name']}, got "
+            f"{certificate.bound}, {certificate.n0} and {certificate.n}."
+        )
 
 
 def is_number(value: Any) -> bool:

@@ -15,6 +15,7 @@ from .data import FAULTS
 from .records import list_differences, read_records, read_run
 from .settings import OPTIONAL, Settings
 from .subject import NOT_DESCRIBED, Subject, load_subject
+from .task import Task
 
 
 MAY_DIFFER = ("id", "model", "dataset", "versions")
@@ -83,6 +84,8 @@ def _settings(run: dict, folder: str | Path, model: str | None, dataset: str | N
     names = [f.name for f in fields(Settings) if f.name not in NOT_DESCRIBED]
     values = {name: run[name] for name in names if name in run}
     values |= {name: run.get(name) for name in OPTIONAL}
+    if values["task"] is not None:
+        values["task"] = Task.from_dict(values["task"])
     values["output"] = str(folder)
     if model is not None:
         values["model"] = model

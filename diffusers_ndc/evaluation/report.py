@@ -2,7 +2,8 @@
 
     python -m diffusers_ndc.evaluation.report runs/sigma-0.25 runs/sigma-0.5 --output compared
 
-Every certificate is recomputed from its votes. One that does not follow from them is listed, and counts nowhere.
+Every certificate is recomputed from its votes. One that does not follow from them is listed, and counts nowhere. Runs
+of one evaluation task share a table, across models and methods.
 """
 
 import argparse
@@ -14,6 +15,7 @@ from collections.abc import Iterable
 from pathlib import Path
 
 from ..common.markdown import fill, table
+from . import comparison
 from .decision import what_decides
 from .figures import MEANING_OF_SECONDS, Report
 from .plot import LOWER_BOUND_PICTURE, PICTURE, plot, plot_lower_bound
@@ -66,10 +68,14 @@ def write_report(folders: Iterable[str | Path], output: str | Path) -> tuple[str
     if certified:
         plot_lower_bound(certified, output / LOWER_BOUND_PICTURE)
         lower_bound = f"![Share of images with at least this p_lower]({LOWER_BOUND_PICTURE})"
-    text = fill(__package__, "report", picture=PICTURE, lower_bound=lower_bound, runs=runs) + "\n"
+    comparisons = comparison.compare(reports) if len(reports) > 1 else []
+    tasks = comparison.to_markdown(comparisons)
+    text = fill(__package__, "report", picture=PICTURE, lower_bound=lower_bound, tasks=tasks, runs=runs) + "\n"
     # a model or data set may have a name that is not valid Unicode
     (output / "report.md").write_text(text, encoding="utf-8", errors="backslashreplace")
     values = {"runs": [report.to_dict() for report in reports]}
+    if comparisons:
+        values["tasks"] = [one.to_dict() for one in comparisons]
     (output / "report.json").write_text(json.dumps(values, indent=2) + "\n", encoding="utf-8")
     plot(reports, output / PICTURE)
     return text, reports
@@ -79,6 +85,8 @@ def to_markdown(report: Report) -> str:
     """The figures of one run as a section of Markdown, without a newline at its end."""
     run = report.run
     settings = [f"{name} {run[name]}" for name in SETTINGS_SHOWN if run.get(name) is not None]
+    if report.task is not None:
+        settings.insert(0, f"task {report.task.title}")
     unfinished = average_radius = half = lower_bound = quantiles = meaning_of_p_lower = meaning_of_alpha = ""
     if report.missing:
         unfinished = f"**Not finished: {report.missing:,} of {run['images']:,} images have no record here.**"

@@ -3,25 +3,25 @@
 import math
 import sys
 from argparse import RawDescriptionHelpFormatter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields
-from pathlib import Path
 from typing import Any, Literal
 
-import yaml
 from accelerate.tracking import get_available_trackers
 from transformers import HfArgumentParser
 
 from ..certification.bounds import check_alpha
 from ..certification.grid_noise import check_grid
 from ..certification.stopping import largest_provable
-from ..common.checks import check_seed, check_sigma
+from ..common.checks import check_kind, check_seed, check_sigma
+from .task import Method, Task, load_task
+from .yaml_file import read_yaml
 
 
 LIMITS = ("max_copies_per_radius", "max_evaluations")
 """Settings that limit what an image may cost. A run that does not state one has no such limit."""
 
-OPTIONAL = (*LIMITS, "sift")
+OPTIONAL = (*LIMITS, "sift", "task")
 """Settings that a run states only if they are given."""
 
 
@@ -50,7 +50,7 @@ class Settings:
     indices_file: str | None = _option(None, "Text file with the indices of the images to take, one per line.")
     skip: int = _option(1, "Take every k-th image.")
     limit: int | None = _option(None, "Take at most this many images, after --indices-file and --skip.")
-    method: Literal["apndc", "epndc", "apndc-clean", "dds", "features", "dc"] = _option(
+    method: Method = _option(
         "apndc",
         "Base classifier: a noised diffusion classifier (apndc, epndc, apndc-clean), or diffusion denoised smoothing "
         "(dds) with an external --classifier, or with a latent --model that has a pixel denoiser. features: the "
@@ -103,6 +103,12 @@ class Settings:
     patience: float = _option(1800.0, "Seconds without a sign of life from any process after which a run gives up.")
     report_to: str | None = _option(None, "A tracker of accelerate: tensorboard, wandb, trackio, ..., or all.")
     push_to_hub: str | None = _option(None, "Hub id of a model repository to upload the card and the records to.")
+    task: Task | None = _option(
+        None,
+        "Name of an evaluation task, or a YAML file with one. It fixes images, radii, n0, n, alpha and stopping, and "
+        "--sigma must be one of its own (default: the first). Model, method, sifter, classifier, seed, grid, batch "
+        "size and precision are free. --dataset may name a copy of its data set, with its images in their order.",
+    )
 
     def __post_init__(self):
         self.radii = sorted({float(radius) for radius in self.radii})
@@ -150,6 +156,9 @@ class Settings:
             if value is not None and value < least:
                 raise ValueError(f"`--{name.replace('_', '-')}` must be {least} or more, got {value}.")
         check_seed(self.seed)
+        check_kind("task", self.task, Task, type(None))
+        if self.task is not None:
+            self._check_task(self.task)
         trackers = ["all", *(str(tracker) for tracker in get_available_trackers())]
         if self.report_to is not None and self.report_to not in trackers:
             raise ValueError(f"`--report-to` must be one of {trackers}, which are installed, got {self.report_to}.")
@@ -167,6 +176,20 @@ class Settings:
         elif self.plan:
             raise ValueError(
                 f"`--plan` must be left out with --method {self.method}, which has no certificates, got it."
+            )
+
+    def _check_task(self, task: Task) -> None:
+        """Raise a `ValueError` if a setting contradicts the task."""
+        values = self.to_dict()
+        for name, expected in task.differing(values).items():
+            of_task = "which has no such setting" if expected is None else f"which has {expected}"
+            raise ValueError(
+                f"`--{name.replace('_', '-')}` must be left out with --task {task.name}, {of_task}, got "
+                f"{values.get(name)}."
+            )
+        if self.certifies and self.sigma not in task.sigmas:
+            raise ValueError(
+                f"`--sigma` must be one of {list(task.sigmas)} with --task {task.name}, got {self.sigma}."
             )
 
     @property
@@ -225,38 +248,43 @@ def parse(argv: Sequence[str] | None = None, description: str | None = None) -> 
     """
     argv = list(sys.argv[1:] if argv is None else argv)
     parser = HfArgumentParser(Settings, description=description, formatter_class=RawDescriptionHelpFormatter)
+    parser.register("type", Task, load_task)
     parser.add_argument("--config", metavar="FILE", help="YAML file with the same keys; the command line wins.")
-    config_parser = HfArgumentParser([], add_help=False, allow_abbrev=False)
-    config_parser.add_argument("--config")
-    path = config_parser.parse_known_args(argv)[0].config
+    first = HfArgumentParser([], add_help=False)  # options that other settings come from
+    for option in ("--config", "--task", "--dataset"):
+        first.add_argument(option)
+    path = first.parse_known_args(argv)[0].config
     try:
-        words = [] if path is None else _read_yaml(path)
-        settings, _ = parser.parse_args_into_dataclasses(words + argv)
+        words = argv if path is None else [*_read_config(path), *argv]
+        given = first.parse_known_args(words)[0]
+        if given.task is not None:
+            task = load_task(given.task)
+            words = [*_words(task.settings(elsewhere=given.dataset not in (None, task.dataset))), *words]
+        settings, _ = parser.parse_args_into_dataclasses(words)
     except ValueError as error:
         parser.error(str(error))
     return settings
 
 
-def _read_yaml(path: str) -> list[str]:
-    """Convert a YAML file to words of a command line."""
-    try:
-        values = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
-    # A tag on the wrong kind of value, such as !!int on nothing, raises all kinds of errors.
-    except (OSError, RecursionError, yaml.YAMLError, ArithmeticError, AttributeError, LookupError, TypeError) as error:
-        raise ValueError(f"`--config` must be a YAML file, got {path}, which cannot be read: {error}") from None
-    if not isinstance(values, dict):
-        raise ValueError(f"`--config` must be a YAML file of keys and values, got {path}, a {type(values).__name__}.")
+def _read_config(path: str) -> list[str]:
+    """Convert a YAML file of settings to words of a command line."""
+    values = read_yaml(path, "--config")
     known = [f.name for f in fields(Settings)]
-    words = []
     for key, value in values.items():
-        name = str(key).replace("-", "_")
-        if name not in known:
+        if str(key).replace("-", "_") not in known:
             raise ValueError(f"`--config` must have keys among {known}, got {key!r} in {path}.")
-        if value is None:
-            continue
         items = value if isinstance(value, list) else [value]
         if any(isinstance(item, (list, dict, set)) for item in items):
             raise ValueError(f"`{key}` in --config {path} must be a value or a list of values, got nested ones.")
-        words.append(f"--{name}")
-        words += [str(item) for item in items]
+    return _words({str(key).replace("-", "_"): value for key, value in values.items()})
+
+
+def _words(values: Mapping[str, Any]) -> list[str]:
+    """Convert settings to words of a command line."""
+    words = []
+    for name, value in values.items():
+        if value is None:
+            continue
+        items = value if isinstance(value, list) else [value]
+        words += [f"--{name}", *(str(item) for item in items)]
     return words

@@ -7,13 +7,14 @@ import json
 import pickletools
 import sys
 import warnings
+from dataclasses import asdict
 from itertools import pairwise
 
 import pytest
 import torch
 from helpers.edm_files import golden, save_published
 from helpers.fuzzing import HUGE, REFUSED, attempt, cases
-from helpers.runs import RUN, record_of
+from helpers.runs import RUN, TASK, record_of
 from hypothesis import example, given
 from hypothesis import strategies as st
 from safetensors.torch import save_file
@@ -21,9 +22,11 @@ from safetensors.torch import save_file
 from diffusers_ndc import NoisedDiffusionClassifierPipeline, NoiseLevels, SiftingRule
 from diffusers_ndc.checkpoints import read_checkpoint
 from diffusers_ndc.checkpoints.pairs import read_checkpoints
+from diffusers_ndc.evaluation import comparison
 from diffusers_ndc.evaluation.records import read_records, read_run
 from diffusers_ndc.evaluation.report import Report, main, to_markdown
 from diffusers_ndc.evaluation.settings import Settings, parse
+from diffusers_ndc.evaluation.task import Task, load_task
 
 
 PLAIN = st.sampled_from(
@@ -176,6 +179,39 @@ def test_valid_settings_in_a_yaml_file_are_accepted(tmp_path, changes):
         assert name not in changes or getattr(settings, name) == changes[name]
 
 
+@cases(300)
+@given(text=changed(TASK).map(lambda values: json.dumps(values)) | YAML | st.binary(max_size=20))
+@example("{radii: " + "[" * 5000)
+@example(json.dumps({**TASK, "radii": [10**400]}))
+@example(json.dumps({**TASK, "alpha": 10**400}))
+@example(json.dumps({**TASK, "method": []}))
+@example("name: " + LAUGHS.replace("\n", "\n  ").replace("a: &a", "\n  a: &a", 1))
+def test_a_task_file_gives_a_task_or_is_refused(tmp_path_factory, text):
+    path = tmp_path_factory.getbasetemp() / "task.yaml"
+    path.write_bytes(text if isinstance(text, bytes) else text.encode("utf-8", "surrogatepass"))
+    try:
+        task = load_task(str(path))
+    except ValueError as error:
+        assert "`--task` must" in str(error)
+        return
+    assert Task.from_dict(json.loads(json.dumps(asdict(task)))) == task
+    with contextlib.suppress(ValueError):  # a text that looks like an option, or a sigma of no use
+        parse_quietly(["--task", str(path), "--model", "m", "--output", "o"]).check()
+
+
+def parse_quietly(words):
+    with contextlib.redirect_stderr(io.StringIO()):
+        try:
+            return parse(words)
+        except SystemExit:
+            raise ValueError("refused") from None
+
+
+def test_a_valid_task_file_is_accepted(tmp_path):
+    (tmp_path / "task.yaml").write_text(json.dumps(TASK))
+    parse_quietly(["--task", str(tmp_path / "task.yaml"), "--model", "m", "--output", "o"]).check()
+
+
 LEVELS = NoiseLevels((1.0, 2.0), (1.0, 0.5), SiftingRule((3.0,)), smoothing_sigma=0.25, method="apndc").to_dict()
 INDEX = {
     "levels": {"0.25": {"apndc": LEVELS}},
@@ -241,6 +277,7 @@ def test_a_valid_models_index_gives_a_pipeline(folders, index):
 
 RECORD = record_of(0, 0, 0, 100, 100, 1.0)
 SETTINGS_OF_RUN = {**RUN, "id": None, "images": 2, "n0": 10, "split": "test", "stop_early": True, "seed": 0}
+RUN_OF_TASK = {**SETTINGS_OF_RUN, "stop_early": False, "skip": 1, "limit": 6, "images": 6, "task": TASK}
 
 
 @st.composite
@@ -262,7 +299,10 @@ def lines(draw):
 @cases(300)
 @given(
     # lone surrogates in a name would end as an error when the report is written as UTF-8
-    run=changed(SETTINGS_OF_RUN) | st.just(SETTINGS_OF_RUN),
+    run=changed(SETTINGS_OF_RUN)
+    | st.just(SETTINGS_OF_RUN)
+    | changed(RUN_OF_TASK, most=1)
+    | changed(TASK, most=1).map(lambda task: {**RUN_OF_TASK, "task": task}),
     records=lines(),
     clean=st.booleans(),
 )
@@ -271,6 +311,7 @@ def lines(draw):
 @example({**SETTINGS_OF_RUN, "images": None}, json.dumps(RECORD), False)
 @example({**SETTINGS_OF_RUN, "images": "many"}, json.dumps(RECORD), False)
 @example({**SETTINGS_OF_RUN, "id2label": ["zero"]}, json.dumps(RECORD), False)
+@example({**RUN_OF_TASK, "limit": 6.0}, json.dumps(RECORD), False)
 @example(SETTINGS_OF_RUN, json.dumps({**RECORD, "seconds": 10**400}), False)
 @example(SETTINGS_OF_RUN, json.dumps({**RECORD, "seconds": float("inf")}), False)
 @example(SETTINGS_OF_RUN, "[" * 100_000 + "\n" + json.dumps(RECORD), False)
@@ -288,6 +329,8 @@ def test_a_run_gives_a_report_or_is_refused(tmp_path_factory, run, records, clea
     assert all(outcome.radius >= 0 and type(outcome.label) is int for outcome in report.outcomes)
     json.dumps(report.to_dict(), allow_nan=False)
     to_markdown(report).encode(errors="backslashreplace")  # as it is written
+    json.dumps([one.to_dict() for one in comparison.compare([report, report])], allow_nan=False)
+    comparison.to_markdown(comparison.compare([report, report])).encode(errors="backslashreplace")
 
 
 CLEAN_RECORD = {"index": 0, "image_hash": "00", "label": 0, "predicted": 1, "evaluations": 3, "seconds": 1.0}
@@ -302,6 +345,7 @@ FAILED_RECORD = {"index": 1, "failed": "it cannot be read"}
         ({"radii": [0], "unknown": None}, [{**RECORD, "seconds": 0}], 1),
         ({"alpha": None, "sigma": 0.0, "n": None, "radii": [0.0]}, [CLEAN_RECORD, FAILED_RECORD], 1),
         ({}, [FAILED_RECORD], 0),
+        (RUN_OF_TASK, [RECORD, FAILED_RECORD], 1),
     ],
 )
 def test_a_valid_run_gives_a_report_of_all_its_records(tmp_path, changes, records, outcomes):

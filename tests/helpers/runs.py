@@ -3,7 +3,7 @@
 from scipy import stats
 
 from diffusers_ndc import Certificate, NoiseLevels, SiftingRule
-from diffusers_ndc.evaluation.records import RecordWriter, write_run
+from diffusers_ndc.evaluation.records import RecordWriter, read_run, write_run
 
 
 RUN = {
@@ -80,3 +80,28 @@ CARD_SETTINGS = {
 def make_card_run(folder, **settings):
     """Write a run with all settings that a model card mentions; returns the folder."""
     return make_run(folder, **{**CARD_SETTINGS, **settings})
+
+
+TASK = {
+    "name": "digits-l2",
+    "version": 1,
+    "dataset": "digits",
+    "split": "test",
+    "skip": 1,
+    "images": 6,
+    "sigmas": [0.25, 0.5],
+    "radii": [0.25, 0.5],
+    "n0": 10,
+    "n": 100,
+    "alpha": 0.001,
+    "stop_early": False,
+}
+"""An evaluation task that `RUN` and `IMAGES` fit."""
+
+
+def make_task_run(folder, task=TASK, **settings):
+    """Write a run of a task, with all settings that a model card mentions; returns the folder."""
+    of_task = {"dataset": "digits", "skip": 1, "limit": 6, "stop_early": False, "task": task}
+    make_card_run(folder, **{**of_task, **settings})
+    write_run(folder, {**read_run(folder), "images": 6})
+    return folder
