@@ -21,11 +21,10 @@ RECIPE = Recipe(
     unconditional="https://openaipublic.blob.core.windows.net/diffusion/march-2021/cifar10_uncond_50M_500K.pt",
     unconditional_arguments={**IMPROVED_DIFFUSION, "image_size": 32},
     image_size=32,
+    task="cifar10-l2",
     class_names=EDM_RECIPE.class_names,
-    dataset=EDM_RECIPE.dataset,
     classifier="aaraki/vit-base-patch16-224-in21k-finetuned-cifar10",
-    evaluation={**EDM_RECIPE.evaluation, "method": "dds"},
-    sigmas=(0.25, 0.5, 1.0),
+    evaluation={"method": "dds"},
     published={0.25: "79.3%", 1.0: "36.4%"},
     source=(
         "Published: Carlini et al., arXiv:2206.10550, as the board of sokcertifiedrobustness.github.io lists it; not "

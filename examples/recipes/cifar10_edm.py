@@ -19,6 +19,7 @@ RECIPE = Recipe(
     conditional=f"{EDM}/edm-cifar10-32x32-cond-vp.pkl",
     unconditional=f"{EDM}/edm-cifar10-32x32-uncond-vp.pkl",
     image_size=32,
+    task="cifar10-l2",
     class_names=(
         "airplane",
         "automobile",
@@ -31,19 +32,7 @@ RECIPE = Recipe(
         "ship",
         "truck",
     ),
-    dataset="uoft-cs/cifar10",
     per_class=100,
-    calibration={"method": "apndc"},
-    evaluation={
-        "split": "test",
-        "limit": 512,
-        "method": "apndc",
-        "n0": 100,
-        "n": 10_000,
-        "alpha": 0.001,
-        "radii": [0.25, 0.5, 0.75, 1.0],
-    },
-    sigmas=(0.25, 0.5, 1.0),
     published={0.25: "over 80%", 0.5: "70.7%"},
     source=(
         "Published: Chen et al., arXiv:2402.02316, for APNDC with these two networks on 512 test images, n0 = 100, "

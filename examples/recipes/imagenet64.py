@@ -22,20 +22,9 @@ RECIPE = Recipe(
     unconditional="https://openaipublic.blob.core.windows.net/diffusion/march-2021/imagenet64_uncond_100M_1500K.pt",
     unconditional_arguments={**IMPROVED_DIFFUSION, "image_size": 64},
     image_size=64,
-    dataset="benjamin-paine/imagenet-1k-64x64",
+    task="imagenet64-l2",
     per_class=5,
-    calibration={"method": "apndc", "num_copies": 1},
-    evaluation={
-        "split": "validation",
-        "skip": 100,
-        "limit": 500,
-        "method": "apndc",
-        "n0": 100,
-        "n": 10_000,
-        "alpha": 0.001,
-        "radii": [0.25, 0.5, 0.75, 1.0],
-    },
-    sigmas=(0.25, 0.5, 1.0),
+    calibration={"num_copies": 1},
     published={},
     source=(
         "Chen et al., arXiv:2402.02316, report ImageNet 64 x 64; their figures, and their unconditional network, are "

@@ -24,10 +24,8 @@ class Recipe:
         conditional: Address of the class-conditional checkpoint, of EDM.
         unconditional: Address of the checkpoint without classes, of EDM or of OpenAI.
         image_size: Height and width of the images, in pixels.
-        dataset: Hub id of the data set.
-        evaluation: Settings of the evaluation, as `examples/evaluate.py` takes them: which images, how many noisy
-            copies, which radii.
-        sigmas: Standard deviations of the smoothing noise, pixel units. Each has a run of its own.
+        task: The evaluation task: data set, images, number of noisy copies, radii, and sigmas. Each sigma has a run of
+            its own.
         published: Published certified accuracies by l2 radius (pixel units), as text.
         source: Where these figures are from, how they were obtained, and how this recipe differs.
         class_names: Names of the classes, in the order of the network. Default: their numbers.
@@ -35,6 +33,7 @@ class Recipe:
         per_class: Training images of each class to calibrate on, the first ones. 0: nothing is calibrated.
         train_split: Split of the data set with the training images.
         calibration: More arguments of `pipe.calibrate`.
+        evaluation: More settings of the evaluation, as `examples/evaluate.py` takes them.
         classifier: Hub id of the image classifier behind the denoiser, for diffusion denoised smoothing.
     """
 
@@ -42,9 +41,7 @@ class Recipe:
     conditional: str
     unconditional: str
     image_size: int
-    dataset: str
-    evaluation: dict[str, Any]
-    sigmas: tuple[float, ...]
+    task: str
     published: dict[float, str]
     source: str
     class_names: tuple[str, ...] | None = None
@@ -52,4 +49,5 @@ class Recipe:
     per_class: int = 0
     train_split: str = "train"
     calibration: dict[str, Any] = field(default_factory=dict)
+    evaluation: dict[str, Any] = field(default_factory=dict)
     classifier: str | None = None

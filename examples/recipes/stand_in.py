@@ -11,13 +11,14 @@ import shutil
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import replace
+from dataclasses import asdict, replace
 from functools import partial
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import numpy as np
 import torch
+import yaml
 from datasets import ClassLabel, Dataset, Features, Image
 from huggingface_hub import constants
 from PIL import Image as PILImage
@@ -25,10 +26,8 @@ from recipe import Recipe
 from stand_in_networks import make_network
 
 from diffusers_ndc import NoiseLevels
+from diffusers_ndc.evaluation import load_task
 
-
-IMAGE_COLUMNS = {"uoft-cs/cifar10": "img"}
-"""Columns with images whose name is not `image`."""
 
 CLASSES = ("first", "second")
 """Classes of a data set whose names a recipe does not state."""
@@ -36,7 +35,8 @@ CLASSES = ("first", "second")
 PER_CLASS = 4
 """Images of each class in each split."""
 
-EVALUATION = {"skip": 1, "limit": 3, "n0": 2, "n": 16, "alpha": 0.1, "plan_images": 2, "batch_size": 8}
+TASK = {"skip": 1, "images": 3, "n0": 2, "n": 16, "alpha": 0.1}
+EVALUATION = {"batch_size": 8, "plan_images": 2}
 CALIBRATION = {"num_levels": 1, "num_copies": 1, "candidates": NoiseLevels.log_grid(2.0, 6.0, 3)}
 
 
@@ -57,6 +57,10 @@ def stand_in(recipe: Recipe, folder: Path) -> Iterator[Recipe]:
             make_network(new / "networks" / file_name(published), images, labels, recipe.unconditional_arguments, seed)
         if recipe.classifier:
             make_classifier(recipe, new / "classifier")
+        task = load_task(recipe.task)
+        place = {"dataset": str(folder.resolve() / "images"), "dataset_config_name": None}
+        small = {**asdict(task), **place, **TASK, "name": f"{task.name}-dry-run"}
+        (new / "task.yaml").write_text(yaml.safe_dump(small), encoding="utf-8")
         new.rename(folder)
     os.environ["NO_PROXY"] = "127.0.0.1"
     constants.HF_HUB_OFFLINE = False
@@ -69,12 +73,11 @@ def stand_in(recipe: Recipe, folder: Path) -> Iterator[Recipe]:
             recipe,
             conditional=address(recipe.conditional, folder, server),
             unconditional=address(recipe.unconditional, folder, server),
-            dataset=str(folder / "images"),
+            task=str(folder / "task.yaml"),
             classifier=str(folder / "classifier") if recipe.classifier else None,
             per_class=min(recipe.per_class, PER_CLASS),
             calibration=recipe.calibration | CALIBRATION,
             evaluation=recipe.evaluation | EVALUATION,
-            sigmas=recipe.sigmas[:1],
         )
     finally:
         server.shutdown()
@@ -145,12 +148,12 @@ def make_images(recipe: Recipe, folder: Path) -> tuple[torch.Tensor, torch.Tenso
     """
     folder.mkdir(parents=True)
     generator, names = np.random.default_rng(0), classes(recipe)
-    column, size = IMAGE_COLUMNS.get(recipe.dataset, "image"), recipe.image_size
+    column, size = load_task(recipe.task).image_column or "image", recipe.image_size
     colours = generator.uniform(50, 200, (len(names), 3))
     features = Features({column: Image(), "label": ClassLabel(names=list(names))})
     labels = np.tile(np.arange(len(names)), PER_CLASS)
     pixels = {}
-    for split in (recipe.evaluation["split"], recipe.train_split):
+    for split in (load_task(recipe.task).split, recipe.train_split):
         noise = generator.normal(0, 20, (len(labels), size, size, 3))
         pixels[split] = (colours[labels][:, None, None] + noise).clip(0, 255).astype(np.uint8)
         pictures = [PILImage.fromarray(image) for image in pixels[split]]

@@ -21,11 +21,9 @@ from recipe import Recipe
 from stand_in import stand_in
 
 from diffusers_ndc import NoisedDiffusionClassifierPipeline
-from diffusers_ndc.common.checks import check_sigma
 from diffusers_ndc.diffusion.levels_table import levels_key
-from diffusers_ndc.evaluation.data import load_labelled_images
+from diffusers_ndc.evaluation import Settings, load_labelled_images, load_task
 from diffusers_ndc.evaluation.run import LOCK_FILE
-from diffusers_ndc.evaluation.settings import Settings
 
 
 EVALUATE = Path(__file__).resolve().parents[1] / "evaluate.py"
@@ -56,37 +54,38 @@ def main(recipe: Recipe, description: str) -> None:
 
 def parse_args(recipe: Recipe, description: str) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
-    add = parser.add_argument
+    add, task = parser.add_argument, load_task(recipe.task)
     add("--output", type=Path, required=True, help="folder for everything that the recipe makes")
-    add("--dataset", help=f"another place of the images, a folder or Hub id (default: {recipe.dataset})")
-    add("--sigma", type=float, nargs="+", help=f"smoothing noise, pixel units (default: {recipe.sigmas})")
-    add("--limit", type=int, help="certify at most this many images, with each sigma")
+    add("--dataset", help=f"another place of the same images, a folder or Hub id (default: {task.dataset})")
+    sigmas = ", ".join(f"{sigma:g}" for sigma in task.sigmas)
+    add(
+        "--sigma", type=float, nargs="+", choices=task.sigmas, help=f"smoothing noise, some of {sigmas} (default: all)"
+    )
+    add("--limit", type=int, help=f"take fewer images than the task {task.name}, which has {task.images}")
     if recipe.classifier:
         add("--classifier", help=f"image classifier, a folder or Hub id (default: {recipe.classifier})")
     add("--num-processes", type=int, default=1, help="processes that certify, one per GPU (default: 1)")
     add("--batch-size", type=int, help="network evaluations per batch (default: 64)")
     add("--plan", action="store_true", help="stop when the plans are printed, which say what the runs will cost")
-    add("--dry-run", action="store_true", help="do all of it with tiny stand-ins from a server on this machine")
+    add(
+        "--dry-run", action="store_true", help="do all of it with tiny stand-ins; one sigma, unless --sigma names more"
+    )
     parser.set_defaults(classifier=None)
     args = parser.parse_args()
     for name in ("limit", "num_processes", "batch_size"):
         value = getattr(args, name)
         if value is not None and value < 1:
             parser.error(f"`--{name.replace('_', '-')}` must be 1 or more, got {value}.")
-    for sigma in args.sigma or ():
-        try:
-            check_sigma(sigma)
-        except ValueError as error:
-            parser.error(str(error))
+    args.sigma = args.sigma or (task.sigmas[:1] if args.dry_run else task.sigmas)
     return args
 
 
 def follow(recipe: Recipe, args: argparse.Namespace) -> None:
     """Take the steps that are left."""
-    output, sigmas = args.output, args.sigma or list(recipe.sigmas)
+    output, sigmas = args.output, args.sigma
     facts = {"recipe": recipe.name, **{name: getattr(args, name) for name in FACTS}}
     check_same_command(output / "recipe.json", facts)
-    model, dataset = output / "model", args.dataset or recipe.dataset
+    model, dataset = output / "model", args.dataset or load_task(recipe.task).dataset
     go_back(model)
     convert(recipe, model)
     if recipe.per_class:
@@ -170,7 +169,12 @@ def training_images(recipe: Recipe, dataset: str, pipe: NoisedDiffusionClassifie
 
 def evaluation(recipe: Recipe, args: argparse.Namespace, dataset: str, sigma: float) -> list[str]:
     """The program and its options that certify the images with a sigma: all that says what is certified, and how."""
-    settings = {
+    task = load_task(recipe.task)
+    if args.limit is None:
+        settings = {"task": recipe.task}
+    else:  # not the task any more
+        settings = {**task.settings(elsewhere=dataset != task.dataset), "limit": args.limit}
+    settings |= {
         "model": args.output / "model",
         "dataset": dataset,
         "classifier": args.classifier or recipe.classifier,
@@ -178,9 +182,8 @@ def evaluation(recipe: Recipe, args: argparse.Namespace, dataset: str, sigma: fl
         "output": run_folder(args.output, sigma),
         **recipe.evaluation,
     }
-    for name in ("limit", "batch_size"):
-        if getattr(args, name) is not None:
-            settings[name] = getattr(args, name)
+    if args.batch_size is not None:
+        settings["batch_size"] = args.batch_size
     words = [str(EVALUATE)]
     for name, value in settings.items():
         if value is not None:

@@ -25,8 +25,7 @@ from stand_in import stand_in
 from diffusers_ndc import EDMUNet2DModel, NoisedDiffusionClassifierPipeline
 from diffusers_ndc.checkpoints import OpenAIUNet2DModel
 from diffusers_ndc.checkpoints.openai_arguments import published
-from diffusers_ndc.evaluation.records import read_records
-from diffusers_ndc.evaluation.settings import parse
+from diffusers_ndc.evaluation import load_task, parse, read_records
 from diffusers_ndc.evaluation.verify import check_file
 
 
@@ -59,11 +58,20 @@ def test_facts_of_the_recipes(recipe, tmp_path):
     name = recipe.unconditional.rpartition("/")[2]
     kind = next((kind for kind in published() if name in kind["files"]), None)
     assert recipe.unconditional_arguments == (None if kind is None else kind["arguments"])
-    for sigma in recipe.sigmas:
-        settings = parse(steps.evaluation(recipe, arguments(tmp_path, limit=7), recipe.dataset, sigma)[1:])
+    task = load_task(recipe.task)
+    assert set(recipe.published) <= set(task.radii)
+    args = argparse.Namespace(output=tmp_path, classifier=None, limit=None, batch_size=None)
+    for sigma in task.sigmas:
+        settings = parse(steps.evaluation(recipe, args, task.dataset, sigma)[1:])
         settings.check()
-        assert (settings.sigma, settings.limit, settings.n, settings.alpha) == (sigma, 7, 10_000, 0.001)
-    assert set(recipe.published) <= set(settings.radii)
+        assert (settings.task, settings.sigma, settings.limit) == (task, sigma, task.images)
+        assert settings.method == ("dds" if recipe.classifier else "apndc")
+    args.limit, args.batch_size = 7, 16
+    for dataset in (task.dataset, "a/copy"):
+        fewer = parse(steps.evaluation(recipe, args, dataset, 0.5)[1:])
+        fewer.check()
+        assert (fewer.task, fewer.dataset, fewer.limit, fewer.batch_size) == (None, dataset, 7, 16)
+        assert (fewer.skip, fewer.n, fewer.radii) == (task.skip, task.n, list(task.radii))
 
 
 def test_another_command_in_the_same_folder_is_refused(tmp_path):
@@ -92,7 +100,7 @@ def test_a_model_is_replaced_as_a_whole(pipe, tmp_path):
     [
         (["--limit", "0"], "`--limit` must be 1 or more, got 0"),
         (["--num-processes", "-1"], "`--num-processes` must be 1 or more, got -1"),
-        (["--sigma", "0.5", "-1"], "`sigma` must be"),
+        (["--sigma", "0.5", "0.3"], "argument --sigma: invalid choice: 0.3"),
     ],
 )
 def test_options_are_refused_before_any_work(options, message, monkeypatch, capsys, tmp_path):
@@ -167,6 +175,18 @@ def test_from_the_files_to_the_table(undisturbed):
 
 
 @pytest.mark.slow
+def test_nothing_is_done_twice(here, undisturbed, monkeypatch, capsys):
+    output, _ = undisturbed
+    before = results(output)
+    monkeypatch.setattr("sys.argv", ["cifar10_edm.py", "--output", str(output), "--dry-run"])
+    monkeypatch.setattr(steps, "run", None)
+    steps.main(cifar10_edm.RECIPE, "")
+    printed = capsys.readouterr().out
+    assert "model: is there" in printed and "model: is calibrated" in printed and "sigma-0.25: is finished" in printed
+    assert results(output) == before
+
+
+@pytest.mark.slow
 def test_a_killed_recipe_goes_on(undisturbed, tmp_path):
     """Killed with all its processes in the calibration; alone in the run, whose process then goes on by itself."""
     recipe = start(tmp_path)
@@ -190,7 +210,6 @@ def test_a_killed_recipe_goes_on(undisturbed, tmp_path):
         assert skipped in printed
     assert "downloading" not in printed and "calibrating" not in printed and "a short trial" not in printed
     assert results(tmp_path) == results(undisturbed[0])
-    assert finish(start(tmp_path)).count("is finished") == 1
 
 
 @pytest.mark.slow
