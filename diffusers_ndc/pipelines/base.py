@@ -11,7 +11,7 @@ from diffusers.utils import BaseOutput
 from ..common.checks import check_seed, check_sigma
 from ..common.images import check_pixel_range
 from ..common.noise import resolve_seed
-from ..diffusion.calibration import ROUNDS, calibrate_levels, calibrate_sifted
+from ..diffusion.calibration import ROUNDS, calibrate_levels, calibrate_sifted, check_calibrating, check_labels
 from ..diffusion.class_sifter import ClassSifter, FeatureSift
 from ..diffusion.classifier import NoisedDiffusionClassifier
 from ..diffusion.denoised_diffusion import DenoisedDiffusionClassifier
@@ -20,9 +20,10 @@ from ..diffusion.feature_classifier import FeatureClassifier
 from ..diffusion.levels_table import levels_key
 from ..diffusion.likelihoods import get_likelihood
 from ..diffusion.noise_levels import NoiseLevels
-from ..diffusion.sifter_fitting import check_fitting
+from ..diffusion.sifter_fitting import check_enough, check_fitting
 from ..diffusion.trained_levels import default_levels
-from .inputs import Image, Images, to_pixel_batch
+from .inputs import Image, Images, one_of, to_pixel_batch
+from .reading import ImagesOrPaths, ReadBatch
 from .saving import SharedPipeline
 
 
@@ -136,12 +137,7 @@ class ClassifierPipeline(SharedPipeline, ABC):
             >>> pipe(image, seed=0).labels  # doctest: +SKIP
             [7]
         """
-        if images is None:
-            images = image
-        elif image is not None:
-            raise TypeError("`images` or `image` must be given, got both.")
-        if images is None:
-            raise TypeError("`images` or `image` must be given, got neither.")
+        images = one_of(images, image)
         classifier = self.classifier(sigma, method, levels, batch_size, sift=sift)
         seed = resolve_seed(generator, seed)
         batch, _ = self._preprocess(images, classifier)
@@ -158,7 +154,7 @@ class ClassifierPipeline(SharedPipeline, ABC):
 
     def calibrate(
         self,
-        images: Images,
+        images: ImagesOrPaths,
         labels: Sequence[int],
         sigma: float = 0.25,
         num_levels: int = 12,
@@ -180,8 +176,10 @@ class ClassifierPipeline(SharedPipeline, ABC):
         images that were not used here.
 
         Args:
-            images: Clean labelled images, a few hundred at least: PIL images, numpy arrays `(N, H, W, C)`, tensors
-                `(N, C, H, W)`, or a list of single images; uint8, or floats in [0, 1].
+            images: Clean labelled images, a few hundred at least: an array `(N, H, W, C)`, a tensor `(N, C, H, W)`, or
+                a sequence of PIL images, arrays, tensors or paths; uint8, or floats in [0, 1]. Each image is read anew
+                when it is needed, a few times, so that a lazy sequence such as a column of `datasets` may be larger
+                than memory. All are read and checked before the network is called.
             labels: Their class indices, with each class among them.
             sigma: Standard deviation of the smoothing noise that the levels are for, pixel units; 0 for clean images.
             num_levels: Largest number of levels to keep. If classes are sifted, few copies reach the later levels, so
@@ -219,26 +217,22 @@ class ClassifierPipeline(SharedPipeline, ABC):
             raise ValueError(f"`sift` must be 'features', 'losses' or None, got {sift!r}.")
         check_fitting(sift_quantile, num_copies)
         classifier = self._diffusion_classifier(sigma, method, candidates, batch_size)
-        batch, _ = self._preprocess(images, classifier)
-        check_pixel_range(batch)
+        batch = ReadBatch(images, classifier.denoiser, self._execution_device)
         check_seed(seed)
+        classes = check_labels(labels, len(batch), classifier.num_classes)
+        check_calibrating(classifier, num_levels, quantile)
+        if sift == "features":
+            check_enough(classes)
         fitted: FeatureSift | None = None
-        with self.progress_bar(total=len(batch) * (ROUNDS if sift == "features" else 1)) as bar:
+        with self.progress_bar(total=len(batch) * (1 + (ROUNDS if sift == "features" else 1))) as bar:
+            batch.check(bar.update)
             if sift == "features":
                 levels, fitted = calibrate_sifted(
-                    classifier,
-                    batch,
-                    labels,
-                    num_levels,
-                    quantile,
-                    sift_quantile,
-                    num_copies,
-                    seed,
-                    bar.update,
+                    classifier, batch, classes, num_levels, quantile, sift_quantile, num_copies, seed, bar.update
                 )
             else:
                 quantile = quantile if sift == "losses" else None
-                levels = calibrate_levels(classifier, batch, labels, num_levels, quantile, seed, bar.update)
+                levels = calibrate_levels(classifier, batch, classes, num_levels, quantile, seed, bar.update)
         self.maybe_free_model_hooks()
         self._keep_sift(fitted, sigma, classifier.likelihood.name)
         table = {key: dict(methods) for key, methods in (self.config.levels or {}).items()}

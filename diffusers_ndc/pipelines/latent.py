@@ -16,12 +16,12 @@ from ..diffusion.levels_table import check_levels
 from ..diffusion.noise_levels import NoiseLevels
 from ..diffusion.prompts import embed_prompts
 from .base import Sift, check_names, integer_labels
-from .inputs import Images
 from .latent_components import check_components, check_prompts
-from .planning import PlanningPipeline
+from .modular import ModularSavingPipeline
+from .reading import ImagesOrPaths
 
 
-class LatentDiffusionClassifierPipeline(PlanningPipeline):
+class LatentDiffusionClassifierPipeline(ModularSavingPipeline):
     """A latent diffusion model as a classifier, and with a pixel-space denoiser in front as one with certificates.
 
     Clean images (`sigma=0`) are encoded, and the diffusion classifier scores the classes on the latents (Li et al.
@@ -234,7 +234,7 @@ class LatentDiffusionClassifierPipeline(PlanningPipeline):
 
     def calibrate(
         self,
-        images: Images,
+        images: ImagesOrPaths,
         labels: Sequence[int],
         sigma: float = 0.0,
         num_levels: int = 12,
@@ -256,8 +256,10 @@ class LatentDiffusionClassifierPipeline(PlanningPipeline):
         but accuracies mean something only on images that were not used here.
 
         Args:
-            images: Clean labelled images, a few hundred at least: PIL images, numpy arrays `(N, H, W, C)`, tensors
-                `(N, C, H, W)`, or a list of single images; uint8, or floats in [0, 1].
+            images: Clean labelled images, a few hundred at least: an array `(N, H, W, C)`, a tensor `(N, C, H, W)`, or
+                a sequence of PIL images, arrays, tensors or paths; uint8, or floats in [0, 1]. Each image is read anew
+                when it is needed, a few times, so that a lazy sequence such as a column of `datasets` may be larger
+                than memory. All are read and checked before the network is called.
             labels: Their class indices, with each class among them.
             sigma: Must be 0: the levels are for clean images.
             num_levels: Largest number of levels to keep. If classes are sifted, few images reach the later levels, so

@@ -20,10 +20,10 @@ from ..diffusion.feature_classifier import FeatureClassifier
 from ..diffusion.levels_table import check_levels
 from ..diffusion.noise_levels import NoiseLevels
 from .base import Sift, check_names, integer_labels
-from .planning import PlanningPipeline
+from .modular import ModularSavingPipeline
 
 
-class NoisedDiffusionClassifierPipeline(PlanningPipeline):
+class NoisedDiffusionClassifierPipeline(ModularSavingPipeline):
     """A class-conditional diffusion model as a classifier with provable l2 robustness (Chen et al., arXiv:2402.02316).
 
     Args:
