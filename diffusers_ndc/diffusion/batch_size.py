@@ -16,6 +16,9 @@ from torch import nn
 SECONDS = 1.5
 """Time after which a trial tries no larger batch. A single evaluation may take longer."""
 
+CONVINCED = 1 / 3
+"""Share of that time after which two larger batches that are not faster end the trial. Before it they may be chance."""
+
 LARGEST_ON_CPU = 256
 LARGEST = 4096
 
@@ -52,7 +55,7 @@ def found_batch_size(
         device: Device of the network.
 
     Raises:
-        torch.OutOfMemoryError: There is no memory for one image.
+        RuntimeError: The network cannot be evaluated on one image, perhaps for lack of memory.
     """
     sizes = _found.setdefault(network, {})
     if key not in sizes:
@@ -64,15 +67,15 @@ def found_batch_size(
 def find_batch_size(evaluate: Callable[[int], object], device: torch.device) -> int:
     """Try batches of 1, 2, 4, ... and choose the smallest with nearly the best throughput.
 
-    The trial ends when two larger batches in a row are not faster per image, when memory or time ends, or at the
-    largest size. The first evaluation warms up and is not timed.
+    The trial ends when memory or time ends, at the largest size, or, after a while, when two larger batches in a row
+    are not faster per image. The first evaluation warms up and is not timed.
 
     Args:
         evaluate: Evaluates the network on so many images.
         device: Device of the network.
 
     Raises:
-        torch.OutOfMemoryError: There is no memory for one image.
+        RuntimeError: The network cannot be evaluated on one image, perhaps for lack of memory.
     """
     largest = LARGEST_ON_CPU if device.type == "cpu" else LARGEST
     _seconds(evaluate, 1, device)
@@ -81,7 +84,7 @@ def find_batch_size(evaluate: Callable[[int], object], device: torch.device) -> 
     while True:
         try:
             seconds, total = _fastest(evaluate, size, device, expected)
-        except torch.OutOfMemoryError:
+        except RuntimeError:  # out of memory, or a size that a library cannot handle
             if not throughputs:
                 raise
             break
@@ -89,7 +92,7 @@ def find_batch_size(evaluate: Callable[[int], object], device: torch.device) -> 
         throughputs[size] = size / seconds
         not_faster = 0 if grew else not_faster + 1
         size, expected, spent = 2 * size, 2 * seconds, spent + total
-        if size > largest or not_faster == 2 or spent + expected > SECONDS:
+        if size > largest or spent + expected > SECONDS or (not_faster >= 2 and spent > CONVINCED * SECONDS):
             break
     if device.type == "cuda":
         torch.cuda.empty_cache()  # what the largest batches took, for others

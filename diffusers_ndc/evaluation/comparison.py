@@ -59,7 +59,15 @@ class Comparison:
     def to_markdown(self) -> str:
         """The table as a section of Markdown, with what must be known about it."""
         task = self.task
-        heads = ["run", "model", "method", "sigma", "correct", *(f"certified at {radius:g}" for radius in self._radii)]
+        heads = [
+            "run",
+            "model",
+            "data set",
+            "method",
+            "sigma",
+            "correct",
+            *(f"certified at {radius:g}" for radius in self._radii),
+        ]
         heads += ["average radius", "abstained", "evaluations an image", "images", "same images"]
         rows = [
             [*self._subject(report), *self._figures(report), same]
@@ -70,7 +78,7 @@ class Comparison:
             __package__,
             "comparison",
             title=task.title,
-            images=f"{task.images:,} images of {task.dataset}, {task.split}",
+            images=f"{task.images:,} images of {task.dataset}, {task.split}, or of a copy of it",
             certificates=certificates + (", stopping early" if task.stop_early else ""),
             other_images=self._warning(),
             table=table(heads, rows),
@@ -99,7 +107,8 @@ class Comparison:
     def _subject(self, report: Report) -> list[str]:
         """What was evaluated in a run, as cells."""
         sigma = f"{report.run['sigma']:g}" if report.certified else "-"
-        cells = [report.name, str(report.run.get("model", "-")), what_decides_briefly(report.run), sigma]
+        data = f"{report.run['dataset']}, {report.run['split']}"
+        cells = [report.name, str(report.run.get("model", "-")), data, what_decides_briefly(report.run), sigma]
         return [" ".join(cell.split()).replace("|", "\\|") for cell in cells]
 
     def _figures(self, report: Report) -> list[str]:

@@ -14,7 +14,7 @@ from .lower_bound import EDGES, PERCENT, bin_counts, images_for_half, quantile
 from .outcomes import Outcome, is_number, outcome_of
 from .records import read_records, read_run
 from .share import Share
-from .task import Task
+from .task import Task, check_name
 
 
 MEANING_OF_SECONDS = "seconds: an image's share of its process's time, by network evaluations"
@@ -287,6 +287,7 @@ def _check_task(run: dict, folder: str | Path) -> None:
     """Raise a `ValueError` if a run is not of the task that it states."""
     try:
         task = Task.from_dict(run["task"])
+        check_name(task)
     except ValueError as error:
         raise ValueError(f"`task` in {folder}/run.json must be a valid task: {error}") from None
     expected: dict[str, Any] = {**task.differing(run), "images": task.images}

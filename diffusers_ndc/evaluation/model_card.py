@@ -228,6 +228,8 @@ def _shares_table(reports: Sequence[Report]) -> str:
 def _notes(report: Report) -> list[str]:
     """The task of a run, what decides in it, and what its figures leave out."""
     notes = [] if report.task is None else [f"{report.name} is a run of the evaluation task {report.task.title}."]
+    if report.task is not None and report.run["dataset"] != report.task.dataset:
+        notes.append(f"It took the images of {report.run['dataset']}, said to be a copy of {report.task.dataset}.")
     decides = what_decides(report.run)
     if decides is not None:
         notes.append(f"{report.name}: {decides}")

@@ -14,7 +14,7 @@ from ..certification.bounds import check_alpha
 from ..certification.grid_noise import check_grid
 from ..certification.stopping import largest_provable
 from ..common.checks import check_kind, check_seed, check_sigma, checked_batch_size
-from .task import Method, Task, load_task
+from .task import Method, Task, check_name, load_task
 from .yaml_file import read_yaml
 
 
@@ -185,6 +185,7 @@ class Settings:
 
     def _check_task(self, task: Task) -> None:
         """Raise a `ValueError` if a setting contradicts the task."""
+        check_name(task)
         values = self.to_dict()
         for name, expected in task.differing(values).items():
             of_task = "which has no such setting" if expected is None else f"which has {expected}"

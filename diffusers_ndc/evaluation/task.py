@@ -173,14 +173,21 @@ def load_task(name: str) -> Task:
         raise ValueError(f"`--task` must be one of {names}, or a YAML file with the keys of a task, got {name}.")
     try:
         task = Task.from_dict(read_yaml(name, "--task"))
+        check_name(task)
     except ValueError as error:
         raise ValueError(f"`--task` must be a valid task, got {name}: {error}") from None
-    if task.name in names and task.version == load_task(task.name).version and task != load_task(task.name):
-        raise ValueError(
-            f"`--task` must have a name of its own, got {name} with the name and version of {task.title}, a task of "
-            "this package, and other values."
-        )
     return task
+
+
+def check_name(task: Task) -> None:
+    """Raise a `ValueError` if a task has the name and version of one of this package, and other values."""
+    if task.name in task_names():
+        known = load_task(task.name)
+        if task.version == known.version and task != known:
+            raise ValueError(
+                f"a task must have a name of its own, got the name and version of {known.title}, a task of this "
+                "package, with other values."
+            )
 
 
 def task_names() -> list[str]:

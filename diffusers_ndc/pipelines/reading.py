@@ -110,5 +110,5 @@ def _loaded(image: Any) -> Any:
         with PIL.Image.open(image) as file:
             return PIL.ImageOps.exif_transpose(file)
     if isinstance(image, PIL.Image.Image):
-        image.load()
+        return image.copy()  # the copy alone holds the pixels of a file that was opened lazily
     return image

@@ -91,7 +91,8 @@ class SharedPipeline(DiffusionPipeline):
     def save_calibration(self, save_directory: str | Path) -> None:
         """Write what `calibrate` changes into the folder of this saved pipeline: `model_index.json` and the sifter.
 
-        Each file is replaced as a whole, the index last, so that a kill leaves a folder that loads.
+        All is written elsewhere first, then the folder of the sifter and the index are swapped, so that a kill at a
+        bad moment leaves at worst a folder that lacks its sifter, and that nothing loads, never one with a mixture.
 
         Args:
             save_directory: The folder. The networks in it are left alone.
@@ -107,13 +108,17 @@ class SharedPipeline(DiffusionPipeline):
         if not index.is_file():
             raise FileNotFoundError(f"`save_directory` must be the folder of a saved pipeline, got {save_directory}.")
         with TemporaryDirectory(dir=save_directory, prefix=".calibration-") as written:
+            new, old = Path(written, "new"), Path(written, "old")
             if self.sifter is not None:
-                self.sifter.save_pretrained(Path(written, "sifter"))
-            self.save_config(written)
-            files = [path.relative_to(written) for path in Path(written).rglob("*") if path.is_file()]
-            for file in sorted(files, key=lambda file: file.name == self.config_name):
-                Path(save_directory, file.parent).mkdir(exist_ok=True)
-                Path(written, file).replace(Path(save_directory, file))
+                self.sifter.save_pretrained(new / "sifter")
+            self.save_config(new)
+            old.mkdir()
+            for part in ("sifter", self.config_name):
+                if Path(save_directory, part).exists():
+                    Path(save_directory, part).rename(old / part)
+            for part in ("sifter", self.config_name):
+                if (new / part).exists():
+                    (new / part).rename(Path(save_directory, part))
 
     def _upload_folder(self, working_dir, repo_id, token=None, commit_message=None, create_pr=False, subfolder=None):
         # All ways of pushing end here. By now the folder holds the repository's card, or a generic one that diffusers

@@ -28,9 +28,9 @@ RECIPE = Recipe(
     published={0.25: "79.3%", 1.0: "36.4%"},
     source=(
         "Published: Carlini et al., arXiv:2206.10550, as the board of sokcertifiedrobustness.github.io lists it; not "
-        "compared with the paper itself. Their program has this denoiser and this classifier, certifies the whole "
-        "test set with n0 = 100 and n = 100,000, and tells the network the nearest training step. Here the first 512 "
-        "test images are certified with n = 10,000, as in cifar10_edm, and the network is told the noise itself."
+        "compared with the paper itself, and perhaps of a classifier that was fine-tuned on denoised images. They "
+        "certify the whole test set with n = 100,000 and tell the network the nearest training step; here it is told "
+        "the noise itself."
     ),
 )
 

@@ -40,10 +40,20 @@ def compare(recipe: Recipe, folders: dict[float, Path], dry_run: bool) -> str:
         "Certified accuracy, with its 95% interval. Radius 0: clean accuracy of the smoothed classifier.",
         table(heads, rows),
         recipe.source,
+        *map(what_was_run, reports.values()),
         "best: the sigma with the highest accuracy at this radius, chosen after the fact, which is optimistic by a "
         "little. A radius beyond what n noisy copies can prove counts as not certified.",
     ]
     return "\n\n".join(part for part in parts if part) + "\n"
+
+
+def what_was_run(report: Report) -> str:
+    run, left_out = report.run, len(report.failed) + len(report.rejected) + report.missing
+    classifier = f", classifier {run['classifier']}" if run["classifier"] else ""
+    return (
+        f"Sigma {run['sigma']:g}: {len(report.outcomes):,} images of {run['dataset']}, {run['split']} ({left_out:,} more "
+        f"failed, do not verify or are missing){classifier}, n0 {run['n0']:,}, n {run['n']:,}, alpha {run['alpha']:g}."
+    )
 
 
 def cell(share: Share) -> str:

@@ -65,7 +65,7 @@ def parse_args(recipe: Recipe, description: str) -> argparse.Namespace:
     if recipe.classifier:
         add("--classifier", help=f"image classifier, a folder or Hub id (default: {recipe.classifier})")
     add("--num-processes", type=int, default=1, help="processes that certify, one per GPU (default: 1)")
-    add("--batch-size", type=int, help="network evaluations per batch (default: 64)")
+    add("--batch-size", type=int, help="network evaluations per batch (default: 64 to calibrate, auto to certify)")
     add("--plan", action="store_true", help="stop when the plans are printed, which say what the runs will cost")
     add(
         "--dry-run", action="store_true", help="do all of it with tiny stand-ins; one sigma, unless --sigma names more"

@@ -47,10 +47,11 @@ def clock(monkeypatch):
         (lambda size: 1e-3 * size, 1),  # nothing gained
         (lambda size: 1e-3 * max(size, 32), 32),  # a device with room for 32
         (lambda size: 1e-3 * max(size, 30), 32),
-        (lambda size: 1e-3 * (size + 1), 8),  # within 10% of the best from 8 on: 8 / 9
+        (lambda size: 1e-3 * (size + 1), 16),  # within 10% of the best from 16 on: 16 / 17
         (lambda size: 1e-3 * max(size, 32) * (1 if size <= 64 else 2), 32),  # caches end
         (lambda size: 1e-5 * max(size, 2000), 256),  # the largest on a CPU
         (lambda size: 60.0 * size, 1),
+        (lambda size: {1: 2.7e-3, 2: 13e-3, 4: 13e-3}.get(size, 15e-3), 256),  # small batches say nothing
     ],
     ids=str,
 )

@@ -34,8 +34,8 @@ def test_the_figures_of_a_table_by_hand(tmp_path):
     figures = "0.5 | 66.7% | 50.0% | 33.3% | 0.420 | 16.7% | 350 | 6 of 6 |"
     average = Report.from_folder(tmp_path / "a").average_radius
     figures = figures.replace("0.420", f"{average:.3f}")
-    assert f"| a | me/digits | apndc | {figures} first |" in text
-    assert f"| b | me/other\\|x | apndc | {figures} yes, 6 compared |" in text
+    assert f"| a | me/digits | digits, test | apndc | {figures} first |" in text
+    assert f"| b | me/other\\|x | digits, test | apndc | {figures} yes, 6 compared |" in text
 
 
 def test_a_table_says_what_the_sifter_does(tmp_path):
@@ -49,7 +49,7 @@ def test_a_table_says_what_the_sifter_does(tmp_path):
         settings = {"method": base["method"], "base_classifier": base}
         make_task_run(tmp_path / name, **settings, **({"classifier": "me/vit"} if name == "d" else {}))
     text = tables(*(tmp_path / name for name in bases))
-    methods = [row.split(" | ")[2] for row in rows_of(text)]
+    methods = [row.split(" | ")[3] for row in rows_of(text)]
     assert methods == ["apndc, sifter proposes", "apndc, sifter counts too", "features", "dds with me/vit"]
 
 

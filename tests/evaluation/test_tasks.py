@@ -159,7 +159,7 @@ LAUGHS = "a: &a [x, x, x, x, x, x, x, x, x]\n" + "".join(
         ({"stop_early": "no"}, "`stop_early` .*true or false, got 'no'"),
         ({"method": "fgsm"}, "`method` .*got 'fgsm'"),
         ({"method": ["dds"]}, "`method` .*got a list"),
-        ({"name": "mnist-l2"}, "name of its own, got .*mnist-l2, version 1"),
+        ({"name": "mnist-l2"}, "name of its own, got the name and version of mnist-l2, version 1"),
     ],
 )
 def test_a_malformed_task_is_refused(tmp_path, capsys, changes, said):
@@ -243,19 +243,19 @@ def test_runs_share_a_table_in_which_other_images_are_noticed(of_task, tmp_path)
     reports.append(of_task("c", "--method", "dc"))
     text, _ = write_report([tmp_path / output for output in "abc"], tmp_path / "all")
     assert text.count("## Task ") == 1 and "## Task digits-l2, version 1\n" in text
-    assert "3 images of nobody/nowhere, test; n0 3, n 10, alpha 0.001." in text
+    assert "3 images of nobody/nowhere, test, or of a copy of it; n0 3, n 10, alpha 0.001." in text
     rows = [
         line.strip("| ").split(" | ") for line in text.splitlines() if line.startswith(("| a |", "| b |", "| c |"))
     ]
-    rows = [row for row in rows if len(row) == 12]  # the others are those of the classes a, b and c
-    assert [row[2:4] for row in rows] == [["apndc", "0.25"], ["epndc", "0.5"], ["dc", "-"]]
+    rows = [row for row in rows if len(row) == 13]  # the others are those of the classes a, b and c
+    assert [row[3:5] for row in rows] == [["apndc", "0.25"], ["epndc", "0.5"], ["dc", "-"]]
     for report, row in zip(reports, rows, strict=True):
-        assert row[4] == f"{report.at(0).value:.1%}" and row[10] == "3 of 3"
-        assert row[9] == f"{report.cost['network evaluations'][0]:,.0f}"
+        assert row[5] == f"{report.at(0).value:.1%}" and row[11] == "3 of 3"
+        assert row[10] == f"{report.cost['network evaluations'][0]:,.0f}"
         shares = [f"{report.at(radius).value:.1%}" for radius in (0.1, 0.2)]
         figures = [*shares, f"{report.average_radius:.3f}", f"{report.abstentions.value:.1%}"]
-        assert row[5:9] == (figures if report.certified else ["-"] * 4)
-    assert [row[11] for row in rows] == ["first", "yes, 3 compared", "**no: 2 of 3 differ**"]
+        assert row[6:10] == (figures if report.certified else ["-"] * 4)
+    assert [row[12] for row in rows] == ["first", "yes, 3 compared", "**no: 2 of 3 differ**"]
     assert "**Not the same images: these results cannot be compared.** c has other image hashes" in text
     assert "2 of 3 images (0, 4)" in text and "Without some of the images" not in text
     (task,) = json.loads((tmp_path / "all" / "report.json").read_text())["tasks"]
