@@ -11,6 +11,7 @@ import math
 import sys
 from bisect import bisect_left
 from collections.abc import Mapping, Sequence
+from functools import cache
 from html import escape
 from importlib.resources import files
 from itertools import combinations
@@ -164,13 +165,19 @@ def _p_lower_steps(report: Report) -> dict[str, list]:
 
 
 def _steps(positions: list[float], counts: list[int], total: int) -> dict[str, list]:
-    shares = [Share(count, total) for count in [*counts, 0]]
+    counts = [*counts, 0]
+    intervals = [_interval(Share(count, total)) for count in counts]
     return {
         "x": positions,
-        "count": [share.count for share in shares],
-        "low": [round(share.interval[0], 5) for share in shares],
-        "high": [round(share.interval[1], 5) for share in shares],
+        "count": counts,
+        "low": [round(low, 5) for low, _ in intervals],
+        "high": [round(high, 5) for _, high in intervals],
     }
+
+
+@cache  # large runs have many shares, and the same ones in each curve
+def _interval(share: Share) -> tuple[float, float]:
+    return share.interval
 
 
 def _class(label: int, only: Report) -> dict[str, Any]:

@@ -140,6 +140,9 @@ function chart(figure, options) {
     figure.querySelector(".wide").append(table);
   }
 
+  const behind = draw("g", {});
+  const before = draw("g", {});
+
   function tell() {
     head.textContent = "at " + options.describe(at);
     const spoken = [];
@@ -165,14 +168,21 @@ function chart(figure, options) {
     height = svg.clientHeight;
     svg.setAttribute("viewBox", "0 0 " + width + " " + height);
     const curves = options.series.filter((one, number) => shown[number]).map(curve);
-    svg.replaceChildren(...axes(), ...curves, ...cursor());
+    behind.replaceChildren(...axes(), ...curves);
+    svg.replaceChildren(behind, before);
+    point();
+  }
+
+  // The curves stay as they are while the pointer moves.
+  function point() {
+    before.replaceChildren(...cursor());
     tell();
   }
 
   function move(x) {
     const rounded = options.from + Math.round((x - options.from) / options.step) * options.step;
     at = Number(Math.min(Math.max(rounded, options.from), options.to).toPrecision(12));
-    redraw();
+    point();
   }
 
   function follow(event) {

@@ -1,6 +1,6 @@
 // Two runs side by side: what one certifies at a radius and the other does not. The p-values come with the data.
 
-const MOST_CHIPS = 60;
+const MOST_CHIPS = 200;
 
 // The comparison of the chosen runs, as seen from the first one.
 function chosenPair() {
@@ -22,10 +22,15 @@ function chosenPair() {
 
 function chip(number, row) {
   const run = data.runs[number];
-  const radius = row.predicted === null ? "abstained" : className(run, row.predicted) + ", radius " + radiusText(row.radius);
-  const words = element("span", {}, row.index + ": " + className(run, row.label));
-  words.append(element("small", {}, run.certified ? radius : "predicted " + className(run, row.predicted)));
-  const made = element("button", { type: "button", class: "chip" }, thumbnail(row), words);
+  let result = "abstained";
+  if (row.predicted === row.label) {
+    result = "radius " + radiusText(row.radius);
+  } else if (row.predicted !== null) {
+    result = "predicted " + className(run, row.predicted);
+  }
+  const title = row.index + ": " + className(run, row.label);
+  const words = element("span", {}, title, element("small", {}, result));
+  const made = element("button", { type: "button", class: "chip", title: title + ", " + result }, thumbnail(row), words);
   made.addEventListener("click", () => {
     byId("image-run").value = number;
     showImages(row.index);
@@ -46,7 +51,8 @@ function onlyList(certifies, other, shared, radius) {
   if (found.length) {
     list.append(element("p", { class: "note" }, "With what " + data.runs[other].name + " says of them."));
   }
-  list.append(element("div", { class: "chips" }, ...found.slice(0, MOST_CHIPS).map((row) => chip(other, row))));
+  const chips = found.slice(0, MOST_CHIPS).map((row) => chip(other, row));
+  list.append(element("div", { class: "chips", tabindex: "0", role: "region", "aria-label": name }, ...chips));
   if (found.length > MOST_CHIPS) {
     list.append(element("p", { class: "note" }, "and " + count(found.length - MOST_CHIPS) + " more"));
   }

@@ -1,6 +1,7 @@
 // Tables that are sorted by their heads and shown page by page, and what they show: classes and images.
 
 const PAGE_SIZE = 50;
+const ALPHABET = new Intl.Collator("en", { numeric: true });
 
 // Values in ascending order, numbers before text; what is unknown comes last in both directions.
 function compareValues(a, b, direction) {
@@ -11,7 +12,7 @@ function compareValues(a, b, direction) {
   if (typeof a === "number" && typeof b === "number") {
     return direction * (a - b);
   }
-  return direction * String(a).localeCompare(String(b), "en", { numeric: true });
+  return direction * ALPHABET.compare(a, b);
 }
 
 // Columns have a label, the value by which to sort, and what a cell shows (text or an element).
@@ -123,7 +124,8 @@ function verdict(run, row) {
   if (reached.length) {
     return ["✓ certified at " + reached.at(-1), "good"];
   }
-  return [run.certified ? "✓ correct, at no radius" : "✓ correct", run.certified ? "middle" : "good"];
+  const smallest = run.radii.find((radius) => radius > 0);
+  return smallest === undefined ? ["✓ correct", "good"] : ["✓ correct, below " + smallest, "middle"];
 }
 
 // The choices of the verdict filter: words, and which images they keep.
