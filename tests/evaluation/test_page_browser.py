@@ -209,3 +209,14 @@ def test_without_scripts_the_main_figures_are_there(open_page, reports):
     text = page.locator("#runs").inner_text()
     assert "66.7%" in text and "settings and meaning" in text
     assert page.locator("noscript").is_visible() and not page.locator("#images").is_visible()
+
+
+def test_runs_with_little_in_them_have_a_page(open_page, reports, tmp_path):
+    nothing = Report.from_folder(make_run(tmp_path / "nothing", [], [{"index": 0, "failed": "gone"}]))
+    failed = Report.from_folder(make_run(tmp_path / "failed", MANY[49:50]))  # abstains
+    for some in ([nothing], [reports[0]], [failed], [reports[0], nothing, failed]):
+        page = open_page(some)
+        assert page.locator("#curves .legend tbody tr").count() >= 1
+        assert page.locator("#compare").is_visible() == (len(some) > 1)
+        assert "images" in page.locator("#image-table .pager").inner_text()
+        assert "NaN" not in page.locator("body").inner_text()

@@ -15,7 +15,8 @@ function compareValues(a, b, direction) {
   return direction * ALPHABET.compare(a, b);
 }
 
-// Columns have a label, the value by which to sort, and what a cell shows (text or an element).
+// Columns have a label, the value by which to sort, and what a cell shows (text or an element); those of text have a kind,
+// the class of their cells.
 function dataTable(container, columns, label) {
   const body = element("tbody");
   const told = element("output", { "aria-live": "polite" });
@@ -27,11 +28,11 @@ function dataTable(container, columns, label) {
 
   const heads = columns.map((column) => {
     const button = element("button", { type: "button", class: "plain" }, column.label);
-    const head = element("th", { scope: "col", class: column.text ? "text" : "" }, column.value ? button : column.label);
+    const head = element("th", { scope: "col", class: column.kind || "" }, column.value ? button : column.label);
     button.addEventListener("click", () => {
       const again = sorted.column === column;
       // numbers are of most interest from the largest one
-      sorted = { column: column, direction: again ? -sorted.direction : column.text ? 1 : -1 };
+      sorted = { column: column, direction: again ? -sorted.direction : column.kind ? 1 : -1 };
       page = 0;
       draw();
     });
@@ -53,7 +54,7 @@ function dataTable(container, columns, label) {
     const visible = rows.slice(first, first + PAGE_SIZE);
     body.replaceChildren(...visible.map((row) => {
       const cells = columns.map((column) => {
-        return element("td", { class: column.text ? "text" : "" }, column.cell(row));
+        return element("td", { class: column.kind || "" }, column.cell(row));
       });
       return element("tr", {}, ...cells);
     }));
@@ -97,7 +98,7 @@ function shareColumn(label, value) {
 function showClasses() {
   const run = data.runs[byId("class-run").value];
   const columns = [
-    { label: "class", text: true, value: (row) => className(run, row.label), cell: (row) => className(run, row.label) },
+    { label: "class", kind: "text", value: (row) => className(run, row.label), cell: (row) => className(run, row.label) },
     numberColumn("images", (row) => row.images, 0),
   ];
   run.radii.forEach((radius, number) => {
@@ -161,13 +162,13 @@ function votesCell(run, row) {
 function imageColumns(run) {
   const columns = [{ label: "index", value: (row) => row.index, cell: (row) => String(row.index) }];
   if (run.images.picture) {
-    columns.push({ label: "image", text: true, cell: thumbnail });
+    columns.push({ label: "image", kind: "text", cell: thumbnail });
   }
   const named = (label) => (label === null ? "–" : className(run, label));
-  columns.push({ label: "true class", text: true, value: (row) => named(row.label), cell: (row) => named(row.label) });
+  columns.push({ label: "true class", kind: "text", value: (row) => named(row.label), cell: (row) => named(row.label) });
   columns.push({
     label: "predicted",
-    text: true,
+    kind: "text",
     value: (row) => (row.predicted === null ? null : named(row.predicted)),
     cell: (row) => named(row.predicted),
   });
@@ -175,11 +176,11 @@ function imageColumns(run) {
     const [words, kind] = verdict(run, row);
     return element("span", { class: kind }, words);
   };
-  columns.push({ label: "verdict", text: true, value: (row) => verdict(run, row)[0], cell: outcome });
+  columns.push({ label: "verdict", kind: "text", value: (row) => verdict(run, row)[0], cell: outcome });
   if (run.certified) {
     columns.push({ label: "radius", value: (row) => row.radius, cell: (row) => radiusText(row.radius) });
     const share = (row) => (row.copies ? row.votes[0][1] / row.copies : null);
-    columns.push({ label: "votes", text: true, value: share, cell: (row) => votesCell(run, row) });
+    columns.push({ label: "votes", kind: "text votes", value: share, cell: (row) => votesCell(run, row) });
   }
   columns.push(numberColumn("evaluations", (row) => row.evaluations, 0));
   columns.push(numberColumn("seconds", (row) => row.seconds, 2));
