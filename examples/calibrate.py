@@ -39,7 +39,7 @@ def parse_args():
 def main():
     args = parse_args()
     dataset, image_column, label_column = load_labelled_images(args.dataset, f"{args.split}[:{args.limit}]")
-    images, labels = list(dataset[image_column]), list(dataset[label_column])
+    images, labels = dataset[image_column], list(dataset[label_column])  # images are decoded when they are read
 
     pipe = NoisedDiffusionClassifierPipeline.from_pretrained(args.model).to(args.device)
     candidates = None

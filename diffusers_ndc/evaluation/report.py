@@ -1,6 +1,7 @@
 """Write the report of one or several runs, from their records alone: Markdown, JSON, pictures, and a page.
 
     python -m diffusers_ndc.evaluation.report runs/sigma-0.25 runs/sigma-0.5 --output compared
+    python -m diffusers_ndc.evaluation.report runs/sigma-0.25 --board
 
 Every certificate is recomputed from its votes. One that does not follow from them is listed, and counts nowhere. Runs
 of one evaluation task share a table, across models and methods. `report.html` is a page for the browser, with curves,
@@ -17,6 +18,7 @@ from pathlib import Path
 
 from ..common.markdown import fill, table
 from . import comparison
+from .board import print_board
 from .decision import what_decides
 from .figures import MEANING_OF_SECONDS, SETTINGS_SHOWN, Report
 from .page import PAGE, write_page
@@ -211,7 +213,10 @@ def main():
     parser.add_argument(
         "--images", action="store_true", help="show small images in report.html, from the data sets of the runs"
     )
+    parser.add_argument("--board", action="store_true", help="print entries for the board of certified robustness")
     args = parser.parse_args()
+    if args.board:
+        sys.exit(print_board(args.folders))
     if args.output is not None:
         output = args.output
     elif len(args.folders) == 1:
