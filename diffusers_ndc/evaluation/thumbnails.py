@@ -44,8 +44,10 @@ def load_thumbnails(report: Report) -> dict[int, str]:
         OSError: The run took the images that a file of indices lists, and that cannot be read.
     """
     run = report.run
-    if not isinstance(run.get("dataset"), str):
-        raise ValueError(f"`--images` must be left out for {report.name}, whose run.json names no data set, got it.")
+    if not all(isinstance(run.get(name), str) and run[name] for name in ("dataset", "split")):
+        raise ValueError(
+            f"`--images` must be left out for {report.name}, whose run.json names no data set and split, got it."
+        )
     try:
         settings = Settings(model="", output="", **{name: run[name] for name in FIELDS if name in run})
         images = load_labelled_images(settings)

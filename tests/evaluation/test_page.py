@@ -202,7 +202,11 @@ def test_other_images_than_those_of_the_run_are_not_shown(tmp_path):
         ({"limit": 2}, "took other images"),
         ({"dataset": None}, "names no data set"),
         ({"dataset": str(tmp_path / "none")}, "existing folder"),
+        ({"dataset": ""}, "names no data set"),
+        ({"split": None}, "names no data set and split"),
+        ({"split": "\0"}, "a data set that can be loaded"),
         ({"skip": "x"}, "must say which images"),
+        ({"image_column": ["x"]}, "must say which images"),
     ):
         make_run(tmp_path / "run", IMAGES[:4], **{**settings, **change})
         with pytest.raises(ValueError, match=message):
