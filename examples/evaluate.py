@@ -7,7 +7,7 @@ or plain `python examples/evaluate.py ...` for one process. Each finished image 
 run that was killed, give the same command again, with any number of processes. --config names a YAML file with the
 same keys. --task names an evaluation task, such as cifar10-l2, which fixes images, radii and noisy copies, so that
 results are comparable. --plan starts no run: it prints what the run would prove and cost, and which sigma would be the
-best, from a short trial. At the end --output holds report.md, report.json, two pictures and a model card (README.md).
+best, from a short trial. At the end --output holds report.md, report.json, report.html, two pictures and a model card.
 The report can be made again from the records alone, with several runs in one picture and a table for each task:
 
     python -m diffusers_ndc.evaluation.report runs/mnist runs/others --output compared

@@ -50,7 +50,7 @@ class Comparison:
         known: dict[int, _Image] = {}
         found = []
         for report in self.reports:
-            images = _images(report)
+            images = images_of(report)
             shared = [index for index in images if index in known]
             found.append((len(shared), [index for index in shared if images[index].differs(known[index])]))
             known = {**images, **known}
@@ -163,7 +163,7 @@ class Comparison:
         )
 
 
-def _images(report: Report) -> dict[int, _Image]:
+def images_of(report: Report) -> dict[int, _Image]:
     """The images of a run by index, as far as their hashes are known."""
     names = report.run.get("id2label") or {}
     images = {}

@@ -19,6 +19,22 @@ from .task import Task, check_name
 
 MEANING_OF_SECONDS = "seconds: an image's share of its process's time, by network evaluations"
 
+SETTINGS_SHOWN = (
+    "model",
+    "dataset",
+    "split",
+    "method",
+    "sift",
+    "sigma",
+    "n0",
+    "n",
+    "alpha",
+    "seed",
+    "max_copies_per_radius",
+    "max_evaluations",
+)
+"""Settings of a run that a report shows."""
+
 
 @dataclass(frozen=True)
 class Report:

@@ -21,6 +21,7 @@ class Outcome(NamedTuple):
         bound: Name of the certificate's bound, one of `bounds.BOUNDS`; `None` in a run without certificates.
         image_index: Index of the image in the split, `None` if unknown.
         image_hash: Hash of the image as the network gets it, `None` if unknown.
+        votes: The certificate's `counts`, votes by class; `None` in a run without certificates.
     """
 
     label: int
@@ -32,6 +33,7 @@ class Outcome(NamedTuple):
     bound: str | None = None
     image_index: int | None = None
     image_hash: str | None = None
+    votes: dict[int, int] | None = None
 
     @property
     def proved(self) -> float:
@@ -100,6 +102,7 @@ def _certified_outcome(record: dict, run: dict) -> Outcome:
         bound=certificate.bound,
         image_index=record["index"],
         image_hash=certificate.image_hash,
+        votes=certificate.counts,
     )
 
 

@@ -1,10 +1,11 @@
-"""Write the report of one or several runs, from their records alone: Markdown, JSON, and pictures.
+"""Write the report of one or several runs, from their records alone: Markdown, JSON, pictures, and a page.
 
     python -m diffusers_ndc.evaluation.report runs/sigma-0.25 runs/sigma-0.5 --output compared
     python -m diffusers_ndc.evaluation.report runs/sigma-0.25 --board
 
 Every certificate is recomputed from its votes. One that does not follow from them is listed, and counts nowhere. Runs
-of one evaluation task share a table, across models and methods.
+of one evaluation task share a table, across models and methods. `report.html` is a page for the browser, with curves,
+a table of the images, and two runs side by side; with --images it shows the images, from the data sets of the runs.
 """
 
 import argparse
@@ -19,49 +20,40 @@ from ..common.markdown import fill, table
 from . import comparison
 from .board import print_board
 from .decision import what_decides
-from .figures import MEANING_OF_SECONDS, Report
+from .figures import MEANING_OF_SECONDS, SETTINGS_SHOWN, Report
+from .page import PAGE, write_page
 from .plot import LOWER_BOUND_PICTURE, PICTURE, plot, plot_lower_bound
 from .share import Share
 
 
-SETTINGS_SHOWN = (
-    "model",
-    "dataset",
-    "split",
-    "method",
-    "sift",
-    "sigma",
-    "n0",
-    "n",
-    "alpha",
-    "seed",
-    "max_copies_per_radius",
-    "max_evaluations",
-)
-"""Settings of a run that a report shows."""
-
-
-def write_report(folders: Iterable[str | Path], output: str | Path) -> tuple[str, list[Report]]:
-    """Write `report.json`, `report.md` and the pictures of one or several runs.
+def write_report(folders: Iterable[str | Path], output: str | Path, images: bool = False) -> tuple[str, list[Report]]:
+    """Write `report.json`, `report.md`, `report.html` and the pictures of one or several runs.
 
     The pictures are `certified_accuracy.png` and, unless no run has certificates, `lower_bound.png`.
 
     Args:
         folders: Folders of the runs.
         output: Folder to write to; it is created if necessary.
+        images: Whether to load the data sets of the runs, and to show small images in `report.html`.
 
     Returns:
         The text of `report.md`, and the reports.
 
     Raises:
         FileNotFoundError: A folder, or `run.json` in it, does not exist; nothing is written.
-        ValueError: A folder holds no records, or its `run.json` has no valid settings; likewise.
+        ValueError: A folder holds no records, its `run.json` has no valid settings, or with `images` its data set
+            cannot be loaded or is not the one of the run; likewise.
         OSError: The output cannot be written.
     """
     paths = [Path(folder).resolve() for folder in folders]
     # Folders of one name are told apart by those above them.
     above = os.path.commonpath([path.parent for path in paths])
     reports = [Report.from_folder(path, path.relative_to(above).as_posix()) for path in paths]
+    thumbnails = []
+    if images:
+        from .thumbnails import load_thumbnails  # slow: it brings datasets and transformers
+
+        thumbnails = [load_thumbnails(report) for report in reports]
     output = Path(output)
     output.mkdir(parents=True, exist_ok=True)
     runs = "\n\n".join(to_markdown(report) for report in reports)
@@ -80,6 +72,7 @@ def write_report(folders: Iterable[str | Path], output: str | Path) -> tuple[str
         values["tasks"] = [one.to_dict() for one in comparisons]
     (output / "report.json").write_text(json.dumps(values, indent=2) + "\n", encoding="utf-8")
     plot(reports, output / PICTURE)
+    write_page(reports, output / PAGE, thumbnails)
     return text, reports
 
 
@@ -217,6 +210,9 @@ def main():
         type=Path,
         help="folder for the report (default: the folder of the run; for several runs: the current folder)",
     )
+    parser.add_argument(
+        "--images", action="store_true", help="show small images in report.html, from the data sets of the runs"
+    )
     parser.add_argument("--board", action="store_true", help="print entries for the board of certified robustness")
     args = parser.parse_args()
     if args.board:
@@ -228,7 +224,7 @@ def main():
     else:
         output = Path()
     try:
-        text, reports = write_report(args.folders, output)
+        text, reports = write_report(args.folders, output, args.images)
     except (OSError, ValueError) as error:
         sys.exit(f"error: {error}")
     print(text, end="")

@@ -3,11 +3,12 @@
 import json
 import os
 import re
-import shutil
 import time
 
 import PIL.Image
 import pytest
+from helpers.browser import browser as browser
+from helpers.browser import needs_browser
 from helpers.space import DIGITS
 from helpers.space import address as address
 from helpers.space import app as app
@@ -15,24 +16,11 @@ from helpers.space import network_calls as network_calls
 
 
 playwright = pytest.importorskip("playwright.sync_api", reason="needs the extra 'browser'")
-CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
-pytestmark = [
-    pytest.mark.skipif(CHROMIUM is None, reason="needs Chromium (Debian: apt-get install chromium)"),
-    pytest.mark.slow,
-]
+pytestmark = [needs_browser, pytest.mark.slow]
 
 PATIENCE = 60_000  # milliseconds: two cores may have other work
 ONE = [(0.5, 0.2), (0.5, 0.8)]
 TWO = [(0.35, 0.35), (0.4, 0.24), (0.5, 0.2), (0.6, 0.24), (0.64, 0.35), (0.45, 0.62), (0.35, 0.78), (0.68, 0.78)]
-
-
-@pytest.fixture(scope="module")
-def browser():
-    quiet = ["--disable-background-networking", "--disable-component-update", "--disable-sync", "--no-first-run"]
-    with playwright.sync_playwright() as started:
-        chromium = started.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox", "--disable-gpu", *quiet])
-        yield chromium
-        chromium.close()
 
 
 @pytest.fixture

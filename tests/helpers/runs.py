@@ -62,6 +62,18 @@ def make_run(folder, images=IMAGES, extra=(), **settings):
     return folder
 
 
+HOSTILE = [
+    "</script><script>window.hit = 1</script>",
+    "<!--<script>",
+    '<img src=x onerror="window.hit = 1">',
+    "'\"><svg onload=window.hit=1>",
+    "]]>&lt;b&gt;&amp;",
+    "\u2028\u2029\x00\ud800",
+    "__proto__",
+    "$title ${data}",
+]
+"""Names that break a page in which they are not escaped."""
+
 CARD_SETTINGS = {
     "model": "me/digits",
     "split": "test",
