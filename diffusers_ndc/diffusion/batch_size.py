@@ -17,7 +17,7 @@ SECONDS = 1.5
 """Time after which a trial tries no larger batch. A single evaluation may take longer."""
 
 CONVINCED = 1 / 3
-"""Share of that time after which two larger batches that are not faster end the trial. Before it they may be chance."""
+"""Share of that time after which two larger batches that are not faster end the trial; earlier it may be chance."""
 
 LARGEST_ON_CPU = 256
 LARGEST = 4096

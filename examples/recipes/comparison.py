@@ -51,8 +51,9 @@ def what_was_run(report: Report) -> str:
     run, left_out = report.run, len(report.failed) + len(report.rejected) + report.missing
     classifier = f", classifier {run['classifier']}" if run["classifier"] else ""
     return (
-        f"Sigma {run['sigma']:g}: {len(report.outcomes):,} images of {run['dataset']}, {run['split']} ({left_out:,} more "
-        f"failed, do not verify or are missing){classifier}, n0 {run['n0']:,}, n {run['n']:,}, alpha {run['alpha']:g}."
+        f"Sigma {run['sigma']:g}: {len(report.outcomes):,} images of {run['dataset']}, {run['split']} ({left_out:,} "
+        f"more failed, do not verify or are missing){classifier}, n0 {run['n0']:,}, n {run['n']:,}, alpha "
+        f"{run['alpha']:g}."
     )
 
 
