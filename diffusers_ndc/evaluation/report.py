@@ -203,9 +203,9 @@ def _listed(reasons: dict[int, str]) -> str:
     return "\n".join([str(len(reasons)), *lines])
 
 
-def main():
+def main(argv: list[str] | None = None, prog: str = "python -m diffusers_ndc.evaluation.report") -> None:
     parser = argparse.ArgumentParser(
-        prog="python -m diffusers_ndc.evaluation.report",
+        prog=prog,
         description=__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
@@ -215,7 +215,7 @@ def main():
         type=Path,
         help="folder for the report (default: the folder of the run; for several runs: the current folder)",
     )
-    args = parser.parse_args()
+    args = parser.parse_args(argv)
     if args.output is not None:
         output = args.output
     elif len(args.folders) == 1:

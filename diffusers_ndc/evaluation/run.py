@@ -200,10 +200,9 @@ class _Run:
             shown = {name: str(value) for name, value in settings.to_dict().items()}
             accelerator.init_trackers("diffusers-ndc", config=shown)
         is_main = accelerator.is_main_process
+        hidden = {} if is_main else {"disable": True}  # TQDM_DISABLE decides about the bar of the main process
         with (
-            tqdm(
-                total=len(self.subject.data), initial=len(self.finished), unit="image", disable=not is_main
-            ) as self.bar,
+            tqdm(total=len(self.subject.data), initial=len(self.finished), unit="image", **hidden) as self.bar,
             RecordWriter(self.folder, accelerator.process_index) as self.writer,
             accelerator.autocast(),
         ):

@@ -8,6 +8,7 @@ from ..certification.bounds import check_alpha
 from ..certification.grid_noise import check_grid
 from ..certification.stopping import largest_provable
 from ..common.checks import check_kind, check_seed, check_sigma
+from ..common.places import check_place
 from .task import Method, Task
 
 
@@ -148,6 +149,9 @@ class Settings:
             value = getattr(self, name)
             if value is not None and value < least:
                 raise ValueError(f"`--{name.replace('_', '-')}` must be {least} or more, got {value}.")
+        for name in ("model", "dataset", "classifier"):
+            if getattr(self, name) is not None:
+                check_place(f"--{name}", getattr(self, name))
         check_seed(self.seed)
         check_kind("task", self.task, Task, type(None))
         if self.task is not None:

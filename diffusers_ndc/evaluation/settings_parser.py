@@ -58,8 +58,7 @@ def _make_parser(description: str | None, prog: str | None) -> _Parser:
     hints = get_type_hints(Settings)
     for f in fields(Settings):
         names = list(dict.fromkeys([f"--{f.name.replace('_', '-')}", f"--{f.name}"]))
-        default = None if _is_required(f) else f.default if f.default is not MISSING else f.default_factory()
-        parser.add_argument(*names, default=default, help=f.metadata["help"], **_how_to_read(hints[f.name]))
+        parser.add_argument(*names, default=_default(f), help=f.metadata["help"], **_how_to_read(hints[f.name]))
     parser.add_argument("--config", metavar="FILE", help="YAML file with the same keys; the command line wins.")
     return parser
 
@@ -82,6 +81,13 @@ def _sources(words: Sequence[str]) -> tuple[Task | None, dict[str, Any], dict[st
 
 def _is_required(f: Field) -> bool:
     return f.default is MISSING and f.default_factory is MISSING
+
+
+def _default(f: Field) -> Any:
+    """The default of a setting, `None` if it is required."""
+    if f.default_factory is not MISSING:
+        return f.default_factory()
+    return None if f.default is MISSING else f.default
 
 
 def _how_to_read(hint: Any) -> dict[str, Any]:

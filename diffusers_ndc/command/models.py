@@ -1,0 +1,25 @@
+"""Loading a model for a command."""
+
+import torch
+
+from ..evaluation.subject import Pipeline, load_pipeline
+
+
+def load_model(model: str, device: str | None = None) -> Pipeline:
+    """Load the pipeline of a folder or Hub id.
+
+    Args:
+        model: The folder or Hub id.
+        device: Its device. Default: the accelerator, if there is one, else the CPU.
+
+    Raises:
+        ValueError: It cannot be loaded.
+    """
+    try:
+        pipe = load_pipeline(model)
+    except (OSError, ValueError) as error:
+        raise ValueError(f"`--model` must be a model that can be loaded, got {model}: {error}") from error
+    if device is None:
+        accelerator = torch.accelerator.current_accelerator() if torch.accelerator.is_available() else None
+        return pipe.to(accelerator or "cpu")
+    return pipe.to(device)
