@@ -27,6 +27,7 @@ if TYPE_CHECKING:  # for type checkers and editors
     from .diffusion import NoiseLevels as NoiseLevels
     from .diffusion import SiftingRule as SiftingRule
     from .diffusion import embed_prompts as embed_prompts
+    from .pipelines import ClassifierBlock as ClassifierBlock
     from .pipelines import ClassifierOutput as ClassifierOutput
     from .pipelines import LatentDiffusionClassifierPipeline as LatentDiffusionClassifierPipeline
     from .pipelines import NoisedDiffusionClassifierPipeline as NoisedDiffusionClassifierPipeline
@@ -56,6 +57,7 @@ else:
                 "embed_prompts",
             ],
             "pipelines": [
+                "ClassifierBlock",
                 "ClassifierOutput",
                 "LatentDiffusionClassifierPipeline",
                 "NoisedDiffusionClassifierPipeline",

@@ -43,6 +43,7 @@ def images():
 
 def pytest_addoption(parser):
     parser.addoption("--rounds", type=int, default=2, help="runs to kill and resume in test_resume.py (default: 2)")
+    parser.addoption("--device", default="cuda", help="device of test_cuda.py; with cpu it runs what needs no CUDA")
 
 
 @pytest.fixture(scope="session")

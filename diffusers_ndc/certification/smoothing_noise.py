@@ -8,6 +8,7 @@ import torch
 from ..common.checks import check_sigma
 from ..common.noise import standard_normal
 from ..common.prefetch import NoiseAhead
+from ..common.transfer import to_device
 from .grid_noise import EIGHT_BIT_STEPS, check_grid, grid_steps
 
 
@@ -62,7 +63,7 @@ class SmoothingNoise:
                 noise = ahead.standard_normal(shape, seeds, exact.dtype, image.device)
                 ahead.expect(shape, then, exact.dtype)
             return (exact + self.sigma * noise).to(image.dtype)
-        steps = torch.from_numpy(grid_steps(shape, seeds, self.sigma, self.grid)).to(image.device)
+        steps = to_device(torch.from_numpy(grid_steps(shape, seeds, self.sigma, self.grid)), image.device)
         on_grid = (image.double() * EIGHT_BIT_STEPS).round().long() * self.grid + steps
         return (on_grid.double() / (EIGHT_BIT_STEPS * self.grid)).to(image.dtype)  # of the grid point alone
 

@@ -230,10 +230,12 @@ class _Queue:
 
     def count(self, decided: Decided) -> None:
         """Count the votes of decided copies."""
-        if not decided.logits.isfinite().all():
+        if not decided.keys:
+            return
+        rows = decided.logits.cpu()  # an accelerator is waited for once, not for each vote
+        if not rows.isfinite().all():
             raise FloatingPointError("Logits must be finite, got NaN or infinity from the base classifier.")
-        labels = decided.logits.argmax(dim=1).tolist()
-        votes = zip(decided.keys, labels, decided.logits, decided.evaluations, strict=True)
+        votes = zip(decided.keys, rows.argmax(dim=1).tolist(), rows, decided.evaluations, strict=True)
         for (image, number), label, logits, spent in votes:
             image.count(number, label, logits, spent)
             if image.outstanding == 0:

@@ -54,7 +54,7 @@ def main(words: Sequence[str]) -> int:
 
     dataset = load_dataset(args.dataset, split=f"{args.split}[:{args.limit}]")
     image_column, label_column = find_columns(dataset.features)
-    images, labels = list(dataset[image_column]), list(dataset[label_column])
+    images, labels = dataset[image_column], list(dataset[label_column])  # images are decoded when they are read
     pipe = load_model(str(args.model), args.device)
     candidates = None
     if args.candidates:

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING
 from ..certification.bounds import check_alpha
 from ..certification.certificate import Certificate
 from ..certification.grid_noise import check_grid
-from ..common.checks import check_seed, check_sigma
+from ..common.checks import check_seed, check_sigma, checked_batch_size
 from .arguments import check_exist, check_model, make_parser
 
 
@@ -43,7 +43,7 @@ def parse_args(words: Sequence[str]) -> argparse.Namespace:
     add("--sift", choices=("candidates", "scores", "none"), help="what the model's sifter does")
     add("--grid", type=int, help="for 8-bit images: noise on a grid of this many steps, 16 is good (default: none)")
     add("--seed", type=int, help="seed of the noise, which is recorded (default: by the operating system)")
-    add("--batch-size", type=int, help="network evaluations per batch")
+    add("--batch-size", default="64", help="network evaluations per batch, or auto, the fastest (default: 64)")
     add("--device", help="default: the accelerator, if there is one")
     add("--output", type=Path, default=Path("record.jsonl"), help="file to add records to (default: record.jsonl)")
     args = parser.parse_args(words)
@@ -66,10 +66,13 @@ def _check(args: argparse.Namespace) -> None:
     check_seed(args.seed)
     if args.grid is not None:
         check_grid(args.grid, args.sigma)
-    for name, least in {"n0": 0, "n": 1, "max_evaluations": 1, "batch_size": 1}.items():
+    for name, least in {"n0": 0, "n": 1, "max_evaluations": 1}.items():
         value = getattr(args, name)
         if value is not None and value < least:
             raise ValueError(f"`--{name.replace('_', '-')}` must be {least} or more, got {value}.")
+    args.batch_size = checked_batch_size(
+        int(args.batch_size) if args.batch_size.isdecimal() else args.batch_size, "--batch-size"
+    )
     if args.radii is not None:
         if not all(0 <= radius < math.inf for radius in args.radii):
             raise ValueError(f"`--radii` must be finite radii of at least 0 (pixel units), got {args.radii}.")

@@ -6,7 +6,7 @@ Every message has one form: "`name` must be ..., got ...".
 import math
 import sys
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import ArrayLike
@@ -17,6 +17,11 @@ EXACT = 2**53
 
 MAX_SEED = 2**63 - 1
 """Largest seed: seeds have 63 bits."""
+
+BatchSize = int | Literal["auto"]
+"""Images per network evaluation, or "auto" for a number that a short trial finds on the device."""
+
+AUTO: Literal["auto"] = "auto"
 
 
 def check_number(name: str, value: object, expected: str) -> None:
@@ -116,3 +121,20 @@ def class_indices(labels: ArrayLike, num_images: int, num_classes: int) -> np.nd
     if classes.min() < 0 or classes.max() >= num_classes:
         raise ValueError(f"`labels` must be from 0 to {num_classes - 1}, got {classes.min()} to {classes.max()}.")
     return classes
+
+
+def checked_batch_size(batch_size: object, name: str = "batch_size") -> BatchSize:
+    """The batch size itself.
+
+    Args:
+        batch_size: What to check.
+        name: Name of the argument, for the message.
+
+    Raises:
+        ValueError: It is neither an integer of at least 1 nor "auto".
+    """
+    if isinstance(batch_size, str) and batch_size == AUTO:
+        return AUTO
+    if type(batch_size) is int and 1 <= batch_size < 2**31:
+        return batch_size
+    raise ValueError(f'`{name}` must be a whole number of at least 1 or "auto", got {batch_size!r}.')

@@ -1,11 +1,23 @@
-"""Checks and content hash of image tensors."""
+"""Checks and content hash of image tensors, and what many images are that are read a few at a time."""
 
 import hashlib
+from typing import Protocol
 
+import numpy as np
 import torch
 
 
 FLOATING_DTYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
+
+
+class ImageRows(Protocol):
+    """N images of which a few are read at a time: a tensor `(N, C, H, W)`, or an object that makes them when asked."""
+
+    def __len__(self) -> int:
+        """Number of images."""
+
+    def __getitem__(self, rows: np.ndarray) -> torch.Tensor:
+        """The images with these numbers, shape `(n, C, H, W)`, pixel units; the same values each time."""
 
 
 def check_floating(tensor: object, name: str = "images") -> None:

@@ -7,6 +7,7 @@ import numpy as np
 import torch
 
 from .checks import MAX_SEED, check_seed
+from .transfer import to_device
 
 
 NoiseSource = Callable[[tuple[int, ...], Sequence[int], torch.dtype, torch.device], torch.Tensor]
@@ -42,7 +43,7 @@ def standard_normal(
 
     It is made on the CPU whatever the device, so that a replay meets the same noise on other hardware.
     """
-    return to_device(normal_arrays(shape, seeds, dtype), dtype, device)
+    return on_device(normal_arrays(shape, seeds, dtype), dtype, device)
 
 
 def normal_arrays(shape: tuple[int, ...], seeds: Sequence[int], dtype: torch.dtype) -> np.ndarray:
@@ -58,9 +59,6 @@ def normal_arrays(shape: tuple[int, ...], seeds: Sequence[int], dtype: torch.dty
     return values
 
 
-def to_device(values: np.ndarray, dtype: torch.dtype, device: torch.device) -> torch.Tensor:
-    """Arrays as a tensor of this dtype on this device; on CUDA the copy does not wait for work under way."""
-    noise = torch.from_numpy(values).to(dtype)
-    if device.type == "cuda":
-        return noise.pin_memory().to(device, non_blocking=True)
-    return noise.to(device)
+def on_device(values: np.ndarray, dtype: torch.dtype, device: torch.device) -> torch.Tensor:
+    """Arrays as a tensor of this dtype on this device."""
+    return to_device(torch.from_numpy(values).to(dtype), device)

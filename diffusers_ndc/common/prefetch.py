@@ -8,7 +8,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 import numpy as np
 import torch
 
-from .noise import normal_arrays, standard_normal, to_device
+from .noise import normal_arrays, on_device, standard_normal
 
 
 SHARED = 50_000
@@ -77,4 +77,4 @@ class NoiseAhead:
         missing = [seed for seed, found in zip(seeds, made, strict=True) if found is None]
         others = iter(normal_arrays(shape, missing, dtype))
         arrays = [next(others) if found is None else found[0].result()[found[1]] for found in made]
-        return to_device(np.stack(arrays), dtype, device)
+        return on_device(np.stack(arrays), dtype, device)

@@ -6,9 +6,12 @@ from typing import NamedTuple
 import torch
 from torch import nn
 
+from ..common.checks import AUTO, BatchSize
 from ..common.copies import BatchPool, Copy, Decided, Pool, decide_all, group_by_kind
 from ..common.images import content_hash
+from ..common.noise import standard_normal
 from ..common.seeds import derive_seeds
+from .batch_size import found_batch_size
 from .denoiser import Denoiser
 from .networks import inference
 
@@ -30,10 +33,52 @@ class Classified(NamedTuple):
 class DenoiserClassifier(nn.Module):
     """A classifier behind a denoiser: a `BaseClassifier` (`common.copies`) that also classifies images as they come.
 
-    Subclasses have `randomized`, `num_classes`, `settings`, `evaluations`, `pool` and `forward`.
+    Subclasses have `randomized`, `num_classes`, `settings`, `evaluations`, `pool` and `forward`, and either the
+    attribute `batch_size` and `evaluate`, or a `network_batch` of their own.
     """
 
     denoiser: Denoiser
+    batch_size: BatchSize
+    _found: int | None = None
+    _found_for: tuple | None = None
+
+    @property
+    def network_batch(self) -> int | None:
+        """Images per network evaluation: `batch_size`; `None` for "auto" as long as no image has come."""
+        return self._found if self.batch_size == AUTO else self.batch_size
+
+    def network_batch_for(self, images: torch.Tensor) -> int:
+        """Images per network evaluation: `batch_size`, or for "auto" what a trial finds.
+
+        Args:
+            images: Shape `(N, C, H, W)`, as the network gets them. A trial is for one shape of image, dtype and
+                device. Their values are not used.
+        """
+        if self.batch_size != AUTO:
+            return self.batch_size
+        unet, device, shape = self.denoiser.unet, images.device, tuple(images.shape[1:])
+        dtypes = (images.dtype, next(unet.parameters()).dtype, torch.is_autocast_enabled(device.type))
+        kind = (device, dtypes, shape)
+        if self._found is None or kind != self._found_for:
+            noise = standard_normal(shape, [0], images.dtype, device)
+            networks = (id(unet), id(self.denoiser.unconditional_unet))
+            key = (type(self), networks, self.denoiser.dtype, kind)
+
+            def evaluate(count: int) -> None:
+                self.evaluate(noise.expand(count, *shape))
+
+            self._found = found_batch_size(self.tried_network, key, evaluate, device)
+            self._found_for = kind
+        return self._found
+
+    @property
+    def tried_network(self) -> nn.Module:
+        """The network that a trial is for; one that the denoiser does not know, if there is one."""
+        return self.denoiser.unet
+
+    def evaluate(self, images: torch.Tensor) -> object:
+        """Run the network on one batch, as in a classification, without counting it (for the trial)."""
+        raise NotImplementedError
 
     def check_images(self, images: torch.Tensor) -> None:
         """Raise if the denoiser cannot take this batch, as `Denoiser.check_images`."""
@@ -89,11 +134,11 @@ class DenoiserClassifier(nn.Module):
 class OnePassClassifier(DenoiserClassifier):
     """A `DenoiserClassifier` that classifies a batch at once and draws nothing: a fixed function of each image.
 
-    Subclasses have `classify_batch` and the attribute `batch_size`.
+    Subclasses have `classify_batch` and the attributes `batch_size` and `evaluations`.
     """
 
     randomized = False
-    batch_size: int
+    evaluations: int
 
     @property
     def evaluations_per_image(self) -> int:
@@ -120,12 +165,45 @@ class OnePassClassifier(DenoiserClassifier):
             FloatingPointError: What the network returns is not finite.
         """
         self.check_images(images)
-        return torch.cat([self.classify_batch(part) for part in images.split(self.batch_size)])
+        return self._logits(images)
 
-    def pool(self) -> BatchPool:
+    def evaluate(self, images: torch.Tensor) -> None:
+        spent = self.evaluations
+        try:
+            self.classify_batch(images)
+        finally:
+            self.evaluations = spent
+
+    def pool(self) -> Pool:
         """An empty pool: copies of several images share a batch."""
-        return BatchPool(self.batch_size, self._decide)
+        return OnePassPool(self)
 
-    def _decide(self, batch: list[Copy]) -> Decided:
-        logits = self.classify_batch(torch.stack([copy.image for copy in batch]))
+    def _logits(self, images: torch.Tensor) -> torch.Tensor:
+        return torch.cat([self.classify_batch(part) for part in images.split(self.network_batch_for(images))])
+
+    def decide(self, batch: list[Copy]) -> Decided:
+        """Classify copies (for the pool)."""
+        logits = self._logits(torch.stack([copy.image for copy in batch]))
         return Decided([copy.key for copy in batch], logits, [self.evaluations_per_image] * len(batch))
+
+
+class OnePassPool(BatchPool):
+    """The pool of a `OnePassClassifier`. With a batch size "auto" the first copy is added alone, for the trial.
+
+    Args:
+        classifier: The classifier.
+    """
+
+    def __init__(self, classifier: OnePassClassifier):
+        super().__init__(1, classifier.decide)
+        self.classifier = classifier
+
+    @property
+    def room(self) -> int:
+        """How many copies to add before the next step."""
+        return max(0, (self.classifier.network_batch or 1) - len(self.waiting))
+
+    def add(self, copies: Sequence[Copy]) -> None:
+        """Add copies."""
+        self.classifier.network_batch_for(copies[0].image[None])
+        super().add(copies)

@@ -11,9 +11,10 @@ import torch
 from numpy.typing import ArrayLike
 
 from ..common.checks import check_integer, check_number, class_indices
+from ..common.images import ImageRows
 from ..common.noise import standard_normal
 from ..common.seeds import derive_seeds
-from .candidate_errors import CandidateErrors, candidate_errors
+from .candidate_errors import CandidateErrors, as_array, candidate_errors
 from .class_sifter import FeatureSift
 from .classifier import NoisedDiffusionClassifier
 from .level_fitting import choose_levels, sift_thresholds
@@ -26,7 +27,7 @@ GROUP = 32
 """Images that are scored in one call, and whose noise is derived from one seed."""
 
 ROUNDS = 3
-"""Times that `calibrate_sifted` looks at each image."""
+"""Times that `calibrate_sifted` reads each image."""
 
 NO_TELLING_LEVEL = (
     "`candidates` must include a level at which the model can tell the classes of `labels` apart, got none."
@@ -35,7 +36,7 @@ NO_TELLING_LEVEL = (
 
 def calibrate_levels(
     classifier: NoisedDiffusionClassifier,
-    images: torch.Tensor,
+    images: ImageRows,
     labels: ArrayLike,
     num_levels: int,
     quantile: float | None = 0.998,
@@ -47,11 +48,13 @@ def calibrate_levels(
     Every image is scored once at every candidate level, with noise that all classes share. Levels are then added one
     at a time: always the one with which `softmax(-sum_i w_i * error_i)`, its weights `w >= 0` fitted anew, gives the
     labels the highest likelihood (a convex problem, see `fit_weights`). The weights are shrunk towards those of the
-    candidates, so that a few hundred images are enough.
+    candidates, so that a few hundred images are enough. The images are read once. The errors of all classes are kept,
+    so that memory is proportional to images times levels times classes.
 
     Args:
         classifier: The classifier to calibrate. Its levels are the candidates, their weights are the prior of the fit.
-        images: Clean images, shape `(N, C, H, W)`, pixel units. The noise that the classifier expects is added here.
+        images: Clean images, pixel units: a tensor `(N, C, H, W)`, or what makes its rows when they are read. The
+            noise that the classifier expects is added here.
         labels: Their classes, shape `(N,)`. Every class must occur.
         num_levels: Number of levels to choose.
         quantile: Fraction of the noisy copies whose true class survives each level's sifting. `None`: no sifting.
@@ -132,7 +135,7 @@ def fit_levels(
 
 def noisy_errors(
     classifier: NoisedDiffusionClassifier,
-    images: torch.Tensor,
+    images: ImageRows,
     seed: int,
     on_images: Callable[[int], object] | None = None,
 ) -> np.ndarray:
@@ -140,28 +143,30 @@ def noisy_errors(
 
     Args:
         classifier: Its `sigma` is the noise that is added to the images.
-        images: Clean images, shape `(N, C, H, W)`, pixel units.
+        images: Clean images, pixel units: a tensor `(N, C, H, W)`, or what makes its rows when they are read.
         seed: Seed of the noise, 63 bits.
         on_images: Called with the number of images after each group of images.
 
     Returns:
-        Float64 array of shape (images, levels, classes), summed over pixels, model units.
+        Array of shape (images, levels, classes), summed over pixels, model units, in the precision in which they were
+        computed.
     """
     errors = []
-    for group, part in enumerate(images.split(GROUP)):
+    for group, first in enumerate(range(0, len(images), GROUP)):
+        part = images[np.arange(first, min(first + GROUP, len(images)))]
         seeds = derive_seeds((seed, "calibrate", group), 2 * len(part))
         smoothing_seeds, own_seeds = seeds[::2], seeds[1::2]  # of the image's noise, of the classifier's noise
         eps = standard_normal(tuple(part.shape[1:]), smoothing_seeds, part.dtype, part.device)
         with torch.no_grad():
-            errors.append(classifier.squared_errors(part + classifier.sigma * eps, own_seeds).cpu())
+            errors.append(as_array(classifier.squared_errors(part + classifier.sigma * eps, own_seeds)))
         if on_images is not None:
             on_images(len(part))
-    return torch.cat(errors).double().numpy()
+    return np.concatenate(errors)
 
 
 def calibrate_sifted(
     classifier: NoisedDiffusionClassifier,
-    images: torch.Tensor,
+    images: ImageRows,
     labels: ArrayLike,
     num_levels: int,
     quantile: float | None = 0.998,
@@ -172,13 +177,15 @@ def calibrate_sifted(
 ) -> tuple[NoiseLevels, FeatureSift]:
     """Fit a sift by features, and then the levels that decide between its candidates, as `calibrate_levels`.
 
-    Every image is looked at three times: for the map from features to classes and for the gap (`fit_sift`), and for
-    the errors of the candidates, which a map chooses that was fitted without the image.
+    Every image is read three times: for the map from features to classes and for the gap (`fit_sift`), and for the
+    errors of the candidates, which a map chooses that was fitted without the image. Of a noisy copy, only the
+    errors of its candidates are kept, `MOST_CANDIDATES` at most.
 
     Args:
         classifier: The classifier to calibrate, without a sift. Its levels are the candidates, their weights are the
             prior of the fit.
-        images: Clean images, shape `(N, C, H, W)`, pixel units. The noise that the classifier expects is added here.
+        images: Clean images, pixel units: a tensor `(N, C, H, W)`, or what makes its rows when they are read. The
+            noise that the classifier expects is added here.
         labels: Their classes, shape `(N,)`. Every class must occur twice.
         num_levels: Number of levels to choose.
         quantile: Fraction of the noisy copies whose true class survives each level's sifting. `None`: only features

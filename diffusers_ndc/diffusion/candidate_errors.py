@@ -7,9 +7,10 @@ import numpy as np
 import torch
 
 from ..common.copies import Copy
+from ..common.images import ImageRows
 from .classifier import NoisedDiffusionClassifier
+from .open_copies import Triples
 from .sifter_fitting import GROUP, CrossFit, noisy_copies
-from .sifting import Triples
 
 
 MOST_CANDIDATES = 32
@@ -21,8 +22,8 @@ class CandidateErrors:
     """Squared errors of the candidate classes of N noisy copies, at L levels.
 
     Args:
-        errors: Shape `(N, L, C)`, float64, summed over pixels, model units. C is K, or fewer if all have fewer
-            candidates.
+        errors: Shape `(N, L, C)`, summed over pixels, model units, in the precision in which they were computed. C is
+            K, or fewer if all have fewer candidates.
         labels: Place of the true class among the C, shape `(N,)`.
         kept: Which of the C are candidates, shape `(N, C)`.
         scores: Minus the scores of the sifter, shape `(N, C)`; zeros without one.
@@ -36,23 +37,33 @@ class CandidateErrors:
     @classmethod
     def joined(cls, parts: "Sequence[CandidateErrors]") -> "CandidateErrors":
         """All these images; those with fewer candidates are filled up with classes that are not kept."""
-        most = max(part.kept.shape[1] for part in parts)
-
-        def fill(array: np.ndarray) -> np.ndarray:
-            width = [(0, 0)] * (array.ndim - 1) + [(0, most - array.shape[-1])]
-            return np.pad(array, width)
-
         return cls(
-            np.concatenate([fill(part.errors) for part in parts]),
+            _filled_up([part.errors for part in parts]),
             np.concatenate([part.labels for part in parts]),
-            np.concatenate([fill(part.kept) for part in parts]),
-            np.concatenate([fill(part.scores) for part in parts]),
+            _filled_up([part.kept for part in parts]),
+            _filled_up([part.scores for part in parts]),
         )
+
+
+def _filled_up(arrays: list[np.ndarray]) -> np.ndarray:
+    """Arrays one after the other, those with a shorter last axis filled up with zeros."""
+    most = max(array.shape[-1] for array in arrays)
+    joined = np.zeros((sum(map(len, arrays)), *arrays[0].shape[1:-1], most), arrays[0].dtype)
+    first = 0
+    for array in arrays:
+        joined[first : first + len(array), ..., : array.shape[-1]] = array
+        first += len(array)
+    return joined
+
+
+def as_array(values: torch.Tensor) -> np.ndarray:
+    """Values as an array of numpy in the same precision; those in half precision in float32."""
+    return values.to("cpu", torch.promote_types(values.dtype, torch.float32)).numpy()
 
 
 def candidate_errors(
     classifier: NoisedDiffusionClassifier,
-    images: torch.Tensor,
+    images: ImageRows,
     labels: np.ndarray,
     fit: CrossFit,
     num_copies: int,
@@ -63,7 +74,7 @@ def candidate_errors(
 
     Args:
         classifier: Its `sigma` is the noise that is added to the images; its levels are scored.
-        images: Clean images, shape `(N, C, H, W)`, pixel units.
+        images: Clean images, pixel units: a tensor `(N, C, H, W)`, or what makes its rows when they are read.
         labels: Their classes, shape `(N,)`.
         fit: The sifts. An image's candidates are chosen by the one that was fitted without it.
         num_copies: Noisy copies of each image.
@@ -83,8 +94,9 @@ def candidate_errors(
         (numbers,) = np.nonzero(fit.fold_of == fold)
         for first in range(0, len(numbers), GROUP):
             rows = numbers[first : first + GROUP]
+            clean = images[rows]
             for copy in range(num_copies):
-                parts.append(_errors_of_candidates(sifted, images[rows], rows, copy, labels[rows], seed))
+                parts.append(_errors_of_candidates(sifted, clean, rows, copy, labels[rows], seed))
             if on_images is not None:
                 on_images(len(rows))
     return CandidateErrors.joined(parts)
@@ -108,16 +120,17 @@ def _errors_of_candidates(
         scores, chosen = copies.losses.masked_fill(~copies.in_play, torch.inf).topk(most, largest=False)
         kept = scores.isfinite()
         in_play = torch.zeros_like(copies.in_play).scatter(1, chosen, kept)
-        triples = Triples.next_levels(in_play, len(classifier.levels))
-        values = classifier.squared_errors_of(copies, triples.to("cpu"))
-    errors = torch.zeros(len(images), len(classifier.levels), classifier.num_classes, dtype=torch.double)
-    errors[triples.row.cpu(), triples.level.cpu(), triples.label.cpu()] = values.double().cpu()
+        triples = Triples.next_levels(in_play.cpu(), len(classifier.levels))
+        values = classifier.squared_errors_of(copies, triples).cpu()
+        classifier.require_finite(bool(values.isfinite().all()))
+    errors = values.new_zeros(len(images), len(classifier.levels), classifier.num_classes)
+    errors[triples.row, triples.level, triples.label] = values
     chosen, kept = chosen.cpu(), kept.cpu()
     place = (chosen == torch.from_numpy(labels)[:, None]) & kept
     known = place.any(dim=1).numpy()
     return CandidateErrors(
-        errors.gather(2, chosen[:, None].expand(-1, len(classifier.levels), -1)).numpy()[known],
+        as_array(errors.gather(2, chosen[:, None].expand(-1, len(classifier.levels), -1)))[known],
         place.long().argmax(dim=1).numpy()[known],
         kept.numpy()[known],
-        scores.masked_fill(~scores.isfinite(), 0).double().cpu().numpy()[known],
+        as_array(scores.masked_fill(~scores.isfinite(), 0))[known],
     )

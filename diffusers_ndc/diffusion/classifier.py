@@ -4,10 +4,11 @@ from collections.abc import Sequence
 
 import torch
 
-from ..common.checks import check_integer, check_kind, check_seed, check_seeds, check_sigma
+from ..common.checks import AUTO, BatchSize, check_kind, check_seed, check_seeds, check_sigma, checked_batch_size
 from ..common.copies import Copy
 from ..common.noise import NoiseSource, fresh_seed, standard_normal
 from ..common.seeds import derive_seeds
+from ..common.transfer import to_device
 from .base import DenoiserClassifier
 from .class_sifter import FeatureSift, check_sift
 from .denoiser import Denoiser
@@ -15,7 +16,8 @@ from .features import read_features
 from .likelihoods import get_likelihood
 from .networks import check_evaluation_mode
 from .noise_levels import NoiseLevels
-from .sifting import POOL_BATCHES, OpenCopies, SiftingPool, Triples
+from .open_copies import OpenCopies, Triples, in_one_copy
+from .sifting import POOL_BATCHES, SiftingPool
 from .trained_levels import check_calibration, check_told_sigma, check_trained_sigma, default_levels, known_levels
 from .units import model_images, model_sigma
 
@@ -26,6 +28,9 @@ LATENT_NOISE = (
     "front, after which the latent model classifies clean images: `DenoisedDiffusionClassifier`, or `pixel_unet` and "
     "`pixel_scheduler` of `LatentDiffusionClassifierPipeline`."
 )
+
+HELD = 8
+"""Tensors of the size of its images that a batch of triples needs beside the network: noise, `x_i`, targets, ..."""
 
 NOT_FINITE = (
     "Losses must be finite, got NaN or infinity: in the images, or by an overflow in the network's dtype ({dtype})."
@@ -48,7 +53,8 @@ class NoisedDiffusionClassifier(DenoiserClassifier):
         levels: Noise levels and weights, model units, all above `2 * sigma`. Default: `default_levels`. A model with a
             learned time embedding uses the nearest levels that it knows; the attribute `levels` has those.
         batch_size: (copy, level, class) triples per network batch. Peak memory depends on it, not on the number of
-            images, classes or levels.
+            images, classes or levels. "auto": found by a short trial on the device (see `batch_size`), without
+            gradients.
         seed: If given, every image meets the same noise and the classifier is a fixed function. Default: fresh noise
             in each call, or by the `seeds` of the call.
         sift: Chooses each copy's candidate classes by the features of its pass without a class; the other classes are
@@ -73,7 +79,7 @@ class NoisedDiffusionClassifier(DenoiserClassifier):
         sigma: float = 0.0,
         method: str | None = None,
         levels: NoiseLevels | None = None,
-        batch_size: int = 64,
+        batch_size: BatchSize = 64,
         seed: int | None = None,
         sift: FeatureSift | None = None,
     ):
@@ -82,7 +88,7 @@ class NoisedDiffusionClassifier(DenoiserClassifier):
         check_sigma(sigma)
         sigma = float(sigma)
         self.likelihood = get_likelihood(method, sigma)
-        check_batch_size(batch_size)
+        self.batch_size = checked_batch_size(batch_size)
         check_seed(seed)
         check_evaluation_mode(denoiser)
         if denoiser.num_classes == 0:
@@ -102,7 +108,6 @@ class NoisedDiffusionClassifier(DenoiserClassifier):
             check_sift(sift, sigma, self.likelihood.name, denoiser)
         self.denoiser = denoiser
         self.sigma = sigma
-        self.batch_size = batch_size
         self.seed = seed
         self.sift = sift
         self.evaluations = 0
@@ -188,9 +193,10 @@ class NoisedDiffusionClassifier(DenoiserClassifier):
             FloatingPointError: A loss is not finite.
         """
         copies = self.open_copies(self._copies(images, seeds), sift=False)
-        triples = Triples.next_levels(copies.in_play, len(self.levels)).to("cpu")
-        shape = (len(images), len(self.levels), self.num_classes)
-        return self.squared_errors_of(copies, triples).view(shape)
+        triples = Triples.next_levels(copies.in_play_on_cpu, len(self.levels))
+        errors = self.squared_errors_of(copies, triples)
+        self.require_finite(bool(errors.isfinite().all()))
+        return errors.view(len(images), len(self.levels), self.num_classes)
 
     def _copies(self, images: torch.Tensor, seeds: Sequence[int] | None) -> list[Copy]:
         self.denoiser.check_images(images)
@@ -207,7 +213,9 @@ class NoisedDiffusionClassifier(DenoiserClassifier):
         x_tau = model_images(images)
         if self.denoiser.encoder is None:
             return x_tau
-        return torch.cat([self.denoiser.encode(part) for part in x_tau.split(self.batch_size)])
+        # The trial is not for the encoder: one image at a time fits, and most of the work comes after it.
+        size = 1 if self.batch_size == AUTO else self.batch_size
+        return torch.cat([self.denoiser.encode(part) for part in x_tau.split(size)])
 
     def open_copies(self, copies: Sequence[Copy], sift: bool = True) -> OpenCopies:
         """Copies before their first level (for the pool).
@@ -226,30 +234,33 @@ class NoisedDiffusionClassifier(DenoiserClassifier):
             evaluations=[0 if x0_hat is None and scores is None else self.opening_evaluations] * len(copies),
             x_tau=x_tau,
             x0_hat=x0_hat,
-            level=zeros.new_zeros(len(copies), dtype=torch.long),
+            level=[0] * len(copies),
             losses=zeros,
             gaps=zeros,
             in_play=torch.ones_like(zeros, dtype=torch.bool),
-            num_in_play=[self.num_classes] * len(copies),
+            in_play_on_cpu=torch.ones(len(copies), self.num_classes, dtype=torch.bool),
         )
         self.evaluations += sum(opened.evaluations)
-        return opened if self.sift is None or scores is None else opened.sifted_by(self.sift, scores, len(self.levels))
+        if self.sift is None or scores is None:
+            return opened
+        in_play = self.sift.candidates(scores)
+        on_cpu, finite = in_one_copy(in_play, scores.isfinite().all())
+        self.require_finite(finite)
+        return opened.sifted_by(self.sift, scores, in_play, on_cpu, len(self.levels))
 
     def _pass_without_class(
         self, x_tau: torch.Tensor, seeds: list[int], sift: bool
     ) -> tuple[torch.Tensor | None, torch.Tensor | None]:
         """The denoised images, and the scores of the classes; `None` for what is not needed."""
+        batch_size = self.network_batch_for(x_tau)
         if self.sift is not None and sift:
             used = self.likelihood.uses_denoised
             x0_hat, features = read_features(
-                self.denoiser, x_tau, self.sigma, self.sift.blocks, self.sift.noise, seeds, self.batch_size, used
+                self.denoiser, x_tau, self.sigma, self.sift.blocks, self.sift.noise, seeds, batch_size, used
             )
-            scores = self.sift(features).to(x_tau)
-            if not scores.isfinite().all():
-                raise FloatingPointError(NOT_FINITE.format(dtype=self.denoiser.unet.dtype))
-            return x0_hat if used else None, scores
+            return x0_hat if used else None, self.sift(features).to(x_tau)
         if self.likelihood.uses_denoised:
-            return self.denoiser.denoise(x_tau, model_sigma(self.sigma), batch_size=self.batch_size), None
+            return self.denoiser.denoise(x_tau, model_sigma(self.sigma), batch_size=batch_size), None
         return None, None
 
     def _seed_of(self, copy: Copy) -> int:
@@ -261,35 +272,35 @@ class NoisedDiffusionClassifier(DenoiserClassifier):
     def squared_errors_of(
         self, copies: OpenCopies, triples: Triples, noise: NoiseSource = standard_normal
     ) -> torch.Tensor:
-        """Squared error of each (copy, level, class) triple (for the pool).
+        """Squared error of each (copy, level, class) triple, finite or not (for the pool).
 
         The noise of a (copy, level) pair comes from a seed of its own, and all classes share it. All work
         but the network's is done for `POOL_BATCHES` batches at a time, which is faster than in between them.
 
         Args:
             copies: The copies.
-            triples: In ascending order, on the CPU.
+            triples: In ascending order.
             noise: Where standard normal noise comes from.
-
-        Raises:
-            FloatingPointError: A loss is not finite.
         """
-        parts = triples.split(POOL_BATCHES * self.batch_size)
+        parts = triples.split(POOL_BATCHES * self.network_batch_for(copies.x_tau))
         errors = torch.cat([self._errors(copies, part, noise) for part in parts])
         self.evaluations += len(triples)
-        if not errors.isfinite().all():
-            raise FloatingPointError(NOT_FINITE.format(dtype=self.denoiser.unet.dtype))
         return errors
+
+    def require_finite(self, finite: bool) -> None:
+        """Raise a `FloatingPointError` unless the losses are finite (for the pool)."""
+        if not finite:
+            raise FloatingPointError(NOT_FINITE.format(dtype=self.denoiser.unet.dtype))
 
     def _errors(self, copies: OpenCopies, triples: Triples, noise: NoiseSource) -> torch.Tensor:
         x_tau, cap = copies.x_tau, self.levels.cap
         rows, levels, pair_of_triple = triples.distinct_pairs()
         seeds = [copies.pair_seeds[row][level] for row, level in zip(rows.tolist(), levels.tolist(), strict=True)]
         eps = noise(tuple(x_tau.shape[1:]), seeds, x_tau.dtype, x_tau.device)
-        rows, levels, pair_of_triple, label = (
-            index.to(x_tau.device) for index in (rows, levels, pair_of_triple, triples.label)
+        sigma = torch.tensor(self.levels.sigmas, dtype=x_tau.dtype)[levels]
+        rows, sigma, pair_of_triple, label = (
+            to_device(values, x_tau.device) for values in (rows, sigma, pair_of_triple, triples.label)
         )
-        sigma = x_tau.new_tensor(self.levels.sigmas)[levels]
         x_i, target = self.likelihood.pair(
             x_tau[rows],
             None if copies.x0_hat is None else copies.x0_hat[rows],
@@ -297,13 +308,18 @@ class NoisedDiffusionClassifier(DenoiserClassifier):
             sigma.view(-1, 1, 1, 1),
             eps,
         )
-        h = self.denoiser.denoise(x_i[pair_of_triple], sigma[pair_of_triple], label, self.batch_size)
+        h = self.denoiser.denoise(x_i[pair_of_triple], sigma[pair_of_triple], label, self.network_batch)
         if cap is not None:
             h = h.clamp(-1, 1)
         errors = (h - target[pair_of_triple]).square().flatten(1).sum(dim=1)
         return errors if cap is None else errors.clamp(max=cap * h[0].numel())
 
-
-def check_batch_size(batch_size: int) -> None:
-    """Raise a `ValueError` unless the batch size is an integer of at least 1."""
-    check_integer("batch_size", batch_size, 1, 2**31 - 1)
+    def evaluate(self, images: torch.Tensor) -> None:
+        """Denoise one batch of what the network gets, beside memory for all that a pool holds (for the trial)."""
+        held = images.new_empty(HELD * POOL_BATCHES * len(images), *images.shape[1:])
+        level = self.levels.sigmas[0]
+        labels = torch.zeros(len(images), dtype=torch.long, device=images.device)
+        self.denoiser.denoise(level * images, level, labels)
+        if self.opening_evaluations and self.denoiser.unconditional_unet is not None:
+            self.denoiser.denoise(level * images, level)
+        del held

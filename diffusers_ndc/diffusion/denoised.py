@@ -5,9 +5,8 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from ..common.checks import check_kind, check_sigma
+from ..common.checks import BatchSize, check_kind, check_sigma, checked_batch_size
 from .base import OnePassClassifier
-from .classifier import check_batch_size
 from .denoiser import Denoiser
 from .networks import computing_dtype
 from .preprocessing import preprocess, read_preprocessing
@@ -33,7 +32,8 @@ class DenoisedClassifier(OnePassClassifier):
         image_processor: The classifier's (`AutoImageProcessor`). Its `size`, `resample` (bilinear or bicubic),
             `image_mean`, `image_std`, `do_resize` and `do_normalize` are used; others must be off.
         sigma: Standard deviation of the Gaussian noise that the images carry, pixel units, above 0.
-        batch_size: Images per evaluation of either network. Peak memory depends on it.
+        batch_size: Images per evaluation of either network. Peak memory depends on it. "auto": found by a short trial
+            on the device.
 
     The attribute `evaluations` counts the denoiser's network evaluations spent so far, not the classifier's.
 
@@ -48,11 +48,11 @@ class DenoisedClassifier(OnePassClassifier):
         classifier: "PreTrainedModel",
         image_processor: "BaseImageProcessor",
         sigma: float,
-        batch_size: int = 64,
+        batch_size: BatchSize = 64,
     ):
         super().__init__()
         check_front(denoiser, sigma)
-        check_batch_size(batch_size)
+        self.batch_size = checked_batch_size(batch_size)
         config = getattr(classifier, "config", None)  # models of other tasks have a configuration without labels
         if not hasattr(config, "num_labels"):
             raise TypeError(
@@ -64,7 +64,6 @@ class DenoisedClassifier(OnePassClassifier):
         self.classifier = classifier
         self.preprocessing = read_preprocessing(image_processor, self.num_channels)
         self.sigma = float(sigma)
-        self.batch_size = batch_size
         self.evaluations = 0
         self.eval()
 
@@ -74,7 +73,7 @@ class DenoisedClassifier(OnePassClassifier):
         denoiser: Denoiser,
         classifier_id: str | Path,
         sigma: float,
-        batch_size: int = 64,
+        batch_size: BatchSize = 64,
         revision: str = "main",
     ) -> "DenoisedClassifier":
         """Load a classifier with its image processor, which is needed: mean and size matter.
@@ -83,7 +82,7 @@ class DenoisedClassifier(OnePassClassifier):
             denoiser: The diffusion model; the classifier goes to its device.
             classifier_id: A local folder or Hub id.
             sigma: Standard deviation of the Gaussian noise that the images carry, pixel units, above 0.
-            batch_size: Images per evaluation of either network.
+            batch_size: Images per evaluation of either network, or "auto".
             revision: Branch, tag or commit on the Hub.
 
         Raises:
@@ -125,6 +124,11 @@ class DenoisedClassifier(OnePassClassifier):
             "dtype": self.denoiser.dtype,
             "classifier_dtype": computing_dtype(self.classifier),
         }
+
+    @property
+    def tried_network(self) -> torch.nn.Module:
+        """The network behind the denoiser, whose batches a trial is for too."""
+        return self.classifier
 
     @property
     def evaluations_per_image(self) -> int:

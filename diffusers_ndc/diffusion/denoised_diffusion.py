@@ -26,7 +26,7 @@ class DenoisedDiffusionClassifier(DenoiserClassifier):
     Args:
         denoiser: A diffusion model in pixel space, with classes or without (`num_classes=0`).
         classifier: A classifier of clean images (`sigma=0`), with as many channels as the denoiser, or three if that
-            has one (grey). Its `batch_size` is also the denoiser's.
+            has one (grey). Its `batch_size` is also the denoiser's; if that is "auto", each has its own.
         sigma: Standard deviation of the Gaussian noise that the images carry, pixel units, above 0.
 
     Raises:
@@ -49,8 +49,14 @@ class DenoisedDiffusionClassifier(DenoiserClassifier):
         check_channels(denoiser, classifier.denoiser.image_channels)
         self.denoiser = denoiser
         self.classifier = classifier
+        self.batch_size = classifier.batch_size
         self.sigma = float(sigma)
         self.num_denoised = 0
+
+    @property
+    def network_batch(self) -> int | None:
+        """Triples per evaluation of the classifier's network; `None` for "auto" as long as no image has come."""
+        return self.classifier.network_batch
 
     @property
     def num_classes(self) -> int:
@@ -98,6 +104,9 @@ class DenoisedDiffusionClassifier(DenoiserClassifier):
             check_seeds(seeds, len(images))
         return self.classifier(self.denoise(images), seeds)
 
+    def evaluate(self, images: torch.Tensor) -> None:
+        denoise_once(self.denoiser, images, self.sigma)
+
     def pool(self) -> "DenoisingPool":
         """An empty pool: the classifier's own, with a denoising step in front."""
         return DenoisingPool(self, self.classifier.pool())
@@ -108,7 +117,7 @@ class DenoisedDiffusionClassifier(DenoiserClassifier):
         Args:
             images: Shape `(N, C, H, W)`, pixel units, carrying noise `sigma`.
         """
-        batch_size, target = self.classifier.batch_size, self.classifier.denoiser
+        batch_size, target = self.network_batch_for(images), self.classifier.denoiser
         clean = torch.cat([denoise_once(self.denoiser, part, self.sigma) for part in images.split(batch_size)])
         self.num_denoised += len(images)
         size = None

@@ -308,7 +308,10 @@ class Denoiser(nn.Module):
         Returns:
             Denoised images with the shape and dtype of `x_sigma`.
         """
-        sigma = torch.as_tensor(sigma, dtype=x_sigma.dtype, device=x_sigma.device).expand(len(x_sigma))
+        if isinstance(sigma, torch.Tensor):
+            sigma = sigma.to(x_sigma).expand(len(x_sigma))
+        else:  # filled in there: a number that is copied to an accelerator would make it wait
+            sigma = torch.full((len(x_sigma),), sigma, dtype=x_sigma.dtype, device=x_sigma.device)
         if class_labels is not None:
             return self._conditional(x_sigma, sigma, class_labels, batch_size)
         labels = torch.zeros(len(x_sigma), dtype=torch.long, device=x_sigma.device)

@@ -2,10 +2,9 @@
 
 import torch
 
-from ..common.checks import check_kind, check_sigma
+from ..common.checks import BatchSize, check_kind, check_sigma, checked_batch_size
 from .base import OnePassClassifier
 from .class_sifter import FeatureSift, check_sift
-from .classifier import check_batch_size
 from .denoiser import Denoiser
 from .features import read_features
 from .networks import check_evaluation_mode
@@ -23,7 +22,8 @@ class FeatureClassifier(OnePassClassifier):
     Args:
         denoiser: The network and its scheduler.
         sift: The sifter of a smoothing noise above 0, which is the noise that images must carry.
-        batch_size: Images per network evaluation. Peak memory depends on it.
+        batch_size: Images per network evaluation. Peak memory depends on it. "auto": found by a short trial on the
+            device.
 
     The attribute `evaluations` counts the network evaluations spent so far.
 
@@ -35,21 +35,20 @@ class FeatureClassifier(OnePassClassifier):
         >>> classifier = pipe.classifier(sigma=0.25, method="features")  # doctest: +SKIP
     """
 
-    def __init__(self, denoiser: Denoiser, sift: FeatureSift, batch_size: int = 64):
+    def __init__(self, denoiser: Denoiser, sift: FeatureSift, batch_size: BatchSize = 64):
         super().__init__()
         check_kind("denoiser", denoiser, Denoiser)
         check_kind("sift", sift, FeatureSift)
         check_sigma(sift.smoothing_sigma)
         if sift.smoothing_sigma == 0:
             raise ValueError("`sift` must be fitted for noisy images, got one for sigma=0.")
-        check_batch_size(batch_size)
+        self.batch_size = checked_batch_size(batch_size)
         check_evaluation_mode(denoiser)
         check_trained_sigma(sift.smoothing_sigma, denoiser)
         check_sift(sift, sift.smoothing_sigma, sift.method, denoiser)
         self.denoiser = denoiser
         self.sift = sift
         self.sigma = sift.smoothing_sigma
-        self.batch_size = batch_size
         self.evaluations = 0
 
     @property

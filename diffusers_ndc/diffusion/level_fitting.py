@@ -85,16 +85,18 @@ def fit_weights(
         The weights, shape (T,), and the minimum.
     """
     num_images, num_levels = errors.shape[:2]
+    errors = errors.astype(float, copy=False)
     true_errors = errors[np.arange(num_images), :, labels]
     # m_ntk = prior_t * (error_ntk - error of the true class), 0 for the true class, so that the loss of an image is
     # log sum_k exp(-sum_t f_t * m_ntk). They are divided by their mean size for the optimiser's sake. The penalty does
     # not depend on the scale of the factors.
-    margins = (errors - true_errors[:, :, None]) * prior[:, None]
+    margins = errors - true_errors[:, :, None]  # the order of its axes in memory decides how later sums round
+    margins *= prior[:, None]  # in place, as below: there may be millions
     dropped = np.zeros((num_images, 1)) if kept is None else np.where(kept, 0.0, -np.inf)
     if kept is not None:
-        margins = margins * kept[:, None]
+        margins *= kept[:, None]
     unit = np.abs(margins).mean() or 1.0
-    margins = margins / unit
+    margins /= unit
 
     def objective_and_gradient(factors: np.ndarray) -> tuple[float, np.ndarray]:
         logits = dropped - np.einsum("ntk,t->nk", margins, factors)

@@ -12,6 +12,7 @@ import numpy as np
 import torch
 
 from ..common.checks import check_integer, check_number
+from ..common.images import ImageRows
 from ..common.noise import standard_normal
 from ..common.seeds import derive_seeds
 from .class_sifter import FeatureSift
@@ -112,7 +113,7 @@ class Moments:
 
 def fit_sift(
     classifier: NoisedDiffusionClassifier,
-    images: torch.Tensor,
+    images: ImageRows,
     labels: np.ndarray,
     quantile: float = 0.995,
     num_copies: int = 4,
@@ -125,7 +126,8 @@ def fit_sift(
 
     Args:
         classifier: The classifier that is to be sifted.
-        images: Clean images, shape `(N, C, H, W)`, pixel units. The noise that the classifier expects is added here.
+        images: Clean images, pixel units: a tensor `(N, C, H, W)`, or what makes its rows when they are read. The
+            noise that the classifier expects is added here.
         labels: Their classes, shape `(N,)`. Every class must occur twice.
         quantile: Share of the noisy copies whose true class must be a candidate: the gap is this quantile of the
             distance between the score of the true class and the best score.
@@ -192,8 +194,8 @@ class _CopyFeatures:
 
     def __iter__(self) -> Iterator[tuple[torch.Tensor, np.ndarray]]:
         for first in range(0, len(self.images), GROUP):
-            part = self.images[first : first + GROUP]
-            rows = np.arange(first, first + len(part))
+            rows = np.arange(first, min(first + GROUP, len(self.images)))
+            part = self.images[rows]
             for copy in range(self.num_copies):
                 yield self._features(part, rows, copy), rows
             if self.on_images is not None:
@@ -204,12 +206,14 @@ class _CopyFeatures:
         noisy, seeds = noisy_copies(part, rows, copy, sigma, self.seed)
         with classifier.inference():
             x_tau = classifier.to_model(noisy)
+            size = classifier.network_batch_for(x_tau)
             _, features = read_features(
-                classifier.denoiser, x_tau, sigma, self.blocks, self.noise, seeds, classifier.batch_size, denoise=False
+                classifier.denoiser, x_tau, sigma, self.blocks, self.noise, seeds, size, denoise=False
             )
+        features = features.double().cpu()
         if not features.isfinite().all():
             raise FloatingPointError("Features must be finite, got NaN or infinity: in the images, or by an overflow.")
-        return features.double().cpu()
+        return features
 
 
 def _moments(

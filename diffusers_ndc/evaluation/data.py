@@ -10,11 +10,8 @@ import PIL.Image
 from datasets import ClassLabel, Dataset, Features, Image, IterableDataset, Value, load_dataset
 
 from ..common.places import check_place
+from ..pipelines.inputs import FAULTS as FAULTS
 from .settings import Settings
-
-
-FAULTS = (OSError, ValueError, TypeError, SyntaxError, PIL.Image.DecompressionBombError)
-"""What reading a damaged image raises: PIL has no common class for that."""
 
 
 @dataclass(frozen=True)

@@ -9,7 +9,6 @@ repository.
 """
 
 import argparse
-import re
 import shlex
 import shutil
 import sys
@@ -34,6 +33,7 @@ from ..pipelines.model_card import (
     write_card,
 )
 from .decision import what_decides
+from .eval_results import FILE, dataset_name, described_settings, main_settings, write_eval_results
 from .figures import Report
 from .plot import PICTURE, plot
 from .records import RUN_FILE
@@ -45,7 +45,8 @@ def fill_card(reports: Sequence[Report], path: str | Path, model: str | None = N
 
     Metadata and text of an existing card stay as they are, except for what an earlier call wrote: the section of the
     results, and the results in `model-index`. A section on how to use the model is added unless the card has it. The
-    picture of the certified runs, `certified_accuracy.png`, is written beside the card.
+    picture of the certified runs, `certified_accuracy.png`, is written beside the card, and so is
+    `.eval_results/diffusers-ndc.yaml` with the results on data sets of the Hub.
 
     Args:
         reports: The runs, of different names, all of one model.
@@ -68,6 +69,7 @@ def fill_card(reports: Sequence[Report], path: str | Path, model: str | None = N
     certified = [report for report in reports if report.certified]
     if certified:
         plot(certified, path.parent / PICTURE)
+    write_eval_results(reports, path.parent)
 
 
 def _check(reports: Sequence[Report]) -> None:
@@ -135,7 +137,7 @@ def _add_results(metadata: dict, reports: Sequence[Report], title: str) -> None:
         entry["results"] = [result for result in entry["results"] if result["metrics"]]
     index[0]["results"] += ours[0]["results"]
     more = {"model-index": index}
-    names = {_dataset(report.run) for report in reports}
+    names = {dataset_name(report.run) for report in reports}
     on_hub = sorted(name for name in names if "/" in name)
     if on_hub:
         more = {"datasets": on_hub, **more}
@@ -149,21 +151,17 @@ def _is_ours(metric: dict) -> bool:
 def _eval_results(report: Report) -> list[EvalResult]:
     """The results of a run: accuracy at each radius, and the average certified radius."""
     run = report.run
-    settings = {name: run.get(name) for name in ("method", "sigma", "n0", "n", "alpha", "seed")}
-    if report.task is not None:
-        settings = {"task": report.task.title, **settings}
-    described = ", ".join(f"{name} {value}" for name, value in settings.items() if value is not None)
 
     def result(kind: str, name: str, value: float, **args: float) -> EvalResult:
         return EvalResult(
             task_type="image-classification",
-            dataset_type=_dataset(run),
-            dataset_name=_dataset(run),
+            dataset_type=dataset_name(run),
+            dataset_name=dataset_name(run),
             dataset_split=run.get("split"),
             metric_type=kind,
             metric_value=value,
-            metric_name=f"{name} ({report.name}: {described})",
-            metric_args={"library": LIBRARY, "run": report.name, **settings, **args},
+            metric_name=f"{name} ({report.name}: {described_settings(report)})",
+            metric_args={"library": LIBRARY, "run": report.name, **main_settings(report), **args},
         )
 
     results = []
@@ -177,16 +175,6 @@ def _eval_results(report: Report) -> list[EvalResult]:
         share = report.at(radius)
         results.append(result(kind, name, share.value, radius=radius, count=share.count, total=share.total))
     return results
-
-
-def _dataset(run: dict) -> str:
-    """The data set's Hub id, which has a slash, or the last part of the name of a folder.
-
-    A name that exists as a folder, or that cannot be a Hub id, is taken for a folder.
-    """
-    dataset = str(run["dataset"])
-    on_hub = re.fullmatch(r"\w[\w.-]*/[\w.-]+", dataset) and not Path(dataset).exists()
-    return dataset if on_hub else Path(dataset).name
 
 
 def _results_section(reports: Sequence[Report], explain: bool) -> str:
@@ -217,7 +205,7 @@ def _runs_table(reports: Sequence[Report]) -> str:
             certification.append(f"{report.average_radius:.3f}")
         else:
             certification = ["-"] * 5
-        dataset = _dataset(run)
+        dataset = dataset_name(run)
         if run.get("split"):
             dataset += f", {run['split']}"
         weights = str(run.get("weight_hash") or "-")[:12]
@@ -309,13 +297,14 @@ def _push(paths: Sequence[Path], repo_id: str, card: str | Path | None, staged: 
         shutil.copy(card, staged / "README.md")
     reports = [Report.from_folder(path.parent) for path in sorted(staged.glob(f"evaluation/*/{RUN_FILE}"))]
     fill_card(reports, staged / "README.md", repo_id)
+    write_eval_results(reports, staged, repo_id)
     replaced = [f"evaluation/{name}/*" for name in names]
     commit = api.upload_folder(
         repo_id=repo_id,
         folder_path=staged,
         commit_message=f"Evaluation by {LIBRARY}: {', '.join(names)}",
-        allow_patterns=["README.md", PICTURE, *replaced],
-        delete_patterns=replaced,
+        allow_patterns=["README.md", PICTURE, FILE, *replaced],
+        delete_patterns=[FILE, *replaced],
         parent_commit=before,  # two pushes at once would else lose one's part of the card
     )
     return commit.commit_url

@@ -42,9 +42,10 @@ class RecordWriter:
     def write(self, record: dict) -> None:
         """Write one record: plain values with the image's `index` in the data set.
 
-        A certified image also has `image_hash`, `label` (the true class), `seconds`, and `certificate`
-        (`Certificate.to_dict()`). A classified clean image, in a run whose `alpha` is null, has `predicted` and
-        `evaluations` instead of `certificate`. An image that could not be read has the reason as `failed`.
+        A certified image also has `image_hash`, `label` (the true class), `seconds`, for information the network's
+        `batch_size`, and `certificate` (`Certificate.to_dict()`). A classified clean image, in a run whose `alpha` is
+        null, has `predicted` and `evaluations` instead of `certificate`. An image that could not be read has the
+        reason as `failed`.
         """
         self._file.write(json.dumps(record) + "\n")
         self._file.flush()

@@ -1,6 +1,7 @@
 """Write the report of one or several runs, from their records alone: Markdown, JSON, and pictures.
 
     python -m diffusers_ndc.evaluation.report runs/sigma-0.25 runs/sigma-0.5 --output compared
+    python -m diffusers_ndc.evaluation.report runs/sigma-0.25 --board
 
 Every certificate is recomputed from its votes. One that does not follow from them is listed, and counts nowhere. Runs
 of one evaluation task share a table, across models and methods.
@@ -16,6 +17,7 @@ from pathlib import Path
 
 from ..common.markdown import fill, table
 from . import comparison
+from .board import print_board
 from .decision import what_decides
 from .figures import MEANING_OF_SECONDS, Report
 from .plot import LOWER_BOUND_PICTURE, PICTURE, plot, plot_lower_bound
@@ -215,7 +217,10 @@ def main(argv: list[str] | None = None, prog: str = "python -m diffusers_ndc.eva
         type=Path,
         help="folder for the report (default: the folder of the run; for several runs: the current folder)",
     )
+    parser.add_argument("--board", action="store_true", help="print entries for the board of certified robustness")
     args = parser.parse_args(argv)
+    if args.board:
+        sys.exit(print_board(args.folders))
     if args.output is not None:
         output = args.output
     elif len(args.folders) == 1:

@@ -26,7 +26,7 @@ from .model_card import fill_card, push_to_hub
 from .records import RUN_FILE, RecordWriter, list_differences, read_records, read_run, write_run
 from .report import write_report
 from .settings import Settings
-from .subject import load_subject
+from .subject import Subject, load_subject
 
 
 LOCK_FILE = "run.lock"
@@ -77,6 +77,8 @@ def evaluate(settings: Settings) -> Report | None:
 class _Run:
     """One process's part of a run. Every process of the run makes one, at the same time."""
 
+    subject: Subject
+
     def __init__(self, settings: Settings, accelerator: Accelerator):
         self.settings = settings
         self.accelerator = accelerator
@@ -101,8 +103,13 @@ class _Run:
         """Load everything and share out what is left. All processes take every step, and all go on or all end."""
         with self._all_or_none():
             self._lock_folder()
+        recorded: int | str | None = None
         with self._all_or_none():
             self._load()
+            recorded = self._recorded_batch_size()
+        recorded = next((size for size in gather_object([recorded]) if size is not None), None)
+        if recorded is not None:
+            self.subject = self.subject.with_batch_size(recorded)
         ids = gather_object([self.subject.id])
         with self._all_or_none():
             self._open_folder(ids)
@@ -153,6 +160,12 @@ class _Run:
         if settings.certifies:
             self.smoothed = SmoothedClassifier(self.subject.base, settings.sigma, settings.grid)
         self.radii = settings.provable_radii(self.subject.base.num_classes) if settings.stop_early else None
+
+    def _recorded_batch_size(self) -> int | str | None:
+        """The batch size of the run in the folder, if there is one: a run may go on with another batch size."""
+        if self.settings.overwrite or not (self.folder / RUN_FILE).exists():
+            return None
+        return read_run(self.folder).get("batch_size")
 
     def _open_folder(self, ids: list[str]) -> None:
         """Write which run the folder holds, or check that it holds this run.
@@ -250,6 +263,7 @@ class _Run:
                 "label": label,
                 "certificate": certificate.to_dict(),
                 "seconds": self._seconds(certificate.evaluations or 0),
+                "batch_size": self.subject.base.network_batch,
             }
 
     def _classified(self) -> Iterator[dict]:
@@ -264,6 +278,7 @@ class _Run:
                 "predicted": result.logits.argmax().item(),
                 "evaluations": result.evaluations,
                 "seconds": self._seconds(result.evaluations),
+                "batch_size": self.subject.base.network_batch,
             }
 
     def _seconds(self, evaluations: int) -> float:

@@ -7,7 +7,7 @@ from typing import Any, Literal
 from ..certification.bounds import check_alpha
 from ..certification.grid_noise import check_grid
 from ..certification.stopping import largest_provable
-from ..common.checks import check_kind, check_seed, check_sigma
+from ..common.checks import check_kind, check_seed, check_sigma, checked_batch_size
 from ..common.places import check_place
 from .task import Method, Task
 
@@ -80,7 +80,9 @@ class Settings:
         "For 8-bit images: draw the noise on a grid with this many steps between two of their values (16 is good), "
         "for proofs that rounding in floating point cannot break. Default: plain floating-point noise.",
     )
-    batch_size: int = _option(64, "Network evaluations per batch of one process.")
+    batch_size: str = _option(
+        "auto", "Network evaluations per batch of one process: a number, or auto, what is fastest in a short trial."
+    )
     seed: int = _option(
         0, "Seed of all noise. If the images come from somebody who may know the seed, take one that nobody knows."
     )
@@ -106,6 +108,8 @@ class Settings:
 
     def __post_init__(self):
         self.radii = sorted({float(radius) for radius in self.radii})
+        if isinstance(self.batch_size, str) and self.batch_size.isdecimal():  # from the command line
+            object.__setattr__(self, "batch_size", int(self.batch_size))
         if not self.certifies:
             self.sigma = 0.0
             self.radii = [0.0]
@@ -144,7 +148,7 @@ class Settings:
         Raises:
             TypeError, ValueError: A setting is out of its range, or does not go with another one.
         """
-        leasts = {"skip": 1, "limit": 1, "batch_size": 1, "n": 1, "n0": 0, "max_evaluations": 1, "plan_images": 2}
+        leasts = {"skip": 1, "limit": 1, "n": 1, "n0": 0, "max_evaluations": 1, "plan_images": 2}
         for name, least in leasts.items():
             value = getattr(self, name)
             if value is not None and value < least:
@@ -152,6 +156,7 @@ class Settings:
         for name in ("model", "dataset", "classifier"):
             if getattr(self, name) is not None:
                 check_place(f"--{name}", getattr(self, name))
+        checked_batch_size(self.batch_size, "--batch-size")
         check_seed(self.seed)
         check_kind("task", self.task, Task, type(None))
         if self.task is not None:

@@ -4,7 +4,7 @@ import hashlib
 import json
 import os
 import platform
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from importlib.metadata import version
 from pathlib import Path
 
@@ -13,6 +13,7 @@ from accelerate import Accelerator
 from torch import nn
 
 from .. import __version__
+from ..common.checks import checked_batch_size
 from ..common.images import check_pixel_range
 from ..diffusion.denoised import DenoisedClassifier
 from ..pipelines.base import DiffusionClassifier
@@ -53,6 +54,10 @@ class Subject:
     def id(self) -> str:
         """Hash of the description. A record with another one belongs to another run."""
         return hashlib.sha256(json.dumps(self.description, sort_keys=True).encode()).hexdigest()[:16]
+
+    def with_batch_size(self, batch_size: object) -> "Subject":
+        """The same subject for a run whose description states another batch size, which no record depends on."""
+        return replace(self, description={**self.description, "batch_size": batch_size})
 
     def image(self, number: int) -> torch.Tensor:
         """An image for the network, pixel units, shape `(C, H, W)`. Raises one of `data.FAULTS` if it is damaged."""
@@ -120,13 +125,13 @@ def load_classifier(
     Raises:
         OSError, TypeError, ValueError: It cannot be made with these settings.
     """
+    batch_size = checked_batch_size(settings.batch_size)
     if settings.classifier is None:
         sift = False if settings.sift == "none" else settings.sift
-        classifier = pipe.classifier(settings.sigma, settings.method, batch_size=settings.batch_size, sift=sift)
+        classifier = pipe.classifier(settings.sigma, settings.method, batch_size=batch_size, sift=sift)
         return classifier, pipe.config.id2label
-    external = DenoisedClassifier.from_pretrained(
-        pipe.denoiser, settings.classifier, settings.sigma, batch_size=settings.batch_size
-    ).to(accelerator.device)
+    external = DenoisedClassifier.from_pretrained(pipe.denoiser, settings.classifier, settings.sigma, batch_size)
+    external = external.to(accelerator.device)
     return external, external.id2label
 
 

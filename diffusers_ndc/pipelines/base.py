@@ -8,10 +8,10 @@ from typing import Literal
 import torch
 from diffusers.utils import BaseOutput
 
-from ..common.checks import check_seed, check_sigma
+from ..common.checks import BatchSize, check_seed, check_sigma
 from ..common.images import check_pixel_range
 from ..common.noise import resolve_seed
-from ..diffusion.calibration import ROUNDS, calibrate_levels, calibrate_sifted
+from ..diffusion.calibration import ROUNDS, calibrate_levels, calibrate_sifted, check_calibrating, check_labels
 from ..diffusion.class_sifter import ClassSifter, FeatureSift
 from ..diffusion.classifier import NoisedDiffusionClassifier
 from ..diffusion.denoised_diffusion import DenoisedDiffusionClassifier
@@ -20,9 +20,10 @@ from ..diffusion.feature_classifier import FeatureClassifier
 from ..diffusion.levels_table import levels_key
 from ..diffusion.likelihoods import get_likelihood
 from ..diffusion.noise_levels import NoiseLevels
-from ..diffusion.sifter_fitting import check_fitting
+from ..diffusion.sifter_fitting import check_enough, check_fitting
 from ..diffusion.trained_levels import default_levels
-from .inputs import Image, Images, to_pixel_batch
+from .inputs import Image, Images, one_of, to_pixel_batch
+from .reading import ImagesOrPaths, ReadBatch
 from .saving import SharedPipeline
 
 
@@ -67,7 +68,7 @@ class ClassifierPipeline(SharedPipeline, ABC):
         sigma: float = 0.0,
         method: str | None = None,
         levels: NoiseLevels | None = None,
-        batch_size: int = 64,
+        batch_size: BatchSize = 64,
         seed: int | None = None,
         sift: Sift | None = None,
     ) -> DiffusionClassifier:
@@ -77,7 +78,8 @@ class ClassifierPipeline(SharedPipeline, ABC):
             sigma: Standard deviation of the Gaussian noise that the images carry, pixel units; 0 for clean images.
             method: Name of the method. Default: the usual one of the model for clean or noisy images.
             levels: Noise levels and weights. Default: the levels that were calibrated, else `default_levels`.
-            batch_size: (image, class, level) triples per network evaluation; peak memory depends on it alone.
+            batch_size: (image, class, level) triples per network evaluation; peak memory depends on it alone. "auto":
+                found by a short trial on the device, once for each network and image size.
             seed: Seed of the noise that every image meets. Default: fresh noise for each image.
             sift: What the pipeline's `sifter` does for each image: choose its candidate classes ("candidates"), count
                 in the loss as well ("scores", which makes the decision partly discriminative), or nothing (False).
@@ -94,7 +96,7 @@ class ClassifierPipeline(SharedPipeline, ABC):
         sigma: float = 0.0,
         method: str | None = None,
         levels: NoiseLevels | None = None,
-        batch_size: int = 64,
+        batch_size: BatchSize = 64,
         generator: torch.Generator | None = None,
         seed: int | None = None,
         return_dict: bool = True,
@@ -116,7 +118,8 @@ class ClassifierPipeline(SharedPipeline, ABC):
                 Default: `dc` for clean images, else `apndc` (a latent model: `dds`).
             levels: Noise levels and weights. Default: the levels that were calibrated for this sigma and method, else
                 `default_levels`.
-            batch_size: (image, class, level) triples per network evaluation; peak memory depends on it alone.
+            batch_size: (image, class, level) triples per network evaluation; peak memory depends on it alone. "auto":
+                found by a short trial on the device, once for each network and image size.
             generator: Source of the seed. An image's noise depends on seed and image, not on its place in a batch.
             seed: The seed itself, instead of a `generator`. Default: from the operating system's entropy.
             return_dict: Whether to return a `ClassifierOutput` or a plain tuple of its three values.
@@ -136,12 +139,7 @@ class ClassifierPipeline(SharedPipeline, ABC):
             >>> pipe(image, seed=0).labels  # doctest: +SKIP
             [7]
         """
-        if images is None:
-            images = image
-        elif image is not None:
-            raise TypeError("`images` or `image` must be given, got both.")
-        if images is None:
-            raise TypeError("`images` or `image` must be given, got neither.")
+        images = one_of(images, image)
         classifier = self.classifier(sigma, method, levels, batch_size, sift=sift)
         seed = resolve_seed(generator, seed)
         batch, _ = self._preprocess(images, classifier)
@@ -158,14 +156,14 @@ class ClassifierPipeline(SharedPipeline, ABC):
 
     def calibrate(
         self,
-        images: Images,
+        images: ImagesOrPaths,
         labels: Sequence[int],
         sigma: float = 0.25,
         num_levels: int = 12,
         method: str | None = None,
         candidates: NoiseLevels | None = None,
         quantile: float | None = 0.998,
-        batch_size: int = 64,
+        batch_size: BatchSize = 64,
         seed: int = 0,
         sift: str | None = "features",
         sift_quantile: float = 0.995,
@@ -180,8 +178,10 @@ class ClassifierPipeline(SharedPipeline, ABC):
         images that were not used here.
 
         Args:
-            images: Clean labelled images, a few hundred at least: PIL images, numpy arrays `(N, H, W, C)`, tensors
-                `(N, C, H, W)`, or a list of single images; uint8, or floats in [0, 1].
+            images: Clean labelled images, a few hundred at least: an array `(N, H, W, C)`, a tensor `(N, C, H, W)`, or
+                a sequence of PIL images, arrays, tensors or paths; uint8, or floats in [0, 1]. Each image is read anew
+                when it is needed, a few times, so that a lazy sequence such as a column of `datasets` may be larger
+                than memory. All are read and checked before the network is called.
             labels: Their class indices, with each class among them.
             sigma: Standard deviation of the smoothing noise that the levels are for, pixel units; 0 for clean images.
             num_levels: Largest number of levels to keep. If classes are sifted, few copies reach the later levels, so
@@ -193,7 +193,8 @@ class ClassifierPipeline(SharedPipeline, ABC):
             quantile: Share of the noisy copies whose true class must survive the sifting after each level: classes
                 are dropped whose loss exceeds the best one by more than the true class's loss does in this share.
                 `None`: no sifting between levels.
-            batch_size: (image, class, level) triples per network evaluation; peak memory depends on it alone.
+            batch_size: (image, class, level) triples per network evaluation; peak memory depends on it alone. "auto":
+                found by a short trial on the device, once for each network and image size.
             seed: Seed of the noise.
             sift: `features`: fit a sifter, which needs two images of each class, and sift between levels.
                 `losses`: all classes are scored at the first level, and sifted from there on. `None`: all classes are
@@ -219,26 +220,22 @@ class ClassifierPipeline(SharedPipeline, ABC):
             raise ValueError(f"`sift` must be 'features', 'losses' or None, got {sift!r}.")
         check_fitting(sift_quantile, num_copies)
         classifier = self._diffusion_classifier(sigma, method, candidates, batch_size)
-        batch, _ = self._preprocess(images, classifier)
-        check_pixel_range(batch)
+        batch = ReadBatch(images, classifier.denoiser, self._execution_device)
         check_seed(seed)
+        classes = check_labels(labels, len(batch), classifier.num_classes)
+        check_calibrating(classifier, num_levels, quantile)
+        if sift == "features":
+            check_enough(classes)
         fitted: FeatureSift | None = None
-        with self.progress_bar(total=len(batch) * (ROUNDS if sift == "features" else 1)) as bar:
+        with self.progress_bar(total=len(batch) * (1 + (ROUNDS if sift == "features" else 1))) as bar:
+            batch.check(bar.update)
             if sift == "features":
                 levels, fitted = calibrate_sifted(
-                    classifier,
-                    batch,
-                    labels,
-                    num_levels,
-                    quantile,
-                    sift_quantile,
-                    num_copies,
-                    seed,
-                    bar.update,
+                    classifier, batch, classes, num_levels, quantile, sift_quantile, num_copies, seed, bar.update
                 )
             else:
                 quantile = quantile if sift == "losses" else None
-                levels = calibrate_levels(classifier, batch, labels, num_levels, quantile, seed, bar.update)
+                levels = calibrate_levels(classifier, batch, classes, num_levels, quantile, seed, bar.update)
         self.maybe_free_model_hooks()
         self._keep_sift(fitted, sigma, classifier.likelihood.name)
         table = {key: dict(methods) for key, methods in (self.config.levels or {}).items()}
@@ -257,7 +254,7 @@ class ClassifierPipeline(SharedPipeline, ABC):
         sigma: float,
         method: str | None,
         levels: NoiseLevels | None,
-        batch_size: int,
+        batch_size: BatchSize,
         seed: int | None = None,
         sift: Sift | None = None,
     ) -> NoisedDiffusionClassifier:
@@ -278,7 +275,7 @@ class ClassifierPipeline(SharedPipeline, ABC):
             levels = NoiseLevels.from_dict(calibrated)
         return NoisedDiffusionClassifier(self.denoiser, sigma, method, levels, batch_size, seed, found)
 
-    def _feature_classifier(self, sigma: float, batch_size: int) -> FeatureClassifier:
+    def _feature_classifier(self, sigma: float, batch_size: BatchSize) -> FeatureClassifier:
         """The sifter alone."""
         check_sigma(sigma)
         found = None if self.sifter is None else self.sifter.find(sigma)

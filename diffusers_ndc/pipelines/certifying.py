@@ -8,7 +8,7 @@ from ..certification.certificate import Certificate
 from ..certification.lipschitz import LipschitzCertificate
 from ..certification.procedures import Prediction, Sampling, check_predicting
 from ..certification.smoothing import SmoothedClassifier
-from ..common.checks import check_kind, check_sigma
+from ..common.checks import BatchSize, check_kind, check_sigma
 from ..common.noise import resolve_seed
 from ..diffusion.noise_levels import NoiseLevels
 from .base import Sift, recorded_sift
@@ -30,7 +30,7 @@ class CertifyingPipeline(UnsmoothedPipeline):
         alpha: float = 0.001,
         method: str | None = None,
         levels: NoiseLevels | None = None,
-        batch_size: int = 64,
+        batch_size: BatchSize = 64,
         generator: torch.Generator | None = None,
         seed: int | None = None,
         sift: Sift | None = None,
@@ -51,7 +51,8 @@ class CertifyingPipeline(UnsmoothedPipeline):
                 Default: `apndc` (`dds`).
             levels: Noise levels and weights. Default: the levels that were calibrated for this sigma and method, else
                 `default_levels`.
-            batch_size: (image, class, level) triples per network evaluation; peak memory depends on it alone.
+            batch_size: (image, class, level) triples per network evaluation; peak memory depends on it alone. "auto":
+                found by a short trial on the device, once for each network and image size.
             generator: Source of the seed. An image's noise depends on seed and image, not on its place in a batch.
             seed: The seed itself, instead of a `generator`. Default: from the operating system's entropy.
             sift: What the pipeline's `sifter` does for each copy: choose its candidate classes ("candidates"), count
@@ -89,7 +90,7 @@ class CertifyingPipeline(UnsmoothedPipeline):
         alpha: float = 0.001,
         method: str | None = None,
         levels: NoiseLevels | None = None,
-        batch_size: int = 64,
+        batch_size: BatchSize = 64,
         generator: torch.Generator | None = None,
         seed: int | None = None,
         radii: Sequence[float] | None = None,
@@ -123,7 +124,8 @@ class CertifyingPipeline(UnsmoothedPipeline):
                 Default: `apndc` (`dds`).
             levels: Noise levels and weights. Default: the levels that were calibrated for this sigma and method, else
                 `default_levels`.
-            batch_size: (image, class, level) triples per network evaluation; peak memory depends on it alone.
+            batch_size: (image, class, level) triples per network evaluation; peak memory depends on it alone. "auto":
+                found by a short trial on the device, once for each network and image size.
             generator: Source of the seed. An image's noise depends on seed and image, not on its place in a batch.
             seed: The seed itself, instead of a `generator`. Default: from the operating system's entropy.
             radii: If given, an image is finished as soon as each of these radii (pixel units, ascending; 0 for the
@@ -182,7 +184,7 @@ class CertifyingPipeline(UnsmoothedPipeline):
         alpha: float = 0.001,
         method: str | None = None,
         levels: NoiseLevels | None = None,
-        batch_size: int = 64,
+        batch_size: BatchSize = 64,
         generator: torch.Generator | None = None,
         seed: int | None = None,
         grid: int | None = None,
@@ -205,7 +207,8 @@ class CertifyingPipeline(UnsmoothedPipeline):
                 Default: `apndc` (`dds`).
             levels: Noise levels and weights. Default: the levels that were calibrated for this sigma and method, else
                 `default_levels`.
-            batch_size: (image, class, level) triples per network evaluation; peak memory depends on it alone.
+            batch_size: (image, class, level) triples per network evaluation; peak memory depends on it alone. "auto":
+                found by a short trial on the device, once for each network and image size.
             generator: Source of the seed.
             seed: The seed itself, instead of a `generator`. Default: from the operating system's entropy.
             grid: For 8-bit images: draw the noise on a grid with this many steps between two of their values, so that
@@ -240,7 +243,7 @@ class CertifyingPipeline(UnsmoothedPipeline):
         return certificates()
 
     def replay(
-        self, image: Image, certificate: Certificate | LipschitzCertificate, batch_size: int = 64
+        self, image: Image, certificate: Certificate | LipschitzCertificate, batch_size: BatchSize = 64
     ) -> Certificate | LipschitzCertificate:
         """Make the draws of a certificate again, to compare the result with the certificate by `agrees`.
 
@@ -251,7 +254,8 @@ class CertifyingPipeline(UnsmoothedPipeline):
             image: The certified image: a PIL image, numpy array `(H, W[, C])` or tensor `(C, H, W)`; uint8, or floats
                 in [0, 1]. A PIL image is resized to the network's size.
             certificate: The result of `certify`, `certify_unsmoothed` or `certify_iter`.
-            batch_size: (image, class, level) triples per network evaluation; peak memory depends on it alone.
+            batch_size: (image, class, level) triples per network evaluation; peak memory depends on it alone. "auto":
+                found by a short trial on the device, once for each network and image size.
 
         Returns:
             The certificate that the draws give now, of the same kind.
@@ -274,7 +278,7 @@ class CertifyingPipeline(UnsmoothedPipeline):
         self.maybe_free_model_hooks()
         return again
 
-    def _replay_smoothed(self, image: Image, certificate: Certificate, batch_size: int) -> Certificate:
+    def _replay_smoothed(self, image: Image, certificate: Certificate, batch_size: BatchSize) -> Certificate:
         settings = certificate.base_classifier
         try:
             method = settings["method"]
@@ -292,7 +296,7 @@ class CertifyingPipeline(UnsmoothedPipeline):
             return smoothed.replay(tensor, certificate, bar.update)
 
     def _replay_unsmoothed(
-        self, image: Image, certificate: LipschitzCertificate, batch_size: int
+        self, image: Image, certificate: LipschitzCertificate, batch_size: BatchSize
     ) -> LipschitzCertificate:
         settings = certificate.base_classifier
         try:

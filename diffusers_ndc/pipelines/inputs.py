@@ -17,8 +17,26 @@ EXPECTED = (
     "a PIL image, a numpy array (H, W[, C]) or (N, H, W, C), a tensor (C, H, W) or (N, C, H, W), or a list of them"
 )
 
+FAULTS = (OSError, ValueError, TypeError, SyntaxError, PIL.Image.DecompressionBombError)
+"""What reading a damaged image raises: PIL has no common class for that."""
+
 PIL_MODES = ("1", "L", "LA", "P", "PA", "RGB", "RGBA", "RGBX", "CMYK", "YCbCr")
 """Modes with 8 bits or one bit per channel. PIL does not know which value is white in the others."""
+
+
+def one_of(images: Images | None, image: Images | None) -> Images:
+    """The images that were given, as `images` or by the name that other pipelines use.
+
+    Raises:
+        TypeError: Both are given, or neither is.
+    """
+    if images is None:
+        images = image
+    elif image is not None:
+        raise TypeError("`images` or `image` must be given, got both.")
+    if images is None:
+        raise TypeError("`images` or `image` must be given, got neither.")
+    return images
 
 
 def to_pixel_batch(images: Images, channels: int, size: tuple[int, int] | None) -> tuple[torch.Tensor, bool]:

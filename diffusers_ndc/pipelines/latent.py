@@ -7,7 +7,7 @@ from diffusers import AutoencoderKL, DiTTransformer2DModel, UNet2DConditionModel
 from diffusers.schedulers import SchedulerMixin
 from transformers import CLIPTextModel, CLIPTokenizer
 
-from ..common.checks import check_sigma
+from ..common.checks import BatchSize, check_sigma
 from ..diffusion.class_sifter import ClassSifter, check_sifter
 from ..diffusion.classifier import LATENT_NOISE, NoisedDiffusionClassifier
 from ..diffusion.denoised_diffusion import DenoisedDiffusionClassifier
@@ -16,12 +16,12 @@ from ..diffusion.levels_table import check_levels
 from ..diffusion.noise_levels import NoiseLevels
 from ..diffusion.prompts import embed_prompts
 from .base import Sift, check_names, integer_labels
-from .inputs import Images
 from .latent_components import check_components, check_prompts
-from .planning import PlanningPipeline
+from .modular import ModularSavingPipeline
+from .reading import ImagesOrPaths
 
 
-class LatentDiffusionClassifierPipeline(PlanningPipeline):
+class LatentDiffusionClassifierPipeline(ModularSavingPipeline):
     """A latent diffusion model as a classifier, and with a pixel-space denoiser in front as one with certificates.
 
     Clean images (`sigma=0`) are encoded, and the diffusion classifier scores the classes on the latents (Li et al.
@@ -182,7 +182,7 @@ class LatentDiffusionClassifierPipeline(PlanningPipeline):
         sigma: float = 0.0,
         method: str | None = None,
         levels: NoiseLevels | None = None,
-        batch_size: int = 64,
+        batch_size: BatchSize = 64,
         seed: int | None = None,
         sift: Sift | None = None,
     ) -> NoisedDiffusionClassifier | DenoisedDiffusionClassifier:
@@ -198,7 +198,8 @@ class LatentDiffusionClassifierPipeline(PlanningPipeline):
                 Default: the one of the two that goes with `sigma`.
             levels: Noise levels and weights, units of the latents. Default: the levels that were calibrated for
                 sigma 0, else `default_levels`.
-            batch_size: (image, class, level) triples per network evaluation; peak memory depends on it alone.
+            batch_size: (image, class, level) triples per network evaluation; peak memory depends on it alone. "auto":
+                found by a short trial on the device, once for each network and image size.
             seed: Seed of the noise that every image meets. Default: fresh noise for each image.
             sift: What the pipeline's `sifter` does for each image: choose its candidate classes ("candidates"), count
                 in the loss as well ("scores", which makes the decision partly discriminative), or nothing (False).
@@ -234,14 +235,14 @@ class LatentDiffusionClassifierPipeline(PlanningPipeline):
 
     def calibrate(
         self,
-        images: Images,
+        images: ImagesOrPaths,
         labels: Sequence[int],
         sigma: float = 0.0,
         num_levels: int = 12,
         method: str | None = None,
         candidates: NoiseLevels | None = None,
         quantile: float | None = 0.998,
-        batch_size: int = 64,
+        batch_size: BatchSize = 64,
         seed: int = 0,
         sift: str | None = "features",
         sift_quantile: float = 0.995,
@@ -256,8 +257,10 @@ class LatentDiffusionClassifierPipeline(PlanningPipeline):
         but accuracies mean something only on images that were not used here.
 
         Args:
-            images: Clean labelled images, a few hundred at least: PIL images, numpy arrays `(N, H, W, C)`, tensors
-                `(N, C, H, W)`, or a list of single images; uint8, or floats in [0, 1].
+            images: Clean labelled images, a few hundred at least: an array `(N, H, W, C)`, a tensor `(N, C, H, W)`, or
+                a sequence of PIL images, arrays, tensors or paths; uint8, or floats in [0, 1]. Each image is read anew
+                when it is needed, a few times, so that a lazy sequence such as a column of `datasets` may be larger
+                than memory. All are read and checked before the network is called.
             labels: Their class indices, with each class among them.
             sigma: Must be 0: the levels are for clean images.
             num_levels: Largest number of levels to keep. If classes are sifted, few images reach the later levels, so
@@ -268,7 +271,8 @@ class LatentDiffusionClassifierPipeline(PlanningPipeline):
             quantile: Share of the images whose true class must survive the sifting after each level: classes are
                 dropped whose loss exceeds the best one by more than the true class's loss does in this share. `None`:
                 no sifting between levels.
-            batch_size: (image, class, level) triples per network evaluation; peak memory depends on it alone.
+            batch_size: (image, class, level) triples per network evaluation; peak memory depends on it alone. "auto":
+                found by a short trial on the device, once for each network and image size.
             seed: Seed of the noise.
             sift: `features`: fit a sifter, which needs two images of each class, and sift between levels.
                 `losses`: all classes are scored at the first level, and sifted from there on. `None`: all classes are

@@ -13,6 +13,7 @@ from ..checkpoints import (
     read_checkpoints,
     read_openai_checkpoints,
 )
+from ..common.checks import BatchSize
 from ..diffusion.class_sifter import ClassSifter, check_sifter
 from ..diffusion.classifier import NoisedDiffusionClassifier
 from ..diffusion.denoiser import Denoiser
@@ -20,10 +21,10 @@ from ..diffusion.feature_classifier import FeatureClassifier
 from ..diffusion.levels_table import check_levels
 from ..diffusion.noise_levels import NoiseLevels
 from .base import Sift, check_names, integer_labels
-from .planning import PlanningPipeline
+from .modular import ModularSavingPipeline
 
 
-class NoisedDiffusionClassifierPipeline(PlanningPipeline):
+class NoisedDiffusionClassifierPipeline(ModularSavingPipeline):
     """A class-conditional diffusion model as a classifier with provable l2 robustness (Chen et al., arXiv:2402.02316).
 
     Args:
@@ -257,7 +258,7 @@ class NoisedDiffusionClassifierPipeline(PlanningPipeline):
         sigma: float = 0.0,
         method: str | None = None,
         levels: NoiseLevels | None = None,
-        batch_size: int = 64,
+        batch_size: BatchSize = 64,
         seed: int | None = None,
         sift: Sift | None = None,
     ) -> NoisedDiffusionClassifier | FeatureClassifier:
@@ -274,7 +275,8 @@ class NoisedDiffusionClassifierPipeline(PlanningPipeline):
                 alone, without a likelihood, as a baseline; `levels` and `seed` are not used then.
             levels: Noise levels and weights. Default: the levels that were calibrated for this sigma and method, else
                 `default_levels`.
-            batch_size: (image, class, level) triples per network evaluation; peak memory depends on it alone.
+            batch_size: (image, class, level) triples per network evaluation; peak memory depends on it alone. "auto":
+                found by a short trial on the device, once for each network and image size.
             seed: Seed of the noise that every image meets. Default: fresh noise for each image.
             sift: What the pipeline's `sifter` does for each image: choose its candidate classes ("candidates"), count
                 in the loss as well ("scores", which makes the decision partly discriminative), or nothing (False).

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from ..certification.plan import Plan
 from ..certification.procedures import Sampling
 from ..certification.trial import TrialClassifier
-from ..common.checks import MAX_SEED, check_integer, check_kind, class_indices, plain_numbers
+from ..common.checks import MAX_SEED, BatchSize, check_integer, check_kind, class_indices, plain_numbers
 from .base import Sift
 from .certifying import CertifyingPipeline
 from .inputs import Images
@@ -30,7 +30,7 @@ class PlanningPipeline(CertifyingPipeline):
         n: int = 10_000,
         alpha: float = 0.001,
         method: str | None = None,
-        batch_size: int = 64,
+        batch_size: BatchSize = 64,
         seed: int = 0,
         sift: Sift | None = None,
         max_copies_per_radius: float | None = None,
@@ -61,7 +61,8 @@ class PlanningPipeline(CertifyingPipeline):
             alpha: Probability with which a certificate may be wrong.
             method: `apndc`, `epndc` or `apndc-clean` (a latent model: `dds`), or `features` (the sifter alone).
                 Default: `apndc` (`dds`).
-            batch_size: (image, class, level) triples per network evaluation; peak memory depends on it alone.
+            batch_size: (image, class, level) triples per network evaluation; peak memory depends on it alone. "auto":
+                found by a short trial on the device, once for each network and image size.
             seed: Seed of the trial and of the simulation.
             sift: What the pipeline's `sifter` does for each copy: choose its candidate classes ("candidates"), count
                 in the loss as well ("scores", which makes the decision partly discriminative), or nothing (False).

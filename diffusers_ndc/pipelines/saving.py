@@ -72,6 +72,8 @@ class SharedPipeline(DiffusionPipeline):
         super().save_config(save_directory, **kwargs)
         index = Path(save_directory, self.config_name)
         config = json.loads(index.read_text())
+        # With a plain string, `DiffusionPipeline` would look for the class in diffusers. `diffusers-cli schema` knows
+        # no others either, and reads no list: `save_modular` writes what it can read.
         config["_class_name"] = ["pipeline", type(self).__name__]
         config.pop("_name_or_path", None)  # the place that it was loaded from means nothing to others
         files = {"pipeline.py": ("diffusers_ndc", type(self).__name__)}

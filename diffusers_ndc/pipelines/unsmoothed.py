@@ -10,7 +10,7 @@ import torch
 
 from ..certification.bounds import MAX_N, check_alpha
 from ..certification.lipschitz import LipschitzCertificate
-from ..common.checks import check_integer, check_seed
+from ..common.checks import BatchSize, check_integer, check_seed
 from ..common.images import check_pixel_range, content_hash
 from ..common.noise import resolve_seed
 from ..diffusion.classifier import NoisedDiffusionClassifier
@@ -30,7 +30,7 @@ class UnsmoothedPipeline(ClassifierPipeline):
         n: int = 10_000,
         alpha: float = 0.001,
         levels: NoiseLevels | None = None,
-        batch_size: int = 64,
+        batch_size: BatchSize = 64,
         generator: torch.Generator | None = None,
         seed: int | None = None,
     ) -> LipschitzCertificate | list[LipschitzCertificate]:
@@ -53,7 +53,8 @@ class UnsmoothedPipeline(ClassifierPipeline):
             alpha: Probability with which a certificate may be wrong.
             levels: Noise levels and weights. All classes are scored at every level, whatever their sifting rule, and
                 levels without a `cap` get the cap 4 (clipped losses). Default: `margins.UNSMOOTHED_LEVELS`.
-            batch_size: (image, class, level) triples per network evaluation; peak memory depends on it alone.
+            batch_size: (image, class, level) triples per network evaluation; peak memory depends on it alone. "auto":
+                found by a short trial on the device, once for each network and image size.
             generator: Source of the seed. An image's noise depends on seed and image, not on its place in a batch.
             seed: The seed itself, instead of a `generator`. Default: from the operating system's entropy.
 

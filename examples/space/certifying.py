@@ -60,7 +60,7 @@ def certify(
         ValueError: An argument is outside the range that the model was trained for.
     """
     end = time.monotonic() + SECONDS
-    growing = pipe.certify_iter(picture, sigma, n0=N0, n=copies, alpha=ALPHA)
+    growing = pipe.certify_iter(picture, sigma, n0=N0, n=copies, alpha=ALPHA, batch_size="auto")
     best, radii = None, []
     while True:
         with STEP:  # never held across a yield: a visitor who leaves must not keep it

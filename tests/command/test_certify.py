@@ -86,6 +86,7 @@ def test_a_forged_record_fails(record, tmp_path, capsys):
         (["--sigma", "-1"], "`sigma` must be"),
         (["--n", "0"], "`--n` must be 1 or more, got 0"),
         (["--alpha", "2"], "alpha"),
+        (["--batch-size", "many"], "`--batch-size` must be a whole number"),
         (["--radii", "nan"], "`--radii` must be finite"),
         (["--model", "./nowhere"], "`--model` must be an existing folder or a Hub id, got ./nowhere"),
         (["--output", "nowhere/record.jsonl"], "`--output` must exist, got nowhere"),

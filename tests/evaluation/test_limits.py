@@ -28,7 +28,15 @@ def folders(small_model, tmp_path):
 @pytest.fixture
 def run(folders, tmp_path):
     def run(**settings):
-        defaults = {"stop_early": True, "radii": [0.1, 0.2], "n0": 3, "n": 200, "limit": 5, "seed": 1}
+        defaults = {
+            "stop_early": True,
+            "radii": [0.1, 0.2],
+            "n0": 3,
+            "n": 200,
+            "limit": 5,
+            "seed": 1,
+            "batch_size": 64,
+        }
         evaluate(Settings(*map(str, folders), str(tmp_path / "run"), **{**defaults, **settings}))
         return tmp_path / "run"
 

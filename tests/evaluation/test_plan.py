@@ -20,7 +20,16 @@ from diffusers_ndc.evaluation.settings import Settings
 from diffusers_ndc.evaluation.settings_parser import parse
 
 
-QUICK = {"n0": 3, "n": 60, "alpha": 0.1, "radii": [0.05, 0.1], "stop_early": True, "plan_images": 4, "seed": 1}
+QUICK = {
+    "n0": 3,
+    "n": 60,
+    "alpha": 0.1,
+    "radii": [0.05, 0.1],
+    "stop_early": True,
+    "plan_images": 4,
+    "seed": 1,
+    "batch_size": 64,
+}
 
 
 @pytest.fixture

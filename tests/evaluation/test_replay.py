@@ -23,7 +23,15 @@ def make(small_model, tmp_path):
     model, data = small_model(tmp_path)
 
     def make(**settings):
-        settings = {"n0": 3, "n": 30, "limit": 5, "seed": 1, "output": str(tmp_path / "run"), **settings}
+        settings = {
+            "n0": 3,
+            "n": 30,
+            "limit": 5,
+            "seed": 1,
+            "batch_size": 64,
+            "output": str(tmp_path / "run"),
+            **settings,
+        }
         evaluate(Settings(str(model), str(data), **settings))
         return tmp_path / "run"
 

@@ -29,7 +29,7 @@ def launch(processes, model, data, output):
         command += ["-m", "accelerate.commands.launch", "--multi_gpu", "--num_processes", str(processes)]
         command += ["--num_machines", "1", "--mixed_precision", "no", "--dynamo_backend", "no"]
         command += ["--main_process_port", "0"]
-    options = ["--model", model, "--dataset", data, "--n0", 5, "--n", 60, "--output", output]
+    options = ["--model", model, "--dataset", data, "--n0", 5, "--n", 60, "--batch-size", 64, "--output", output]
     command += [str(part) for part in (SCRIPT, *options)]
     return subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True, env=ENVIRONMENT)
 

@@ -31,6 +31,7 @@ from transformers import ViTConfig, ViTForImageClassification, ViTImageProcessor
 
 from diffusers_ndc import Certificate, LatentDiffusionClassifierPipeline, NoisedDiffusionClassifierPipeline
 from diffusers_ndc.common.json import differences
+from diffusers_ndc.diffusion import batch_size as trials
 from diffusers_ndc.evaluation.records import RecordWriter, read_records, read_run
 from diffusers_ndc.evaluation.replay import replay
 from diffusers_ndc.evaluation.run import LOCK_FILE, evaluate
@@ -38,7 +39,7 @@ from diffusers_ndc.evaluation.settings import Settings
 
 
 SCRIPT = EXAMPLES / "evaluate.py"
-COPIES = {"n0": 3, "n": 20}
+COPIES = {"n0": 3, "n": 20, "batch_size": 64}
 
 
 @pytest.fixture
@@ -53,7 +54,7 @@ def run(folders, tmp_path):
     model, data = folders
 
     def go(output="run", **settings):
-        copies = {} if settings.get("method") == "dc" else COPIES
+        copies = {"batch_size": 64} if settings.get("method") == "dc" else COPIES
         return evaluate(Settings(str(model), str(data), str(tmp_path / output), **{**copies, **settings}))
 
     return go
@@ -143,7 +144,7 @@ def test_latent_models_are_certified_behind_their_denoiser(latent_folders, tmp_p
     card = (tmp_path / "run" / "README.md").read_text()
     assert report.certified and "pipe = LatentDiffusionClassifierPipeline" in card and "units of the latents" in card
 
-    evaluate(Settings(model, data, str(tmp_path / "clean"), method="dc", **settings))
+    evaluate(Settings(model, data, str(tmp_path / "clean"), method="dc", batch_size=64, **settings))
     predicted = [record["predicted"] for record in read_records(tmp_path / "clean").values()]
     assert predicted == pipe(list(pictures(latent_folders))[:3], seed=3).labels
 
@@ -209,6 +210,29 @@ def test_a_run_goes_on_where_its_records_end(run, tmp_path):
     assert len(report.outcomes) == 12
     run()
     assert all(path.stat().st_size == 0 for path in set((tmp_path / "run").glob("*.jsonl")) - {file, new})
+
+
+@pytest.mark.parametrize("first, then", [(64, "auto"), ("auto", 3)])
+def test_a_run_goes_on_with_another_batch_size(run, tmp_path, monkeypatch, first, then):
+    """Which batches a card has room for is no setting that a record depends on: the run stays the one it was."""
+    monkeypatch.setattr(trials, "LARGEST_ON_CPU", 4)
+    run("whole", batch_size=16)
+    run(batch_size=first)
+    (file,) = (tmp_path / "run").glob("*.jsonl")
+    before = read_run(tmp_path / "run")
+    assert before["batch_size"] == first
+    lines = file.read_text().splitlines(keepends=True)[:5]
+    file.write_text("".join(lines))
+    assert len(run(batch_size=then).outcomes) == 12
+    assert read_run(tmp_path / "run") == before
+    whole, found = (read_records(tmp_path / name) for name in ("whole", "run"))
+    assert [record["certificate"] for record in whole.values()] == [record["certificate"] for record in found.values()]
+    assert {record["run"] for record in found.values()} == {before["id"]}
+    kept = {json.loads(line)["index"] for line in lines}
+    for index, record in found.items():
+        size = first if index in kept else then
+        assert record["batch_size"] in ({1, 2, 4} if size == "auto" else {size})
+    assert all(one.certificate.agrees(one.again) for one in replay(tmp_path / "run", count=2))
 
 
 def test_other_settings_raise_and_are_listed(run, folders, tmp_path):
@@ -359,7 +383,21 @@ def launcher(processes, *options):
 
 def start(folders, output, command, *options):
     model, data = folders
-    words = [*command, SCRIPT, "--model", model, "--dataset", data, "--n0", 3, "--output", output, *options]
+    words = [
+        *command,
+        SCRIPT,
+        "--model",
+        model,
+        "--dataset",
+        data,
+        "--n0",
+        3,
+        "--batch-size",
+        64,
+        "--output",
+        output,
+        *options,
+    ]
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
     return subprocess.Popen(
         [str(word) for word in words], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment

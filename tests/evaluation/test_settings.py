@@ -25,6 +25,13 @@ def test_selection_copies_depend_on_stopping():
     assert parse([*LINE, "--n0", "0"]).n0 == 0
 
 
+def test_a_batch_size_is_auto_or_a_number():
+    """A run that states a number has the settings of one from before there was "auto"."""
+    assert parse(LINE).to_dict()["batch_size"] == "auto"
+    assert parse([*LINE, "--batch-size", "64"]) == Settings("m", "d", "o", batch_size=64)
+    assert parse([*LINE, "--batch-size", "64"]).to_dict()["batch_size"] == 64
+
+
 def test_clean_classification_has_no_settings_of_a_certificate():
     parsed = parse([*LINE, "--method", "dc", "--sigma", "0.5", "--stop-early"])
     values = parsed.to_dict()
@@ -73,7 +80,8 @@ def test_help_tells_units_and_defaults(capsys):
     [
         ({"limit": 0}, "`--limit` .*got 0"),
         ({"skip": 0}, "`--skip` .*got 0"),
-        ({"batch_size": 0}, "`--batch-size` .*got 0"),
+        ({"batch_size": 0}, '`--batch-size` must be a whole number of at least 1 or "auto", got 0'),
+        ({"batch_size": "many"}, "`--batch-size` .*got 'many'"),
         ({"grid": 0}, "`grid` .*\\b0\\b"),
         ({"n": 0}, "`--n` .*got 0"),
         ({"n0": -1}, "`--n0` .*got -1"),

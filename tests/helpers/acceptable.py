@@ -86,7 +86,12 @@ SIGMA = noise_level
 NOISE = number(0, open_low=True)
 ALPHA = number(LEAST_ALPHA, 1)
 SEED = integer(0, MAX_SEED)
-BATCH_SIZE = integer(1, MAX_BATCH)
+
+
+def BATCH_SIZE(value):
+    return value == "auto" if isinstance(value, str) else integer(1, MAX_BATCH)(value)
+
+
 CALLBACK = optional(function)
 COUNT, POSITIVE_COUNT = integer(0, MAX_N), integer(1, MAX_N)
 GRID = optional(integer(1, 1024))

@@ -16,6 +16,7 @@ class PeakMemory(TorchDispatchMode):
     def __init__(self):
         super().__init__()
         self.peak = 0
+        self._size = 0  # of `_held`, perhaps with some that have been freed
         self._held: dict[int, tuple[StorageWeakRef, int]] = {}
 
     def __torch_dispatch__(self, function, types, args=(), kwargs=None):
@@ -24,7 +25,11 @@ class PeakMemory(TorchDispatchMode):
             if isinstance(tensor, Tensor):
                 storage = tensor.untyped_storage()
                 reference = StorageWeakRef(storage)
+                _, size_before = self._held.get(reference.cdata, (None, 0))
                 self._held[reference.cdata] = (reference, storage.nbytes())
-        self._held = {key: held for key, held in self._held.items() if not held[0].expired()}
-        self.peak = max(self.peak, sum(size for _, size in self._held.values()))
+                self._size += storage.nbytes() - size_before
+        if self._size > self.peak:  # else it is no new peak, whatever has been freed
+            self._held = {key: held for key, held in self._held.items() if not held[0].expired()}
+            self._size = sum(size for _, size in self._held.values())
+            self.peak = max(self.peak, self._size)
         return results

@@ -174,6 +174,22 @@ def test_plain_diffusion_pipeline_loads_it_in_a_fresh_process(own_folder, custom
     assert result.stdout.strip() == expected
 
 
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_a_model_in_half_precision_classifies_certifies_and_replays(pipe, images, tmp_path, dtype):
+    pipe.save_pretrained(tmp_path)
+    half = NoisedDiffusionClassifierPipeline.from_pretrained(tmp_path, torch_dtype=dtype)
+    half.set_progress_bar_config(disable=True)
+    assert half.unet.dtype == dtype
+    logits = half(images, sigma=0.25, seed=0).logits
+    torch.testing.assert_close(logits, pipe(images, sigma=0.25, seed=0).logits, rtol=0.05, atol=1.0)
+    certificates = half.certify(images, sigma=0.25, n0=5, n=30, seed=0, batch_size="auto")
+    for image, certificate in zip(images, certificates, strict=True):
+        assert certificate.base_classifier["dtype"] == str(dtype).removeprefix("torch.") and certificate.verify()
+        assert certificate.agrees(half.replay(image, certificate, batch_size=7))
+    with pytest.raises(ValueError, match="base_classifier.dtype"):
+        pipe.replay(images[0], certificates[0])
+
+
 def test_dtype_device_and_casts(pipe, images, tmp_path):
     pipe.save_pretrained(tmp_path)
     half = NoisedDiffusionClassifierPipeline.from_pretrained(tmp_path, dtype=torch.bfloat16)
