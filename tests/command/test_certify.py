@@ -7,6 +7,7 @@ import pytest
 
 from diffusers_ndc import NoisedDiffusionClassifierPipeline
 from diffusers_ndc.command import main
+from diffusers_ndc.command.main import QUIET
 
 
 @pytest.fixture(scope="module")
@@ -49,6 +50,18 @@ def test_radii_stop_a_certificate_early(folders, pictures, tmp_path, capsys):
     for line, certificate in zip(printed, certificates, strict=False):
         label = certificate["label"]
         assert ("abstained" if label is None else f"class {label} ({'abc'[label]}), l2 radius") in line
+
+
+def test_quiet_shows_no_progress_bar(folders, pictures, tmp_path, monkeypatch, capsys):
+    """The pipeline's own; those of libraries that are imported already do not change."""
+    for name in QUIET:
+        monkeypatch.setenv(name, "0")
+    words = ["certify", pictures[0], "--model", str(folders[0]), "--n", "20", "--output", str(tmp_path / "r.jsonl")]
+    shown = []
+    for more in ([], ["--quiet"]):
+        assert main([*words, *more]) == 0
+        shown.append("/120 [" in capsys.readouterr().err)
+    assert shown == [True, False]
 
 
 def test_records_verify_and_replay(record, capsys):
