@@ -6,14 +6,14 @@ from benchmark_shared import Benchmark
 from diffusers import UNet2DModel
 from labelled_images import load_labelled_images
 
-from diffusers_ndc import NoisedDiffusionClassifierPipeline
+from diffusers_ndc import NoisedDiffusionClassifierPipeline, NoiseLevels
 from diffusers_ndc.pipelines.inputs import to_pixel_batch
 
 
 NUMBERS = (2, 5, 10, 20, 50, 100)
 """Numbers of classes."""
 
-TRAINING_IMAGES = 20
+TRAINING_IMAGES = 40
 """Training images of each class that the sifter and the levels are fitted on."""
 
 
@@ -29,6 +29,7 @@ def classes(bench: Benchmark) -> None:
         return
     train_images, train_labels = train[image_column], np.array(train[label_column])
     test_labels = np.array(bench.labels)
+    levels = bench.pipe.classifier(args.sigma).levels
     order = np.random.default_rng(args.seed).permutation(total)
     rows = []
     for number in [number for number in NUMBERS if number <= total]:
@@ -39,8 +40,10 @@ def classes(bench: Benchmark) -> None:
             [train_images[int(row)] for row in chosen],
             np.searchsorted(subset, train_labels[chosen]),
             args.sigma,
+            len(levels),
+            candidates=NoiseLevels(levels.sigmas, levels.weights),
             batch_size=args.batch_size,
-            num_copies=2,
+            num_copies=1,
         )
         places = np.resize(np.flatnonzero(np.isin(test_labels, subset)), copies)
         rows.append(

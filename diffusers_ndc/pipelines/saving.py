@@ -9,6 +9,7 @@ user's trust: they read the names back.
 import json
 from inspect import signature
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 from diffusers import DiffusionPipeline
 from diffusers.pipelines.pipeline_loading_utils import LOADABLE_CLASSES
@@ -90,6 +91,8 @@ class SharedPipeline(DiffusionPipeline):
     def save_calibration(self, save_directory: str | Path) -> None:
         """Write what `calibrate` changes into the folder of this saved pipeline: `model_index.json` and the sifter.
 
+        Each file is replaced as a whole, the index last, so that a kill leaves a folder that loads.
+
         Args:
             save_directory: The folder. The networks in it are left alone.
 
@@ -103,9 +106,14 @@ class SharedPipeline(DiffusionPipeline):
         index = Path(save_directory, self.config_name)
         if not index.is_file():
             raise FileNotFoundError(f"`save_directory` must be the folder of a saved pipeline, got {save_directory}.")
-        if self.sifter is not None:
-            self.sifter.save_pretrained(Path(save_directory, "sifter"))
-        self.save_config(save_directory)
+        with TemporaryDirectory(dir=save_directory, prefix=".calibration-") as written:
+            if self.sifter is not None:
+                self.sifter.save_pretrained(Path(written, "sifter"))
+            self.save_config(written)
+            files = [path.relative_to(written) for path in Path(written).rglob("*") if path.is_file()]
+            for file in sorted(files, key=lambda file: file.name == self.config_name):
+                Path(save_directory, file.parent).mkdir(exist_ok=True)
+                Path(written, file).replace(Path(save_directory, file))
 
     def _upload_folder(self, working_dir, repo_id, token=None, commit_message=None, create_pr=False, subfolder=None):
         # All ways of pushing end here. By now the folder holds the repository's card, or a generic one that diffusers

@@ -98,6 +98,19 @@ def test_save_calibration_leaves_the_networks_alone(calibrated, tmp_path):
     assert loaded.classifier(0.25).settings == calibrated.classifier(0.25).settings
 
 
+def test_a_calibration_that_is_cut_off_leaves_the_folder_as_it_was(calibrated, tmp_path, monkeypatch):
+    NoisedDiffusionClassifierPipeline(tiny_unet(), DDPMScheduler(), null_class=3).save_pretrained(tmp_path)
+    before = {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()}
+
+    def killed(*args, **kwargs):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(NoisedDiffusionClassifierPipeline, "save_config", killed)
+    with pytest.raises(KeyboardInterrupt):
+        calibrated.save_calibration(tmp_path)
+    assert {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()} == before
+
+
 @pytest.mark.parametrize("sift", ["candidates", "scores"])
 def test_certificates_name_the_sifter_and_replay(calibrated, image, sift):
     certificate = calibrated.certify(image, **CERTIFY, sift=sift)
