@@ -24,6 +24,7 @@ def main(words: Sequence[str], command: str = "evaluate") -> int:
     settings = parse(words, f"{__doc__}\n{COMMON}", prog)
     try:
         settings.check()
+        settings.check_places()
     except (TypeError, ValueError) as error:
         print(f"{prog}: error: {error}", file=sys.stderr)
         return 2

@@ -52,6 +52,7 @@ def evaluate(settings: Settings) -> Report | None:
         FloatingPointError: A loss is not finite, for example after an overflow in half precision.
     """
     settings.check()
+    settings.check_places()
     if settings.plan:
         raise ValueError("`--plan` must be left out for a run, got it: `plan_run` makes the plan.")
     patience = InitProcessGroupKwargs(timeout=timedelta(seconds=settings.patience))

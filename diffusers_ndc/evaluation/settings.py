@@ -153,9 +153,6 @@ class Settings:
             value = getattr(self, name)
             if value is not None and value < least:
                 raise ValueError(f"`--{name.replace('_', '-')}` must be {least} or more, got {value}.")
-        for name in ("model", "dataset", "classifier"):
-            if getattr(self, name) is not None:
-                check_place(f"--{name}", getattr(self, name))
         checked_batch_size(self.batch_size, "--batch-size")
         check_seed(self.seed)
         check_kind("task", self.task, Task, type(None))
@@ -178,6 +175,16 @@ class Settings:
             raise ValueError(
                 f"`--plan` must be left out with --method {self.method}, which has no certificates, got it."
             )
+
+    def check_places(self) -> None:
+        """Raise if model, data set or classifier can only be folders, and there are none.
+
+        Raises:
+            TypeError, ValueError: One of them is not there.
+        """
+        for name in ("model", "dataset", "classifier"):
+            if getattr(self, name) is not None:
+                check_place(f"--{name}", getattr(self, name))
 
     def _check_task(self, task: Task) -> None:
         """Raise a `ValueError` if a setting contradicts the task."""
