@@ -1,75 +1,14 @@
-"""Fit a class sifter and choose a few noise levels for a model on labelled images; save them in the model's folder.
+"""Fit a class sifter and choose a few noise levels for a model on labelled images: `diffusers-ndc calibrate`.
 
     python examples/calibrate.py --model model --dataset digits --split train --limit 1000 --sigma 0 0.25 0.5
 
-Do not calibrate on the images that you test the model on.
+In Python, `pipe.calibrate(images, labels, sigma)` and `pipe.save_calibration(folder)`.
 """
 
-import argparse
-from pathlib import Path
+import sys
 
-from labelled_images import load_labelled_images
-
-from diffusers_ndc import NoisedDiffusionClassifierPipeline, NoiseLevels
-
-
-def parse_args():
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    add = parser.add_argument
-    add("--model", type=Path, required=True, help="pipeline folder; its model_index.json and sifter are overwritten")
-    add("--dataset", required=True, help="Hub id or local folder with one image and one label column")
-    add("--split", default="train")
-    add("--limit", type=int, default=1000, help="number of images, from the first (default: 1000)")
-    add("--sigma", type=float, nargs="+", default=[0.25], help="smoothing noise, pixel units; 0 for clean images")
-    add("--method", choices=("dc", "epndc", "apndc", "apndc-clean"), help="default: dc for sigma 0, else apndc")
-    add("--num-levels", type=int, default=12, help="number of levels to keep at most (default: 12)")
-    add("--candidates", type=float, nargs=3, metavar=("LOW", "HIGH", "COUNT"), help="log-spaced, model units")
-    add("--quantile", type=float, default=0.998, help="share of copies whose true class survives each level's sifting")
-    add("--sift", choices=("features", "losses", "none"), default="features", help="what chooses a copy's classes")
-    add("--sift-quantile", type=float, default=0.995, help="share of copies whose true class is a candidate")
-    add("--num-copies", type=int, default=4, help="noisy copies of each image, with --sift features (default: 4)")
-    add("--batch-size", type=int, default=64)
-    add("--device", default="cpu")
-    args = parser.parse_args()
-    if not args.model.is_dir():
-        parser.error(f"`--model` must be the folder of a saved pipeline, got {args.model}.")
-    return args
-
-
-def main():
-    args = parse_args()
-    dataset, image_column, label_column = load_labelled_images(args.dataset, f"{args.split}[:{args.limit}]")
-    images, labels = dataset[image_column], list(dataset[label_column])  # images are decoded when they are read
-
-    pipe = NoisedDiffusionClassifierPipeline.from_pretrained(args.model).to(args.device)
-    candidates = None
-    if args.candidates:
-        low, high, count = args.candidates
-        candidates = NoiseLevels.log_grid(low, high, int(count))
-    sift = None if args.sift == "none" else args.sift
-    for sigma in args.sigma:
-        levels = pipe.calibrate(
-            images,
-            labels,
-            sigma,
-            num_levels=args.num_levels,
-            method=args.method,
-            candidates=candidates,
-            quantile=args.quantile,
-            batch_size=args.batch_size,
-            sift=sift,
-            sift_quantile=args.sift_quantile,
-            num_copies=args.num_copies,
-        )
-        pipe.save_calibration(args.model)
-        pairs = ", ".join(
-            f"{level:.3g} ({weight:.3g})" for level, weight in zip(levels.sigmas, levels.weights, strict=True)
-        )
-        print(f"sigma {sigma:g}: level (weight) {pairs}")
-        fitted = pipe.sifter and pipe.sifter.find(sigma, levels.method)
-        if fitted:
-            print(f"sigma {sigma:g}: {fitted.expected_classes:.2f} candidate classes within {fitted.gap:.3g} nats")
+from diffusers_ndc import command
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(command.main(["calibrate", *sys.argv[1:]]))

@@ -171,9 +171,15 @@ def read_unconditional(
     return other
 
 
-def is_of_openai(path: str | os.PathLike, otherwise: bool) -> bool:
-    """Whether a file is of OpenAI, by its ending or the names of its tensors; `otherwise` if they do not tell."""
-    location = locate(path, "unconditional", SUFFIXES)
+def is_of_openai(path: str | os.PathLike, otherwise: bool, name: str = "unconditional") -> bool:
+    """Whether a file is of OpenAI, by its ending or the names of its tensors; `otherwise` if they do not tell.
+
+    Args:
+        path: The file, or its address.
+        otherwise: What to return if the file does not tell.
+        name: Name of the argument with the path, for the messages.
+    """
+    location = locate(path, name, SUFFIXES)
     if location.suffix == ".pkl":
         return False
     with local_copy(location) as file:

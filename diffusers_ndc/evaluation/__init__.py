@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from .report import write_report as write_report
     from .run import evaluate as evaluate
     from .settings import Settings as Settings
-    from .settings import parse as parse
+    from .settings_parser import parse as parse
     from .share import Share as Share
     from .subject import weight_hash as weight_hash
     from .task import Task as Task
@@ -42,7 +42,8 @@ else:
             "records": ["RecordWriter", "read_records", "read_run"],
             "report": ["to_markdown", "write_report"],
             "run": ["evaluate"],
-            "settings": ["Settings", "parse"],
+            "settings": ["Settings"],
+            "settings_parser": ["parse"],
             "share": ["Share"],
             "subject": ["weight_hash"],
             "task": ["Task", "load_task"],

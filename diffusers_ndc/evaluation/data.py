@@ -9,6 +9,7 @@ from pathlib import Path
 import PIL.Image
 from datasets import ClassLabel, Dataset, Features, Image, IterableDataset, Value, load_dataset
 
+from ..common.places import check_place
 from ..pipelines.inputs import FAULTS as FAULTS
 from .settings import Settings
 
@@ -118,10 +119,7 @@ def load_labelled_images(settings: Settings) -> LabelledImages:
 
 def _load(settings: Settings) -> Dataset | IterableDataset:
     name = settings.dataset
-    # `datasets` would look for a mistyped folder on the Hub, again and again.
-    cannot_be_hub_id = name.startswith((".", "/", "~")) or name.count("/") > 1
-    if cannot_be_hub_id and not Path(name).is_dir():
-        raise ValueError(f"`--dataset` must be an existing folder or a Hub id, got {name}, which is no folder.")
+    check_place("--dataset", name)
     try:
         return load_dataset(name, settings.dataset_config_name, split=settings.split, streaming=settings.streaming)
     except (OSError, ValueError) as error:

@@ -94,6 +94,7 @@ def plan_run(settings: Settings) -> RunPlan | None:
         >>> print(plan_run(settings).to_markdown())  # doctest: +SKIP
     """
     replace(settings, plan=True).check()
+    settings.check_places()
     accelerator = Accelerator(cpu=not torch.accelerator.is_available(), mixed_precision=settings.mixed_precision)
     if not accelerator.is_main_process:
         return None

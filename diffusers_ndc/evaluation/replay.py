@@ -96,6 +96,7 @@ def _settings(run: dict, folder: str | Path, model: str | None, dataset: str | N
     except TypeError as error:
         raise ValueError(f"run.json in {folder} must have the settings of a run, got {sorted(run)}: {error}") from None
     settings.check()
+    settings.check_places()
     return settings
 
 

@@ -198,9 +198,9 @@ def _listed(reasons: dict[int, str]) -> str:
     return "\n".join([str(len(reasons)), *lines])
 
 
-def main():
+def main(argv: list[str] | None = None, prog: str = "python -m diffusers_ndc.evaluation.report") -> None:
     parser = argparse.ArgumentParser(
-        prog="python -m diffusers_ndc.evaluation.report",
+        prog=prog,
         description=__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
@@ -214,7 +214,7 @@ def main():
         "--images", action="store_true", help="show small images in report.html, from the data sets of the runs"
     )
     parser.add_argument("--board", action="store_true", help="print entries for the board of certified robustness")
-    args = parser.parse_args()
+    args = parser.parse_args(argv)
     if args.board:
         sys.exit(print_board(args.folders))
     if args.output is not None:

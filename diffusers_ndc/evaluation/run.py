@@ -52,6 +52,7 @@ def evaluate(settings: Settings) -> Report | None:
         FloatingPointError: A loss is not finite, for example after an overflow in half precision.
     """
     settings.check()
+    settings.check_places()
     if settings.plan:
         raise ValueError("`--plan` must be left out for a run, got it: `plan_run` makes the plan.")
     patience = InitProcessGroupKwargs(timeout=timedelta(seconds=settings.patience))
@@ -213,10 +214,9 @@ class _Run:
             shown = {name: str(value) for name, value in settings.to_dict().items()}
             accelerator.init_trackers("diffusers-ndc", config=shown)
         is_main = accelerator.is_main_process
+        hidden = {} if is_main else {"disable": True}  # TQDM_DISABLE decides about the bar of the main process
         with (
-            tqdm(
-                total=len(self.subject.data), initial=len(self.finished), unit="image", disable=not is_main
-            ) as self.bar,
+            tqdm(total=len(self.subject.data), initial=len(self.finished), unit="image", **hidden) as self.bar,
             RecordWriter(self.folder, accelerator.process_index) as self.writer,
             accelerator.autocast(),
         ):

@@ -1,21 +1,15 @@
-"""Settings of an evaluation run, from the command line and from a YAML file with the same keys."""
+"""Settings of an evaluation run. `settings_parser` reads them from a command line and a YAML file."""
 
 import math
-import sys
-from argparse import RawDescriptionHelpFormatter
-from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field, fields
+from dataclasses import asdict, dataclass, field
 from typing import Any, Literal
-
-from accelerate.tracking import get_available_trackers
-from transformers import HfArgumentParser
 
 from ..certification.bounds import check_alpha
 from ..certification.grid_noise import check_grid
 from ..certification.stopping import largest_provable
 from ..common.checks import check_kind, check_seed, check_sigma, checked_batch_size
-from .task import Method, Task, check_name, load_task
-from .yaml_file import read_yaml
+from ..common.places import check_place
+from .task import Method, Task, check_name
 
 
 LIMITS = ("max_copies_per_radius", "max_evaluations")
@@ -164,9 +158,8 @@ class Settings:
         check_kind("task", self.task, Task, type(None))
         if self.task is not None:
             self._check_task(self.task)
-        trackers = ["all", *(str(tracker) for tracker in get_available_trackers())]
-        if self.report_to is not None and self.report_to not in trackers:
-            raise ValueError(f"`--report-to` must be one of {trackers}, which are installed, got {self.report_to}.")
+        if self.report_to is not None:
+            _check_tracker(self.report_to)
         if not self.patience > 0:
             raise ValueError(f"`--patience` must be a number of seconds above 0, got {self.patience}.")
         if self.classifier is not None and self.method != "dds":
@@ -182,6 +175,16 @@ class Settings:
             raise ValueError(
                 f"`--plan` must be left out with --method {self.method}, which has no certificates, got it."
             )
+
+    def check_places(self) -> None:
+        """Raise if model, data set or classifier can only be folders, and there are none.
+
+        Raises:
+            TypeError, ValueError: One of them is not there.
+        """
+        for name in ("model", "dataset", "classifier"):
+            if getattr(self, name) is not None:
+                check_place(f"--{name}", getattr(self, name))
 
     def _check_task(self, task: Task) -> None:
         """Raise a `ValueError` if a setting contradicts the task."""
@@ -242,55 +245,10 @@ class Settings:
             raise ValueError(f"`--radii` must be finite radii of at least 0 (pixel units), got {self.radii}.")
 
 
-def parse(argv: Sequence[str] | None = None, description: str | None = None) -> Settings:
-    """Read settings from a command line. `--config FILE` names a YAML file with the same keys; the command line wins.
+def _check_tracker(name: str) -> None:
+    """Raise a `ValueError` unless a tracker is installed."""
+    from accelerate.tracking import get_available_trackers  # imports torch, which few settings need to be checked
 
-    Args:
-        argv: Words of the command line. Default: those of this process.
-        description: Text at the beginning of `--help`.
-
-    Raises:
-        SystemExit: An option is unknown, a value has the wrong type, or the file is invalid.
-    """
-    argv = list(sys.argv[1:] if argv is None else argv)
-    parser = HfArgumentParser(Settings, description=description, formatter_class=RawDescriptionHelpFormatter)
-    parser.register("type", Task, load_task)
-    parser.add_argument("--config", metavar="FILE", help="YAML file with the same keys; the command line wins.")
-    first = HfArgumentParser([], add_help=False)  # options that other settings come from
-    for option in ("--config", "--task", "--dataset"):
-        first.add_argument(option)
-    path = first.parse_known_args(argv)[0].config
-    try:
-        words = argv if path is None else [*_read_config(path), *argv]
-        given = first.parse_known_args(words)[0]
-        if given.task is not None:
-            task = load_task(given.task)
-            words = [*_words(task.settings(elsewhere=given.dataset not in (None, task.dataset))), *words]
-        settings, _ = parser.parse_args_into_dataclasses(words)
-    except ValueError as error:
-        parser.error(str(error))
-    return settings
-
-
-def _read_config(path: str) -> list[str]:
-    """Convert a YAML file of settings to words of a command line."""
-    values = read_yaml(path, "--config")
-    known = [f.name for f in fields(Settings)]
-    for key, value in values.items():
-        if str(key).replace("-", "_") not in known:
-            raise ValueError(f"`--config` must have keys among {known}, got {key!r} in {path}.")
-        items = value if isinstance(value, list) else [value]
-        if any(isinstance(item, (list, dict, set)) for item in items):
-            raise ValueError(f"`{key}` in --config {path} must be a value or a list of values, got nested ones.")
-    return _words({str(key).replace("-", "_"): value for key, value in values.items()})
-
-
-def _words(values: Mapping[str, Any]) -> list[str]:
-    """Convert settings to words of a command line."""
-    words = []
-    for name, value in values.items():
-        if value is None:
-            continue
-        items = value if isinstance(value, list) else [value]
-        words += [f"--{name}", *(str(item) for item in items)]
-    return words
+    trackers = ["all", *(str(tracker) for tracker in get_available_trackers())]
+    if name not in trackers:
+        raise ValueError(f"`--report-to` must be one of {trackers}, which are installed, got {name}.")

@@ -17,6 +17,8 @@ from ..certification.lipschitz import LipschitzCertificate
 from ..common import json as strict_json
 
 
+PROGRAM = "python -m diffusers_ndc.evaluation.verify"
+
 LISTED = 20
 """Largest number of moved votes that are listed for one certificate."""
 
@@ -66,9 +68,9 @@ def _check(data: object) -> tuple[Certificate | LipschitzCertificate, str | None
     return certificate, certificate.flaw
 
 
-def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
+def parse_args(argv: list[str] | None = None, prog: str = PROGRAM) -> argparse.Namespace:
     parser = argparse.ArgumentParser(
-        prog="python -m diffusers_ndc.evaluation.verify",
+        prog=prog,
         description="Recompute bound and radius of certificates from their votes, without torch, model or images.",
         epilog="Exit code: 0 if all certificates are sound (or there are none), 1 if one is not, 2 if a file cannot "
         "be read.",
@@ -86,15 +88,19 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
 
 
 def main():
-    args = parse_args()
+    sys.exit(run(parse_args()))
+
+
+def run(args: argparse.Namespace) -> int:
+    """Check the files that a command line names, print what is found, and return the exit code."""
     if isinstance(sys.stdout, io.TextIOWrapper):
         # characters of a file or its name that the terminal cannot print must not end the check
         sys.stdout.reconfigure(errors="backslashreplace")
     exit_codes = [_verify_file(path) for path in args.files]
     if args.replay:
         folders = sorted({path.parent for path in args.files})
-        exit_codes += [_replay_folder(folder, args.count, args.model, args.dataset) for folder in folders]
-    sys.exit(max(exit_codes))
+        exit_codes += [replay_folder(folder, args.count, args.model, args.dataset) for folder in folders]
+    return max(exit_codes)
 
 
 def _verify_file(path: Path) -> int:
@@ -116,7 +122,7 @@ def _verify_file(path: Path) -> int:
     return exit_code
 
 
-def _replay_folder(folder: Path, count: int | None, model: str | None, dataset: str | None) -> int:
+def replay_folder(folder: Path, count: int | None, model: str | None, dataset: str | None) -> int:
     """Cast the votes of a run again, print a verdict on each certificate and return the exit code."""
     from .replay import replay  # imports torch, which a check without replay does not need
 
@@ -128,7 +134,7 @@ def _replay_folder(folder: Path, count: int | None, model: str | None, dataset: 
                 print(f"FLAWED  {place}: {replayed.problem}", flush=True)
                 exit_code = 1
             else:
-                print("\n        ".join(_verdict(place, recorded, again)), flush=True)
+                print("\n        ".join(replay_verdict(place, recorded, again)), flush=True)
                 if not recorded.agrees(again):
                     exit_code = 1
     except (OSError, TypeError, ValueError) as error:
@@ -137,7 +143,7 @@ def _replay_folder(folder: Path, count: int | None, model: str | None, dataset: 
     return exit_code
 
 
-def _verdict(place: str, recorded: Certificate, again: Certificate) -> Iterator[str]:
+def replay_verdict(place: str, recorded: Certificate, again: Certificate) -> Iterator[str]:
     """What is to be said of a replay, line by line."""
     comparison, agrees = recorded.compare(again), recorded.agrees(again)
     word = "again " if agrees else "MOVED "

@@ -16,7 +16,8 @@ from diffusers_ndc.evaluation.data import load_labelled_images
 from diffusers_ndc.evaluation.plan import plan_run, trial_images
 from diffusers_ndc.evaluation.records import read_run
 from diffusers_ndc.evaluation.run import evaluate
-from diffusers_ndc.evaluation.settings import Settings, parse
+from diffusers_ndc.evaluation.settings import Settings
+from diffusers_ndc.evaluation.settings_parser import parse
 
 
 QUICK = {

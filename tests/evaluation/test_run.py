@@ -347,7 +347,7 @@ def test_settings_that_do_not_go_together_raise_before_any_work(run, tmp_path, c
 
 
 def test_a_missing_model_raises(folders, tmp_path):
-    with pytest.raises(ValueError, match="`--model` must be a model that can be loaded, got .*nowhere"):
+    with pytest.raises(ValueError, match="`--model` must be an existing folder or a Hub id, got .*nowhere"):
         evaluate(Settings(str(tmp_path / "nowhere"), str(folders[1]), str(tmp_path / "run")))
 
 

@@ -3,7 +3,8 @@
 import pytest
 import yaml
 
-from diffusers_ndc.evaluation.settings import Settings, parse
+from diffusers_ndc.evaluation.settings import Settings
+from diffusers_ndc.evaluation.settings_parser import parse
 
 
 LINE = ["--model", "m", "--dataset", "d", "--output", "o"]

@@ -17,7 +17,8 @@ from diffusers_ndc.evaluation.records import read_records, read_run
 from diffusers_ndc.evaluation.replay import replay
 from diffusers_ndc.evaluation.report import write_report
 from diffusers_ndc.evaluation.run import evaluate
-from diffusers_ndc.evaluation.settings import Settings, parse
+from diffusers_ndc.evaluation.settings import Settings
+from diffusers_ndc.evaluation.settings_parser import parse
 from diffusers_ndc.evaluation.task import task_names
 
 

@@ -38,9 +38,6 @@ def test_calibrate_saves_the_levels_with_the_model(tmp_path):
         assert 1 <= len(levels) <= 2 and set(levels.sigmas) <= set(np.geomspace(1, 6, 4))
 
 
-NOWHERE = ["--model", "nowhere", "--dataset", "digits"]
-
-
 @pytest.mark.parametrize(
     "program, options, message",
     [
@@ -48,7 +45,6 @@ NOWHERE = ["--model", "nowhere", "--dataset", "digits"]
         ("attack_certificates", ["--draws", "0", "--score-draws", "0"], "must be above 0, got 0 for both"),
         ("attack_certificates", ["--multiples", "1", "0"], "`--multiples` must be above 0, got 0"),
         ("attack_certificates", ["--steps", "0"], "`--steps` must be at least 1, got 0"),
-        ("calibrate", NOWHERE, "`--model` must be the folder of a saved pipeline, got nowhere"),
     ],
 )
 def test_options_are_refused_before_any_work(program, options, message, monkeypatch, capsys):

@@ -25,7 +25,8 @@ from diffusers_ndc.checkpoints.pairs import read_checkpoints
 from diffusers_ndc.evaluation import comparison
 from diffusers_ndc.evaluation.records import read_records, read_run
 from diffusers_ndc.evaluation.report import Report, main, to_markdown
-from diffusers_ndc.evaluation.settings import Settings, parse
+from diffusers_ndc.evaluation.settings import Settings
+from diffusers_ndc.evaluation.settings_parser import parse
 from diffusers_ndc.evaluation.task import Task, load_task
 
 

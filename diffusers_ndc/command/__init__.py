@@ -1,0 +1,6 @@
+"""The command `diffusers-ndc`."""
+
+from .main import main as main
+
+
+__all__ = ["main"]
