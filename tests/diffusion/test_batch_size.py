@@ -53,7 +53,16 @@ def clock(monkeypatch):
         (lambda size: 60.0 * size, 1),
         (lambda size: {1: 2.7e-3, 2: 13e-3, 4: 13e-3}.get(size, 15e-3), 256),  # small batches say nothing
     ],
-    ids=str,
+    ids=[
+        "no gain",
+        "room for 32",
+        "room for 30",
+        "overhead",
+        "caches end",
+        "largest",
+        "slow",
+        "small ones say nothing",
+    ],
 )
 def test_the_smallest_batch_with_nearly_the_best_throughput_is_chosen(clock, seconds_of, expected):
     evaluate, sizes = clock(seconds_of)
