@@ -1,8 +1,12 @@
 """Checkpoints by their address: whole files, checked, or none."""
 
 import json
+import os
 import pickle
+import subprocess
+import sys
 import threading
+import time
 from pathlib import Path
 
 import pytest
@@ -47,6 +51,35 @@ def test_a_file_is_downloaded_once(web):
     assert [method for method, _ in web.requests] == ["HEAD", "GET"]
     assert len(cached()) == 1 and not cached("*.incomplete")
     assert not any("authorization" in headers for _, headers in web.requests)
+
+
+DOWNLOAD = """
+import sys
+from huggingface_hub import constants
+from diffusers_ndc.checkpoints.downloads import local_copy, locate
+
+constants.DOWNLOAD_CHUNK_SIZE = 500
+with local_copy(locate(sys.argv[1], "path", (".pt",))):
+    pass
+"""
+
+
+@pytest.mark.slow
+def test_a_download_goes_on_after_the_process_was_killed(web):
+    content, stall = CONTENT * 40, threading.Event()
+    address = web.add("file.pt", content, stall=stall)
+    environment = {**os.environ, "HF_HUB_OFFLINE": "0", "HF_ASSETS_CACHE": constants.HF_ASSETS_CACHE}
+    with subprocess.Popen([sys.executable, "-c", DOWNLOAD, address], env=environment) as process:
+        try:
+            while sum(file.stat().st_size for file in cached("*.incomplete")) < len(content) // 4:
+                assert process.poll() is None
+                time.sleep(0.05)
+        finally:
+            process.kill()
+    stall.set()
+    assert not cached() and get(address) == content
+    first, second = web.ranges
+    assert first is None and int(second.removeprefix("bytes=").removesuffix("-")) >= len(content) // 4
 
 
 def test_another_hash_is_another_file(web):

@@ -3,6 +3,7 @@
 import hashlib
 import re
 import threading
+from contextlib import suppress
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
@@ -22,6 +23,7 @@ class Served:
         sent: The size that answers to GET state, `None` for the right one.
         status: Status of all answers, `None` for the right one.
         then: A file that takes the place of this one after the next HEAD.
+        stall: Half of the bytes are sent, and the others when this is set.
     """
 
     content: bytes
@@ -31,6 +33,7 @@ class Served:
     sent: int | None = None
     status: int | None = None
     then: "Served | None" = None
+    stall: threading.Event | None = None
 
 
 @dataclass
@@ -86,9 +89,19 @@ class Handler(BaseHTTPRequestHandler):
         self.send_header("Content-Length", str(len(body) if file.sent is None else file.sent))
         self.send_header("Connection", "close")
         self.end_headers()
+        if file.stall is not None:
+            self.wfile.write(body[: len(body) // 2])
+            self.wfile.flush()
+            file.stall.wait(timeout=60)
+            return self.finish_half(body[len(body) // 2 :])
         self.wfile.write(body[: file.breaks.pop(0)] if file.breaks else body)
         self.wfile.flush()
         self.close_connection = True
+
+    def finish_half(self, rest):
+        self.close_connection = True
+        with suppress(ConnectionError):  # nobody listens any more
+            self.wfile.write(rest)
 
     do_GET = do_HEAD = handle_any
 
