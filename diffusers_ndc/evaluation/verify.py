@@ -7,6 +7,7 @@ Without `--replay` this runs on numpy and scipy alone: no torch, no model, no im
 
 import argparse
 import io
+import math
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -171,7 +172,8 @@ def replay_verdict(place: str, recorded: Certificate, again: Certificate) -> Ite
 
 def _summary(certificate: Certificate | LipschitzCertificate) -> str:
     label = "abstained" if certificate.abstained else f"label {certificate.label}"
-    return f"{label}, radius {certificate.radius:.4f}"
+    radius = math.floor(certificate.radius * 1e4) / 1e4  # rounded down: what is printed is proved
+    return f"{label}, radius {radius:.4f}"
 
 
 if __name__ == "__main__":
