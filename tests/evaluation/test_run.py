@@ -212,6 +212,7 @@ def test_a_run_goes_on_where_its_records_end(run, tmp_path):
     assert all(path.stat().st_size == 0 for path in set((tmp_path / "run").glob("*.jsonl")) - {file, new})
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("first, then", [(64, "auto"), ("auto", 3)])
 def test_a_run_goes_on_with_another_batch_size(run, tmp_path, monkeypatch, first, then):
     """Which batches a card has room for is no setting that a record depends on: the run stays the one it was."""
