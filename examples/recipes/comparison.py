@@ -49,9 +49,10 @@ def compare(recipe: Recipe, folders: dict[float, Path], dry_run: bool) -> str:
 
 def what_was_run(report: Report) -> str:
     run, left_out = report.run, len(report.failed) + len(report.rejected) + report.missing
+    dataset = run["dataset"] if not run["dataset"].startswith((".", "/")) else f"a copy in {Path(run['dataset']).name}"
     classifier = f", classifier {run['classifier']}" if run["classifier"] else ""
     return (
-        f"Sigma {run['sigma']:g}: {len(report.outcomes):,} images of {run['dataset']}, {run['split']} ({left_out:,} "
+        f"Sigma {run['sigma']:g}: {len(report.outcomes):,} images of {dataset}, {run['split']} ({left_out:,} "
         f"more failed, do not verify or are missing){classifier}, n0 {run['n0']:,}, n {run['n']:,}, alpha "
         f"{run['alpha']:g}."
     )
