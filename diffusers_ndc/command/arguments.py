@@ -20,12 +20,18 @@ def make_parser(command: str, description: str | None) -> argparse.ArgumentParse
     )
 
 
-def check_model(parser: argparse.ArgumentParser, model: str | None) -> None:
-    """End with a message unless a model is `None`, a folder, or may be a Hub id."""
-    if model is None:
+def check_folder(parser: argparse.ArgumentParser, name: str, place: str | None) -> None:
+    """End with a message unless a model or data set is `None`, a folder, or may be a Hub id.
+
+    Args:
+        parser: The parser of the command.
+        name: Name of the argument, for the message.
+        place: The folder or Hub id.
+    """
+    if place is None:
         return
     try:
-        check_place("--model", model)
+        check_place(name, place)
     except ValueError as error:
         parser.error(str(error))
 

@@ -9,8 +9,7 @@ import argparse
 from collections.abc import Sequence
 from pathlib import Path
 
-from ..common.places import check_place
-from .arguments import make_parser
+from .arguments import check_folder, make_parser
 
 
 def parse_args(words: Sequence[str]) -> argparse.Namespace:
@@ -36,10 +35,7 @@ def parse_args(words: Sequence[str]) -> argparse.Namespace:
     for name in ("limit", "num_levels", "num_copies", "batch_size"):
         if getattr(args, name) < 1:
             parser.error(f"`--{name.replace('_', '-')}` must be 1 or more, got {getattr(args, name)}.")
-    try:
-        check_place("--dataset", args.dataset)
-    except ValueError as error:
-        parser.error(str(error))
+    check_folder(parser, "--dataset", args.dataset)
     return args
 
 

@@ -17,7 +17,7 @@ from ..certification.bounds import check_alpha
 from ..certification.certificate import Certificate
 from ..certification.grid_noise import check_grid
 from ..common.checks import check_seed, check_sigma, checked_batch_size
-from .arguments import check_exist, check_model, make_parser
+from .arguments import check_exist, check_folder, make_parser
 
 
 if TYPE_CHECKING:
@@ -49,7 +49,7 @@ def parse_args(words: Sequence[str]) -> argparse.Namespace:
     args = parser.parse_args(words)
     check_exist(parser, "IMAGE", args.images)
     check_exist(parser, "--output", [args.output.parent])
-    check_model(parser, args.model)
+    check_folder(parser, "--model", args.model)
     try:
         _check(args)
     except (TypeError, ValueError) as error:

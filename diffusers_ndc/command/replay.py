@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from ..common import json as strict_json
 from ..common.places import check_place
-from .arguments import check_exist, check_model, make_parser
+from .arguments import check_exist, check_folder, make_parser
 
 
 if TYPE_CHECKING:
@@ -33,14 +33,10 @@ def parse_args(words: Sequence[str]) -> argparse.Namespace:
     args = parser.parse_args(words)
     check_exist(parser, "PATH", args.paths)
     check_exist(parser, "--images", [args.images or Path()])
-    check_model(parser, args.model)
+    check_folder(parser, "--model", args.model)
     if args.count is not None and args.count < 1:
         parser.error(f"`--count` must be 1 or more, got {args.count}.")
-    if args.dataset is not None:
-        try:
-            check_place("--dataset", args.dataset)
-        except ValueError as error:
-            parser.error(str(error))
+    check_folder(parser, "--dataset", args.dataset)
     return args
 
 

@@ -91,8 +91,9 @@ class SharedPipeline(DiffusionPipeline):
     def save_calibration(self, save_directory: str | Path) -> None:
         """Write what `calibrate` changes into the folder of this saved pipeline: `model_index.json` and the sifter.
 
-        All is written elsewhere first, then the folder of the sifter and the index are swapped, so that a kill at a
-        bad moment leaves at worst a folder that lacks its sifter, and that nothing loads, never one with a mixture.
+        All is written elsewhere first, then the folder of the sifter and the index are swapped, the index being away
+        meanwhile. So a kill leaves at worst a folder without an index, which nothing loads, never a mixture of two
+        calibrations.
 
         Args:
             save_directory: The folder. The networks in it are left alone.
