@@ -17,6 +17,7 @@ COMMANDS = {
     "verify": "recompute recorded certificates from their votes (needs only numpy and scipy)",
     "replay": "cast the votes of recorded certificates again, with their model and images",
     "report": "write the report of one or several evaluations from their records",
+    "train": "train a class-conditional diffusion model on labelled images",
     "calibrate": "fit a class sifter and choose noise levels for a model",
     "convert": "make a model of a checkpoint of EDM or OpenAI",
     "push": "upload a model, or evaluations with their records, to the Hub",

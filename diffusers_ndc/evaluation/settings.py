@@ -1,13 +1,15 @@
 """Settings of an evaluation run. `settings_parser` reads them from a command line and a YAML file."""
 
 import math
-from dataclasses import asdict, dataclass, field
-from typing import Any, Literal
+from dataclasses import asdict, dataclass
+from typing import Literal
 
 from ..certification.bounds import check_alpha
 from ..certification.grid_noise import check_grid
 from ..certification.stopping import largest_provable
 from ..common.checks import check_kind, check_seed, check_sigma, checked_batch_size
+from ..common.options import option as _option
+from ..common.options import required as _required
 from ..common.places import check_place
 from .task import Method, Task, check_name
 
@@ -19,23 +21,13 @@ OPTIONAL = (*LIMITS, "sift", "task")
 """Settings that a run states only if they are given."""
 
 
-def _option(default: Any, help: str) -> Any:
-    """A field with a default, which its help shows unless it is `None` or `False`."""
-    if isinstance(default, list):
-        shown = " ".join(str(item) for item in default)
-        return field(default_factory=lambda: list(default), metadata={"help": f"{help} Default: {shown}."})
-    if default is not None and default is not False:
-        help = f"{help} Default: {default}."
-    return field(default=default, metadata={"help": help})
-
-
 @dataclass
 class Settings:
     """Settings of one run. The help of each field says what it is, and in which unit."""
 
-    model: str = field(metadata={"help": "Folder or Hub id of the diffusion model."})
-    dataset: str = field(metadata={"help": "Labelled images: a Hub id, or a folder of images or Parquet files."})
-    output: str = field(metadata={"help": "Folder of the run. Records of the same run in it are kept."})
+    model: str = _required("Folder or Hub id of the diffusion model.")
+    dataset: str = _required("Labelled images: a Hub id, or a folder of images or Parquet files.")
+    output: str = _required("Folder of the run. Records of the same run in it are kept.")
     dataset_config_name: str | None = _option(None, "Configuration of the data set, if it has several.")
     split: str = _option("test", "Split of the data set.")
     image_column: str | None = _option(None, "Column with the images. Default: the first with images.")

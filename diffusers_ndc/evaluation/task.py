@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any, Literal, get_args
 
 from ..certification.bounds import MIN_ALPHA
-from .yaml_file import read_yaml
+from ..common.yaml_file import read_yaml
 
 
 FOLDER = Path(__file__).with_name("tasks")
