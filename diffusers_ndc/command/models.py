@@ -4,7 +4,7 @@ import os
 
 import torch
 
-from ..evaluation.subject import Pipeline, load_pipeline
+from ..pipelines.loading import Pipeline, load_pipeline
 
 
 def load_model(model: str, device: str | None = None) -> Pipeline:

@@ -11,6 +11,7 @@ import re
 from collections.abc import Sequence
 from pathlib import Path
 
+from ..common.extras import require
 from .arguments import check_exist, make_parser
 
 
@@ -36,6 +37,8 @@ def parse_args(words: Sequence[str]) -> argparse.Namespace:
 
 def main(words: Sequence[str]) -> int:
     args = parse_args(words)
+    if args.runs:
+        require("push", "eval")
     for folder in args.models:
         from .models import load_model
 

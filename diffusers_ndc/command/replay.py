@@ -13,12 +13,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ..common import json as strict_json
+from ..common.extras import require
 from ..common.places import check_place
 from .arguments import check_exist, check_folder, make_parser
 
 
 if TYPE_CHECKING:
-    from ..evaluation.subject import Pipeline
+    from ..pipelines.loading import Pipeline
 
 
 def parse_args(words: Sequence[str]) -> argparse.Namespace:
@@ -42,6 +43,8 @@ def parse_args(words: Sequence[str]) -> argparse.Namespace:
 
 def main(words: Sequence[str]) -> int:
     args = parse_args(words)
+    if any(path.is_dir() for path in args.paths):
+        require("replay", "eval")
 
     from ..evaluation.verify import replay_folder
 
@@ -56,8 +59,8 @@ def main(words: Sequence[str]) -> int:
 
 def _replay_file(path: Path, args: argparse.Namespace) -> int:
     """Replay the records of a file, print a verdict on each and return the exit code."""
-    from ..evaluation.data import FAULTS
     from ..evaluation.verify import replay_verdict
+    from ..pipelines.inputs import FAULTS
 
     exit_code = 0
     pipes: dict[str, Pipeline] = {}

@@ -2,9 +2,13 @@
 
 from collections.abc import Sequence
 
-from ..evaluation import report
+from ..common.extras import require
 
 
 def main(words: Sequence[str]) -> int:
+    require("report", "eval")
+
+    from ..evaluation import report
+
     report.main(list(words), "diffusers-ndc report")
     return 0

@@ -12,7 +12,7 @@ the same keys. To resume a training that was killed, give the same command with 
 import sys
 from collections.abc import Sequence
 
-from ..training.settings_parser import parse
+from ..common.extras import require
 from .arguments import COMMON
 
 
@@ -20,6 +20,10 @@ PROG = "diffusers-ndc train"
 
 
 def main(words: Sequence[str]) -> int:
+    require("train", "train")
+
+    from ..training.settings_parser import parse
+
     settings = parse(words, f"{__doc__}\n{COMMON}", PROG)
     try:
         settings.check()

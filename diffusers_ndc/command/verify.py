@@ -2,8 +2,12 @@
 
 from collections.abc import Sequence
 
+from ..common.extras import require
 from ..evaluation import verify
 
 
 def main(words: Sequence[str]) -> int:
-    return verify.run(verify.parse_args(list(words), "diffusers-ndc verify"))
+    args = verify.parse_args(list(words), "diffusers-ndc verify")
+    if args.replay:
+        require("verify --replay", "eval")
+    return verify.run(args)

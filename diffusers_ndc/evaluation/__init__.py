@@ -48,4 +48,5 @@ else:
             "subject": ["weight_hash"],
             "task": ["Task", "load_task"],
         },
+        "eval",
     )

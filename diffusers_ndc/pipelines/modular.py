@@ -17,7 +17,9 @@ BLOCK_FILE = '''"""Classify images and certify the answers: a block of Modular D
 try:
     from diffusers_ndc import ClassifierBlock, {pipeline}
 except ImportError as error:
-    raise ImportError("This model needs the package diffusers-ndc: pip install diffusers-ndc") from error
+    raise ImportError(
+        "This model needs the package diffusers-ndc: pip install git+https://github.com/diffusers-ndc/diffusers-ndc"
+    ) from error
 
 
 class {block}(ClassifierBlock):

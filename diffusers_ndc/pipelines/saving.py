@@ -52,7 +52,9 @@ COMPONENT_FILE = "diffusers_ndc_component"
 IMPORT_FILE = """try:
     from {module} import {name}  # noqa: F401
 except ImportError as error:
-    raise ImportError("This model needs the package diffusers-ndc: pip install diffusers-ndc") from error
+    raise ImportError(
+        "This model needs the package diffusers-ndc: pip install git+https://github.com/diffusers-ndc/diffusers-ndc"
+    ) from error
 """
 
 # diffusers refuses a repository of the Hub whose index names a module without an entry here. It looks for these base

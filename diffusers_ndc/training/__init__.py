@@ -16,4 +16,5 @@ else:
     __getattr__, __all__ = lazy_exports(
         __name__,
         {"run": ["train"], "settings": ["TrainingSettings"], "settings_parser": ["parse"]},
+        "train",
     )

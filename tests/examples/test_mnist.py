@@ -3,6 +3,7 @@
 from dataclasses import replace
 
 import numpy as np
+import PIL.Image
 import pytest
 import torch
 from datasets import load_dataset
@@ -31,6 +32,13 @@ def test_the_test_digits_are_a_thousand_of_ten_classes(digits):
     assert np.bincount(digits["label"]).tolist() == [100] * 10
     assert digits.features["label"].names == [str(digit) for digit in range(10)]
     assert digits[0]["image"].size == (28, 28) and digits[0]["image"].mode == "L"
+
+
+def test_the_first_digits_lie_there_as_files_too(digits):
+    paths = sorted((MODEL / "digits").glob("*.png"))
+    assert [int(path.stem[-1]) for path in paths] == digits[:8]["label"]
+    for path, digit in zip(paths, digits[:8]["image"], strict=True):
+        assert PIL.Image.open(path).mode == "L" and np.array_equal(PIL.Image.open(path), digit)
 
 
 def test_model_is_small_and_knows_its_classes(pipe):

