@@ -13,7 +13,13 @@ import PIL.Image
 import PIL.ImageDraw
 import PIL.ImageFont
 
-from diffusers_ndc import NoisedDiffusionClassifierPipeline
+from diffusers_ndc.common.threads import share_cores
+
+
+share_cores()  # before torch is loaded
+
+from diffusers_ndc import NoisedDiffusionClassifierPipeline  # noqa: E402
+from diffusers_ndc.diffusion.thread_trial import choose_threads_for  # noqa: E402
 
 
 MODEL = Path(__file__).parent / "mnist"
@@ -48,6 +54,7 @@ def main():
     args = parser.parse_args()
 
     pipe = NoisedDiffusionClassifierPipeline.from_pretrained(MODEL)
+    choose_threads_for(pipe.denoiser)
     images, digits = [PIL.Image.open(path) for path in DIGITS], [int(path.stem[-1]) for path in DIGITS]
 
     clean = pipe(images, seed=0)

@@ -18,6 +18,7 @@ from ..certification.certificate import Certificate
 from ..certification.grid_noise import check_grid
 from ..common.checks import check_seed, check_sigma, checked_batch_size
 from .arguments import check_exist, check_folder, make_parser
+from .hub import check_on_hub
 
 
 if TYPE_CHECKING:
@@ -82,6 +83,7 @@ def _check(args: argparse.Namespace) -> None:
 def main(words: Sequence[str]) -> int:
     args = parse_args(words)
     images = [_read(path) for path in args.images]
+    check_on_hub("--model", args.model)
 
     from .models import load_model
 

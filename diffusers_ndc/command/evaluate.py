@@ -17,6 +17,7 @@ from collections.abc import Sequence
 
 from ..common.extras import require
 from .arguments import COMMON
+from .hub import check_on_hub
 
 
 def main(words: Sequence[str], command: str = "evaluate") -> int:
@@ -29,6 +30,9 @@ def main(words: Sequence[str], command: str = "evaluate") -> int:
     try:
         settings.check()
         settings.check_places()
+        check_on_hub("--model", settings.model)
+        if settings.classifier is not None:
+            check_on_hub("--classifier", settings.classifier, "config.json")
     except (TypeError, ValueError) as error:
         print(f"{prog}: error: {error}", file=sys.stderr)
         return 2

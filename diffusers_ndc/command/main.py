@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from importlib import import_module
 
 from .. import __version__
+from ..common.threads import share_cores
 from .arguments import COMMON
 
 
@@ -49,6 +50,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     debug, quiet = "--debug" in words, "--quiet" in words
     words = [word for word in words if word not in ("--debug", "--quiet")]
     command = _parser().parse_args(words[:1]).command
+    share_cores()
     if quiet:
         os.environ.update(dict.fromkeys(QUIET, "1"))
     try:

@@ -4,6 +4,7 @@ import os
 
 import torch
 
+from ..diffusion.thread_trial import choose_threads_for
 from ..pipelines.loading import Pipeline, load_pipeline
 
 
@@ -23,7 +24,8 @@ def load_model(model: str, device: str | None = None) -> Pipeline:
         raise ValueError(f"`--model` must be a model that can be loaded, got {model}: {error}") from error
     if os.environ.get("TQDM_DISABLE") == "1":  # a pipeline's own bars do not look at it
         pipe.set_progress_bar_config(disable=True)
-    if device is None:
-        accelerator = torch.accelerator.current_accelerator() if torch.accelerator.is_available() else None
-        return pipe.to(accelerator or "cpu")
-    return pipe.to(device)
+    if device is None and torch.accelerator.is_available():
+        device = str(torch.accelerator.current_accelerator())
+    pipe = pipe.to(device or "cpu")
+    choose_threads_for(pipe.denoiser)
+    return pipe

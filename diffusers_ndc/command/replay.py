@@ -16,6 +16,7 @@ from ..common import json as strict_json
 from ..common.extras import require
 from ..common.places import check_place
 from .arguments import check_exist, check_folder, make_parser
+from .hub import check_on_hub
 
 
 if TYPE_CHECKING:
@@ -111,6 +112,7 @@ def _replay(record: Any, pipes: dict[str, "Pipeline"], args: argparse.Namespace)
     model = args.model or record["model"]
     if model not in pipes:
         check_place("--model", model)
+        check_on_hub("--model", model)
         pipes[model] = load_model(model, args.device)
     image = Path(record["image"])
     if args.images is not None:

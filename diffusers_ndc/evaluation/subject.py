@@ -16,6 +16,7 @@ from .. import __version__
 from ..common.checks import checked_batch_size
 from ..common.images import check_pixel_range
 from ..diffusion.denoised import DenoisedClassifier
+from ..diffusion.thread_trial import choose_threads_for
 from ..pipelines.base import DiffusionClassifier
 from ..pipelines.inputs import to_pixel_batch
 from ..pipelines.latent import LatentDiffusionClassifierPipeline
@@ -113,6 +114,8 @@ def load_model(settings: Settings, accelerator: Accelerator) -> Pipeline:
     except (OSError, ValueError) as error:
         raise ValueError(f"`--model` must be a model that can be loaded, got {settings.model}: {error}") from error
     _check_external_classifier(settings, pipe)
+    with accelerator.autocast():
+        choose_threads_for(pipe.denoiser)
     return pipe
 
 

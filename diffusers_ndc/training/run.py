@@ -11,6 +11,7 @@ from diffusers.training_utils import EMAModel
 from tqdm.auto import tqdm
 
 from ..diffusion.denoiser import Denoiser
+from ..diffusion.thread_trial import choose_threads_for
 from ..pipelines.pixel import NoisedDiffusionClassifierPipeline
 from .images import TrainingImages, augment, load_images
 from .objective import build_denoiser, draw_noise_levels
@@ -63,7 +64,9 @@ class _Training:
 
     def __init__(self, settings: TrainingSettings, accelerator: Accelerator, data: TrainingImages):
         self.settings, self.accelerator, self.data = settings, accelerator, data
-        self.denoiser = build_denoiser(settings, data)
+        self.denoiser = build_denoiser(settings, data).to(accelerator.device)
+        with accelerator.autocast():
+            choose_threads_for(self.denoiser)
         unet = self.denoiser.unet
         self.ema = EMAModel(unet.parameters(), decay=settings.ema_decay, use_ema_warmup=True, power=3 / 4)
         optimizer = torch.optim.AdamW(unet.parameters(), lr=settings.learning_rate, weight_decay=settings.weight_decay)

@@ -1,0 +1,39 @@
+"""A trial of the number of threads with a denoiser's network."""
+
+import math
+
+import torch
+
+from ..common.noise import standard_normal
+from ..common.threads import choose_threads
+from .denoiser import Denoiser
+from .networks import image_sides
+
+
+VALUES = 32 * 28 * 28
+"""Values of the batch of a trial, if one image does not have more."""
+
+SIDE = 32
+"""Side of its images, if the network takes all sizes."""
+
+
+def choose_threads_for(denoiser: Denoiser) -> None:
+    """Choose the number of threads for a denoiser on the CPU, as `choose_threads`.
+
+    Args:
+        denoiser: The denoiser. On another device nothing is done.
+    """
+    unet = denoiser.unet
+    if unet.device.type != "cpu":
+        return
+    shape = (unet.config.in_channels, *(image_sides(unet) or (SIDE, SIDE)))
+    count = max(1, VALUES // math.prod(shape))
+    images = standard_normal(shape, [0], torch.float32, torch.device("cpu")).expand(count, *shape)
+    sigma = denoiser.nearest_sigma(1.0)
+    classes = torch.zeros(count, dtype=torch.long) if denoiser.num_classes else None
+
+    def run() -> None:
+        with torch.no_grad():
+            denoiser.denoise(images, sigma, classes)
+
+    choose_threads(run)

@@ -1,0 +1,117 @@
+"""How threads wait, and how many there are: what the environment says is kept, and a trial decides the rest."""
+
+import os
+import subprocess
+import sys
+import time
+
+import pytest
+import torch
+from helpers.networks import tiny_unet
+
+from diffusers_ndc.common import threads
+from diffusers_ndc.common.threads import choose_threads, share_cores
+from diffusers_ndc.diffusion.denoiser import Denoiser
+from diffusers_ndc.diffusion.thread_trial import choose_threads_for
+
+
+VARIABLES = ("OMP_", "KMP_", "GOMP_", "MKL_")
+COMMAND = """
+import os, sys
+from diffusers_ndc.command import main
+main(["verify", sys.argv[1]])
+print(os.environ.get("OMP_WAIT_POLICY"), "torch" in sys.modules)
+"""
+TRIAL = """
+from diffusers_ndc.common.threads import share_cores, choose_threads
+share_cores()
+import os, time, torch
+choose_threads(lambda: time.sleep(0.001 if torch.get_num_threads() == 1 else 0.01))
+print(os.environ.get("OMP_WAIT_POLICY"), torch.get_num_threads())
+"""
+
+
+@pytest.fixture
+def free(monkeypatch):
+    """An environment that says nothing of threads, two of them, and a program that asked for a trial."""
+    for name in list(os.environ):
+        if name.startswith(VARIABLES):
+            monkeypatch.delenv(name)
+    monkeypatch.setattr(threads, "_asked", True)
+    before = torch.get_num_threads()
+    torch.set_num_threads(2)
+    yield monkeypatch
+    torch.set_num_threads(before)
+
+
+def run_alone(code, *words, **environment):
+    kept = {name: value for name, value in os.environ.items() if not name.startswith(VARIABLES)}
+    command = [sys.executable, "-c", code, *map(str, words)]
+    result = subprocess.run(command, capture_output=True, text=True, timeout=120, env={**kept, **environment})
+    assert result.returncode == 0, result.stderr
+    return result.stdout.splitlines()[-1]
+
+
+@pytest.mark.parametrize(
+    "environment, policy",
+    [({}, "PASSIVE"), ({"OMP_WAIT_POLICY": "ACTIVE"}, "ACTIVE"), ({"GOMP_SPINCOUNT": "7"}, "None")],
+)
+def test_the_command_lets_threads_sleep_unless_the_environment_says_otherwise(environment, policy, tmp_path):
+    """Before torch is loaded, which reads it."""
+    (tmp_path / "empty.jsonl").write_text("")
+    assert run_alone(COMMAND, tmp_path / "empty.jsonl", **environment) == f"{policy} False"
+
+
+def test_a_number_in_the_environment_is_kept():
+    assert run_alone(TRIAL, OMP_NUM_THREADS="2") == "PASSIVE 2"
+
+
+@pytest.mark.parametrize("faster", [1, 2])
+def test_the_faster_number_of_threads_is_chosen(free, faster):
+    choose_threads(lambda: time.sleep(0.001 if torch.get_num_threads() == faster else 0.02))
+    assert torch.get_num_threads() == faster
+
+
+@pytest.mark.parametrize("name", ["OMP_NUM_THREADS", "MKL_NUM_THREADS", "KMP_HW_SUBSET", "GOMP_CPU_AFFINITY"])
+def test_there_is_no_trial_where_the_environment_counts(free, name):
+    free.setenv(name, "2")
+    choose_threads(lambda: pytest.fail("there was a trial"))
+
+
+def test_there_is_no_trial_for_those_who_did_not_ask(free):
+    free.setattr(threads, "_asked", False)
+    choose_threads(lambda: pytest.fail("there was a trial"))
+    share_cores()
+    assert "OMP_WAIT_POLICY" not in os.environ, "torch is loaded: it would only mislead"
+    choose_threads(lambda: time.sleep(0.001 if torch.get_num_threads() == 1 else 0.02))
+    assert torch.get_num_threads() == 1
+
+
+def test_a_failed_or_long_trial_leaves_all_threads(free):
+    runs = []
+
+    def fail():
+        runs.append(torch.get_num_threads())
+        if len(runs) == 4:
+            raise RuntimeError("no memory")
+
+    with pytest.raises(RuntimeError, match="no memory"):
+        choose_threads(fail)
+    assert runs == [2, 2, 2, 1] and torch.get_num_threads() == 2
+    free.setattr(threads, "LONG", 0.001)
+    choose_threads(lambda: time.sleep(0.01 if torch.get_num_threads() == 2 else 0.002))
+    assert torch.get_num_threads() == 2
+
+
+def test_a_denoiser_is_tried_and_stays_as_it_is(free):
+    from diffusers import DDPMScheduler
+
+    denoiser = Denoiser(tiny_unet(), DDPMScheduler(), 3, 3)
+    images, labels = torch.rand(2, 1, 8, 8), torch.tensor([0, 2])
+    state = torch.get_rng_state()
+    with torch.no_grad():
+        before = denoiser(images, denoiser.nearest_sigma(1.0), labels)
+        choose_threads_for(denoiser)
+        after = denoiser(images, denoiser.nearest_sigma(1.0), labels)
+    assert torch.get_num_threads() in (1, 2) and torch.equal(torch.get_rng_state(), state)
+    assert torch.allclose(before, after, rtol=1e-4, atol=1e-5)
