@@ -12,6 +12,7 @@ from benchmark_classes import classes
 from benchmark_shared import Benchmark, NetworkClock
 from benchmark_sifter import sifter
 from benchmark_stopping import decisions, limits
+from benchmark_threads import threads
 from tqdm.auto import tqdm
 
 from diffusers_ndc import Certificate, NoiseLevels
@@ -291,5 +292,6 @@ PARTS = {
     "full-radius": full_radius,
     "unsmoothed": unsmoothed,
     "reference": reference,
+    "threads": threads,
     "network": network,  # last, because it leaves the network compiled
 }

@@ -1,6 +1,7 @@
 """A trial of the number of threads with a denoiser's network."""
 
 import math
+from collections.abc import Callable
 
 import torch
 
@@ -23,17 +24,27 @@ def choose_threads_for(denoiser: Denoiser) -> None:
     Args:
         denoiser: The denoiser. On another device nothing is done.
     """
+    if denoiser.unet.device.type == "cpu":
+        choose_threads(trial_batch(denoiser))
+
+
+def trial_batch(denoiser: Denoiser, count: int | None = None) -> Callable[[], None]:
+    """A function that evaluates the network on one batch of noise of its own, without gradients.
+
+    Args:
+        denoiser: The denoiser.
+        count: Number of images. Default: as many as have `VALUES` values, or one.
+    """
     unet = denoiser.unet
-    if unet.device.type != "cpu":
-        return
     shape = (unet.config.in_channels, *(image_sides(unet) or (SIDE, SIDE)))
-    count = max(1, VALUES // math.prod(shape))
-    images = standard_normal(shape, [0], torch.float32, torch.device("cpu")).expand(count, *shape)
+    if count is None:
+        count = max(1, VALUES // math.prod(shape))
+    images = standard_normal(shape, [0], torch.float32, unet.device).expand(count, *shape)
     sigma = denoiser.nearest_sigma(1.0)
-    classes = torch.zeros(count, dtype=torch.long) if denoiser.num_classes else None
+    classes = torch.zeros(count, dtype=torch.long, device=unet.device) if denoiser.num_classes else None
 
     def run() -> None:
         with torch.no_grad():
             denoiser.denoise(images, sigma, classes)
 
-    choose_threads(run)
+    return run

@@ -87,7 +87,15 @@ def test_benchmark_compares_and_reports(small_model, tmp_path):
     )
     report = (tmp_path / "out" / "benchmark.md").read_text()
     assert report.strip() == output.strip() and (tmp_path / "out" / "frontier.png").stat().st_size > 0
-    titles = ("Cost of a decision", "number of copies", "One noisy copy", "same decisions", "full radius", "network")
+    titles = (
+        "Cost of a decision",
+        "number of copies",
+        "One noisy copy",
+        "same decisions",
+        "full radius",
+        "Threads",
+        "network",
+    )
     for title in titles:
         assert title in report
     assert "by formula" in report and f"{400 * (3 * 124 + 1):,}" in report
