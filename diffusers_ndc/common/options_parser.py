@@ -4,11 +4,16 @@ import argparse
 import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import MISSING, Field, fields
+from itertools import islice
 from typing import Any, Literal, get_args, get_origin, get_type_hints
 
 from jsonargparse import ArgumentParser
 
 from .yaml_file import read_yaml
+
+
+LARGEST = 10_000
+"""Pieces of JSON, such as a key or a comma, that one setting may have."""
 
 
 class OptionsParser(ArgumentParser):
@@ -98,9 +103,12 @@ def read_config(path: str, kind: type) -> dict[str, Any]:
 def _json(key: object, value: dict, path: str) -> str:
     """Keys and values of a file as JSON, which stands for them on a command line."""
     try:
-        return json.dumps(value, allow_nan=False)
+        pieces = list(islice(json.JSONEncoder(allow_nan=False).iterencode(value), LARGEST + 1))
     except (TypeError, ValueError, RecursionError) as error:
         raise ValueError(f"`{key}` in --config {path} must be keys and values of JSON, got others: {error}") from None
+    if len(pieces) > LARGEST:  # a few lines of YAML can stand for billions of values
+        raise ValueError(f"`{key}` in --config {path} must be at most some thousand keys and values, got more.")
+    return "".join(pieces)
 
 
 def _is_missing(f: Field, values: Mapping[str, Any]) -> bool:

@@ -19,6 +19,10 @@ DEFAULT_UNET = {
 """Arguments of a `UNet2DModel` if none are given."""
 
 
+DECIDED_BY_DATA = {"sample_size", "in_channels", "out_channels", "num_class_embeds"}
+"""Arguments of it that are not to be given."""
+
+
 @dataclass
 class TrainingSettings:
     """Settings of one training. The help of each field says what it is, and in which unit."""
@@ -100,14 +104,30 @@ class TrainingSettings:
             raise ValueError(f"`--label-dropout` must be at least 0 and below 1, got {self.label_dropout}.")
         if self.resolution is not None and (len(self.resolution) not in (1, 2) or min(self.resolution) < 1):
             raise ValueError(f"`--resolution` must be one or two numbers of pixels, got {self.resolution}.")
-        for name, least in {"batch_size": 1, "max_train_steps": 1, "checkpointing_steps": 1, "num_workers": 0}.items():
+        self._check_numbers()
+        check_seed(self.seed)
+        decided = DECIDED_BY_DATA & set(self.unet_arguments)
+        if decided:
+            raise ValueError(f"`--unet-config` must leave out {sorted(decided)}, which come from the data, got them.")
+
+    def _check_numbers(self) -> None:
+        """Raise a `ValueError` unless each number is in its range."""
+        leasts = {"batch_size": 1, "max_train_steps": 1, "checkpointing_steps": 1, "lr_warmup_steps": 0}
+        for name, least in {**leasts, "num_workers": 0}.items():
             if getattr(self, name) < least:
                 raise ValueError(f"`--{name.replace('_', '-')}` must be at least {least}, got {getattr(self, name)}.")
         for name in ("learning_rate", "p_std", "sigma_data"):
             if not 0 < getattr(self, name) < math.inf:
                 raise ValueError(f"`--{name.replace('_', '-')}` must be a number above 0, got {getattr(self, name)}.")
-        check_seed(self.seed)
-        self.unet_arguments  # noqa: B018  (read now, so that a fault in it is found before any work)
+        for name in ("weight_decay", "rotate", "zoom", "shift"):
+            if not 0 <= getattr(self, name) < math.inf:
+                raise ValueError(
+                    f"`--{name.replace('_', '-')}` must be a number of at least 0, got {getattr(self, name)}."
+                )
+        if not math.isfinite(self.p_mean):
+            raise ValueError(f"`--p-mean` must be a finite number, got {self.p_mean}.")
+        if not 0 <= self.ema_decay <= 1:
+            raise ValueError(f"`--ema-decay` must be a number from 0 to 1, got {self.ema_decay}.")
 
     def _check_folder(self) -> None:
         """Raise a `ValueError` unless there are checkpoints if and only if they are to be resumed."""

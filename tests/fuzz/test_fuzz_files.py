@@ -28,6 +28,7 @@ from diffusers_ndc.evaluation.report import Report, main, to_markdown
 from diffusers_ndc.evaluation.settings import Settings
 from diffusers_ndc.evaluation.settings_parser import parse
 from diffusers_ndc.evaluation.task import Task, load_task
+from diffusers_ndc.training import parse as parse_training
 
 
 PLAIN = st.sampled_from(
@@ -152,6 +153,28 @@ def settings_of(path, text):
             return None
     assert isinstance(settings, Settings)
     return settings
+
+
+TRAINING = {"dataset": "d", "output_dir": "o", "resolution": [8], "unet_config": {"layers_per_block": 1}, "seed": 0}
+
+
+@cases(300)
+@given(text=changed(TRAINING).map(lambda values: json.dumps(values)) | YAML | st.binary(max_size=20))
+@example("unet_config: " + LAUGHS.replace("\n", "\n  ").replace("a: &a", "\n  a: &a", 1))
+@example("unet_config: &a {a: *a}")
+@example(json.dumps({"unet_config": {"a": 10**400}, "resolution": [10**400]}))
+def test_a_yaml_file_gives_a_training_or_is_refused(tmp_path_factory, text):
+    path = tmp_path_factory.getbasetemp() / "training.yaml"
+    path.write_bytes(text if isinstance(text, bytes) else text.encode("utf-8", "surrogatepass"))
+    words = ["--dataset", "d", "--output-dir", "o", "--config", str(path)]
+    with contextlib.redirect_stderr(io.StringIO()), contextlib.redirect_stdout(io.StringIO()):
+        try:
+            settings = parse_training(words)
+        except SystemExit as error:
+            assert error.code in (0, 2)
+            return
+    with contextlib.suppress(TypeError, ValueError):
+        settings.check()
 
 
 VALID_SETTINGS = [
