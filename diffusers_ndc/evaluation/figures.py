@@ -24,6 +24,7 @@ SETTINGS_SHOWN = (
     "dataset",
     "split",
     "method",
+    "classifier",
     "sift",
     "sigma",
     "n0",

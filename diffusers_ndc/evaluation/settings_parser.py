@@ -40,6 +40,8 @@ def parse(argv: Sequence[str] | None = None, description: str | None = None, pro
     parser.set_defaults(defaults)
     values = vars(parser.parse_args(words, namespace=parser.parse_object(given)))
     missing = [f"--{f.name}" for f in fields(Settings) if _is_required(f) and values[f.name] is None]
+    if values["method"] == "gaussian" and "--model" in missing:
+        missing.remove("--model")
     if missing:
         parser.error(f"the following arguments are required: {', '.join(missing)}")
     del values["config"]
