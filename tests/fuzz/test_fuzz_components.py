@@ -130,7 +130,6 @@ def integer_among(*values):
 
 DENOISERS = Subject(
     Denoiser,
-    ImageClassifier,
     {
         "unet": UNET,
         "scheduler": SCHEDULER,
