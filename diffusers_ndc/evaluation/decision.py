@@ -1,5 +1,8 @@
 """What decides in a run, in a sentence: how much of it is the diffusion model's likelihood, how much was learned."""
 
+from pathlib import Path
+
+
 SENTENCES = {
     "alone": "The classifier is the class sifter alone: a linear map from features of one pass of the network, fitted "
     "to labelled images. No likelihood is evaluated.",
@@ -37,7 +40,8 @@ def what_decides_briefly(run: dict) -> str:
     """
     method = str(run.get("method", "-"))
     if run.get("classifier") is not None:
-        method += f" with {run['classifier']}"
+        classifier = str(run["classifier"])
+        method += f" with {Path(classifier).name if classifier.startswith(('.', '/', '~')) else classifier}"
     role = _role(run)
     return f"{method}, sifter {role}" if role in ("proposes", "counts too") else method
 

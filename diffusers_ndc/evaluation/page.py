@@ -228,8 +228,7 @@ def _figures(reports: Sequence[Report]) -> str:
         cells = [_number(f"{report.run['sigma']:g}" if report.certified else "none")]
         cells += [_number(f"{len(report.outcomes):,}"), _share(report.at(0))]
         for radius in radii:
-            sought = report.certified and (not report.run.get("stop_early") or radius in report.radii)
-            cells.append(_share(report.at(radius)) if sought else _number("–"))
+            cells.append(_share(report.at(radius)) if report.answers(radius) else _number("–"))
         if report.certified:
             cells += [_number(f"{report.average_radius:.3f}"), _share(report.abstentions)]
         else:
