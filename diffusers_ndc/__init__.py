@@ -23,6 +23,7 @@ if TYPE_CHECKING:  # for type checkers and editors
     from .diffusion import DenoisedDiffusionClassifier as DenoisedDiffusionClassifier
     from .diffusion import Denoiser as Denoiser
     from .diffusion import FeatureClassifier as FeatureClassifier
+    from .diffusion import ImageClassifier as ImageClassifier
     from .diffusion import NoisedDiffusionClassifier as NoisedDiffusionClassifier
     from .diffusion import NoiseLevels as NoiseLevels
     from .diffusion import SiftingRule as SiftingRule
@@ -51,6 +52,7 @@ else:
                 "DenoisedDiffusionClassifier",
                 "Denoiser",
                 "FeatureClassifier",
+                "ImageClassifier",
                 "NoiseLevels",
                 "NoisedDiffusionClassifier",
                 "SiftingRule",

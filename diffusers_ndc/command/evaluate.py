@@ -30,7 +30,8 @@ def main(words: Sequence[str], command: str = "evaluate") -> int:
     try:
         settings.check()
         settings.check_places()
-        check_on_hub("--model", settings.model)
+        if settings.model is not None:
+            check_on_hub("--model", settings.model)
         if settings.classifier is not None:
             check_on_hub("--classifier", settings.classifier, "config.json")
     except (TypeError, ValueError) as error:

@@ -6,6 +6,7 @@ from .denoised import DenoisedClassifier
 from .denoised_diffusion import DenoisedDiffusionClassifier
 from .denoiser import Denoiser
 from .feature_classifier import FeatureClassifier
+from .image_classifier import ImageClassifier
 from .noise_levels import NoiseLevels
 from .prompts import embed_prompts
 from .sifting_rule import SiftingRule
@@ -18,6 +19,7 @@ __all__ = [
     "Denoiser",
     "FeatureClassifier",
     "FeatureSift",
+    "ImageClassifier",
     "NoiseLevels",
     "NoisedDiffusionClassifier",
     "SiftingRule",

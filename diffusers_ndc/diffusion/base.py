@@ -1,6 +1,6 @@
-"""What the classifiers behind a denoiser have in common."""
+"""What the classifiers of this room have in common: batches for their networks, and images as they come."""
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Hashable, Iterable, Iterator, Sequence
 from typing import NamedTuple
 
 import torch
@@ -30,17 +30,41 @@ class Classified(NamedTuple):
     evaluations: int
 
 
-class DenoiserClassifier(nn.Module):
-    """A classifier behind a denoiser: a `BaseClassifier` (`common.copies`) that also classifies images as they come.
+class NetworkClassifier(nn.Module):
+    """A classifier of images: a `BaseClassifier` (`common.copies`) that also classifies images as they come.
 
-    Subclasses have `randomized`, `num_classes`, `settings`, `evaluations`, `pool` and `forward`, and either the
-    attribute `batch_size` and `evaluate`, or a `network_batch` of their own.
+    Subclasses have `randomized`, `num_classes`, `settings`, `evaluations`, `pool`, `forward` and the properties below,
+    and either the attribute `batch_size` and `evaluate`, or a `network_batch` of their own.
     """
 
-    denoiser: Denoiser
     batch_size: BatchSize
     _found: int | None = None
     _found_for: tuple | None = None
+
+    @property
+    def image_channels(self) -> int:
+        """Channels of the images."""
+        raise NotImplementedError
+
+    @property
+    def image_size(self) -> tuple[int, int] | None:
+        """Height and width of the images, `None` if they may differ."""
+        raise NotImplementedError
+
+    @property
+    def device(self) -> torch.device:
+        """Device for the images."""
+        raise NotImplementedError
+
+    @property
+    def tried_network(self) -> nn.Module:
+        """The network that a trial of the batch size is for; the one that takes most of the time."""
+        raise NotImplementedError
+
+    @property
+    def networks_key(self) -> Hashable:
+        """What a batch size that was found depends on besides the images: the networks and their dtypes."""
+        raise NotImplementedError
 
     @property
     def network_batch(self) -> int | None:
@@ -56,33 +80,25 @@ class DenoiserClassifier(nn.Module):
         """
         if self.batch_size != AUTO:
             return self.batch_size
-        unet, device, shape = self.denoiser.unet, images.device, tuple(images.shape[1:])
-        dtypes = (images.dtype, next(unet.parameters()).dtype, torch.is_autocast_enabled(device.type))
-        kind = (device, dtypes, shape)
+        device, shape = images.device, tuple(images.shape[1:])
+        kind = (device, images.dtype, torch.is_autocast_enabled(device.type), shape, self.networks_key)
         if self._found is None or kind != self._found_for:
             noise = standard_normal(shape, [0], images.dtype, device)
-            networks = (id(unet), id(self.denoiser.unconditional_unet))
-            key = (type(self), networks, self.denoiser.dtype, kind)
 
             def evaluate(count: int) -> None:
                 self.evaluate(noise.expand(count, *shape))
 
-            self._found = found_batch_size(self.tried_network, key, evaluate, device)
+            self._found = found_batch_size(self.tried_network, (type(self), kind), evaluate, device)
             self._found_for = kind
         return self._found
-
-    @property
-    def tried_network(self) -> nn.Module:
-        """The network that a trial is for; one that the denoiser does not know, if there is one."""
-        return self.denoiser.unet
 
     def evaluate(self, images: torch.Tensor) -> object:
         """Run the network on one batch, as in a classification, without counting it (for the trial)."""
         raise NotImplementedError
 
     def check_images(self, images: torch.Tensor) -> None:
-        """Raise if the denoiser cannot take this batch, as `Denoiser.check_images`."""
-        self.denoiser.check_images(images)
+        """Raise a `TypeError` or `ValueError` if the classifier cannot take this batch."""
+        raise NotImplementedError
 
     def inference(self) -> torch.no_grad | torch.inference_mode:
         """Context for evaluations without gradients."""
@@ -131,8 +147,45 @@ class DenoiserClassifier(nn.Module):
                     yield number, Classified(image_hash, logits, spent)
 
 
-class OnePassClassifier(DenoiserClassifier):
-    """A `DenoiserClassifier` that classifies a batch at once and draws nothing: a fixed function of each image.
+class DenoiserClassifier(NetworkClassifier):
+    """A `NetworkClassifier` with a denoiser, which says which images it takes."""
+
+    denoiser: Denoiser
+
+    @property
+    def image_channels(self) -> int:
+        """Channels of the images."""
+        return self.denoiser.image_channels
+
+    @property
+    def image_size(self) -> tuple[int, int] | None:
+        """Height and width of the images, `None` if they may differ."""
+        return self.denoiser.image_size
+
+    @property
+    def device(self) -> torch.device:
+        """Device for the images."""
+        return self.denoiser.unet.device
+
+    @property
+    def tried_network(self) -> nn.Module:
+        """The network that a trial is for; one that the denoiser does not know, if there is one."""
+        return self.denoiser.unet
+
+    @property
+    def networks_key(self) -> Hashable:
+        """The networks of the denoiser and their dtypes."""
+        unet = self.denoiser.unet
+        networks = (id(unet), id(self.denoiser.unconditional_unet))
+        return networks, self.denoiser.dtype, next(unet.parameters()).dtype
+
+    def check_images(self, images: torch.Tensor) -> None:
+        """Raise if the denoiser cannot take this batch, as `Denoiser.check_images`."""
+        self.denoiser.check_images(images)
+
+
+class OnePassClassifier(NetworkClassifier):
+    """A `NetworkClassifier` that classifies a batch at once and draws nothing: a fixed function of each image.
 
     Subclasses have `classify_batch` and the attributes `batch_size` and `evaluations`.
     """
@@ -153,7 +206,7 @@ class OnePassClassifier(DenoiserClassifier):
         """Logits of a batch of images; differentiable where gradients are on.
 
         Args:
-            images: Shape `(N, C, H, W)`, pixel units (clean images in [0, 1]), carrying noise `sigma`.
+            images: Shape `(N, C, H, W)`, pixel units (clean images in [0, 1]), carrying the smoothing noise.
             seeds: Not used: nothing is drawn.
 
         Returns:
@@ -161,7 +214,7 @@ class OnePassClassifier(DenoiserClassifier):
 
         Raises:
             TypeError: `images` is not a floating-point tensor.
-            ValueError: The denoiser cannot take images of this shape.
+            ValueError: The classifier cannot take images of this shape.
             FloatingPointError: What the network returns is not finite.
         """
         self.check_images(images)

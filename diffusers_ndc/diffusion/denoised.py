@@ -6,8 +6,9 @@ from typing import TYPE_CHECKING
 import torch
 
 from ..common.checks import BatchSize, check_kind, check_sigma, checked_batch_size
-from .base import OnePassClassifier
+from .base import DenoiserClassifier, OnePassClassifier
 from .denoiser import Denoiser
+from .image_classifier import channels_of, class_names, load_image_classifier
 from .networks import computing_dtype
 from .preprocessing import preprocess, read_preprocessing
 from .trained_levels import check_told_sigma, check_trained_sigma
@@ -18,7 +19,7 @@ if TYPE_CHECKING:
     from transformers import BaseImageProcessor, PreTrainedModel
 
 
-class DenoisedClassifier(OnePassClassifier):
+class DenoisedClassifier(OnePassClassifier, DenoiserClassifier):
     """A classifier of clean images that takes noisy ones by one denoising step (Carlini et al. 2022, Algorithm 1).
 
     The noisy image is denoised once, without a class, at the noise level that it carries, clamped to the range of
@@ -53,12 +54,7 @@ class DenoisedClassifier(OnePassClassifier):
         super().__init__()
         check_front(denoiser, sigma)
         self.batch_size = checked_batch_size(batch_size)
-        config = getattr(classifier, "config", None)  # models of other tasks have a configuration without labels
-        if not hasattr(config, "num_labels"):
-            raise TypeError(
-                f"`classifier` must be an image classification model of transformers, got {type(classifier).__name__}."
-            )
-        self.num_channels = getattr(config, "num_channels", 3)  # not every configuration has it
+        self.num_channels = channels_of(classifier)
         check_channels(denoiser, self.num_channels)
         self.denoiser = denoiser
         self.classifier = classifier
@@ -89,16 +85,7 @@ class DenoisedClassifier(OnePassClassifier):
             OSError: There is no such model.
             TypeError, ValueError: It has no image processor, or an argument is not as the class needs it.
         """
-        from transformers import AutoImageProcessor, AutoModelForImageClassification  # takes seconds
-
-        classifier = AutoModelForImageClassification.from_pretrained(classifier_id, revision=revision)
-        try:
-            image_processor = AutoImageProcessor.from_pretrained(classifier_id, revision=revision)
-        except OSError as error:
-            raise ValueError(
-                "`classifier_id` must be a classifier with an image processor (preprocessor_config.json), got "
-                f"{str(classifier_id)!r}. Save one beside it, or give both to `DenoisedClassifier`."
-            ) from error
+        classifier, image_processor = load_image_classifier(classifier_id, revision)
         return cls(denoiser, classifier.to(denoiser.unet.device), image_processor, sigma, batch_size)
 
     @property
@@ -109,9 +96,7 @@ class DenoisedClassifier(OnePassClassifier):
     @property
     def id2label(self) -> dict[int, str] | None:
         """Names of the classes, or `None` if the classifier has only the generic LABEL_0, LABEL_1, ..."""
-        names = {int(label): name for label, name in self.classifier.config.id2label.items()}
-        generic = {label: f"LABEL_{label}" for label in range(self.num_classes)}
-        return None if names == generic else names
+        return class_names(self.classifier)
 
     @property
     def settings(self) -> dict:

@@ -3,7 +3,7 @@
 import torch
 
 from ..common.checks import BatchSize, check_kind, check_sigma, checked_batch_size
-from .base import OnePassClassifier
+from .base import DenoiserClassifier, OnePassClassifier
 from .class_sifter import FeatureSift, check_sift
 from .denoiser import Denoiser
 from .features import read_features
@@ -12,7 +12,7 @@ from .trained_levels import check_trained_sigma
 from .units import model_images
 
 
-class FeatureClassifier(OnePassClassifier):
+class FeatureClassifier(OnePassClassifier, DenoiserClassifier):
     """The class with the best score of a sifter: the baseline that a sifted likelihood must beat.
 
     One evaluation a noisy copy. Such a discriminative classifier on a diffusion model's features owes its accuracy to

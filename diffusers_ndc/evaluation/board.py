@@ -10,7 +10,7 @@ from pathlib import Path
 
 from huggingface_hub.utils import yaml_dump
 
-from .decision import what_decides
+from .decision import what_decides, what_was_run
 from .eval_results import dataset_name, is_hub_id
 from .figures import Report
 from .share import Share
@@ -82,7 +82,7 @@ def _disqualification(report: Report) -> str | None:
 def _record(report: Report, share: Share) -> dict:
     """What the board says of a run at one radius."""
     run = report.run
-    model = str(run.get("model"))
+    model = what_was_run(run)
     settings = {name: run.get(name) for name in ("method", "sigma", "n", "alpha")}
     comment = ", ".join(f"{name} {value}" for name, value in settings.items() if value is not None)
     comment += f"; {share.count:,} of {share.total:,} images"

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import NamedTuple
 
 from ..common.markdown import fill, table
-from .decision import what_decides_briefly
+from .decision import what_decides_briefly, what_was_run
 from .figures import Report
 from .task import Task
 
@@ -108,7 +108,7 @@ class Comparison:
         """What was evaluated in a run, as cells."""
         sigma = f"{report.run['sigma']:g}" if report.certified else "-"
         data = f"{report.run['dataset']}, {report.run['split']}"
-        cells = [report.name, str(report.run.get("model", "-")), data, what_decides_briefly(report.run), sigma]
+        cells = [report.name, what_was_run(report.run), data, what_decides_briefly(report.run), sigma]
         return [" ".join(cell.split()).replace("|", "\\|") for cell in cells]
 
     def _figures(self, report: Report) -> list[str]:

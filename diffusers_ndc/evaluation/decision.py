@@ -1,5 +1,8 @@
 """What decides in a run, in a sentence: how much of it is the diffusion model's likelihood, how much was learned."""
 
+from pathlib import Path
+
+
 SENTENCES = {
     "alone": "The classifier is the class sifter alone: a linear map from features of one pass of the network, fitted "
     "to labelled images. No likelihood is evaluated.",
@@ -11,13 +14,20 @@ SENTENCES = {
 }
 """What decides, by what the class sifter does."""
 
+BY_ITSELF = (
+    "The classifier is an image classifier by itself, which takes the noisy images as they are: a baseline without a "
+    "diffusion model."
+)
+
 
 def what_decides(run: dict) -> str | None:
-    """A sentence about a base classifier with a class sifter, `None` for one without.
+    """A sentence about a base classifier with a class sifter, or without a diffusion model; `None` for others.
 
     Args:
         run: The settings of a run (`run.json`).
     """
+    if run.get("method") == "gaussian":
+        return BY_ITSELF
     role = _role(run)
     return None if role is None else SENTENCES[role]
 
@@ -30,9 +40,20 @@ def what_decides_briefly(run: dict) -> str:
     """
     method = str(run.get("method", "-"))
     if run.get("classifier") is not None:
-        method += f" with {run['classifier']}"
+        classifier = str(run["classifier"])
+        method += f" with {Path(classifier).name if classifier.startswith(('.', '/', '~')) else classifier}"
     role = _role(run)
     return f"{method}, sifter {role}" if role in ("proposes", "counts too") else method
+
+
+def what_was_run(run: dict) -> str:
+    """Folder or Hub id of the model of a run; of the classifier, in a run without a diffusion model.
+
+    Args:
+        run: The settings of a run (`run.json`).
+    """
+    name = run.get("model") or run.get("classifier")
+    return "-" if name is None else str(name)
 
 
 def _role(run: dict) -> str | None:

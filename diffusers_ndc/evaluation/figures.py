@@ -24,6 +24,7 @@ SETTINGS_SHOWN = (
     "dataset",
     "split",
     "method",
+    "classifier",
     "sift",
     "sigma",
     "n0",
@@ -110,6 +111,15 @@ class Report:
         At radius 0 this is clean accuracy.
         """
         return Share(sum(outcome.proved >= radius for outcome in self.outcomes), len(self.outcomes))
+
+    def answers(self, radius: float) -> bool:
+        """Whether the run set out to tell the certified accuracy at a radius (pixel units).
+
+        One that stopped early answers for its own radii, one on clean images for 0 alone.
+        """
+        if radius == 0:
+            return True
+        return self.certified and (not self.run.get("stop_early") or radius in self.radii)
 
     @property
     def average_radius(self) -> float:

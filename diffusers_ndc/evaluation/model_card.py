@@ -32,7 +32,7 @@ from ..pipelines.model_card import (
     with_section,
     write_card,
 )
-from .decision import what_decides
+from .decision import what_decides, what_was_run
 from .eval_results import FILE, dataset_name, described_settings, main_settings, write_eval_results
 from .figures import Report
 from .plot import PICTURE, plot
@@ -58,7 +58,7 @@ def fill_card(reports: Sequence[Report], path: str | Path, model: str | None = N
     """
     _check(reports)
     path = Path(path)
-    model = model or str(reports[0].run["model"])
+    model = model or what_was_run(reports[0].run)
     title = Path(model).resolve().name
     metadata, text = read_card(path, title)
     if not _has_model_section(text):
@@ -96,7 +96,7 @@ def _add_model_section(text: str, reports: Sequence[Report], model: str) -> str:
     runs = []
     for report in reports:
         levels = _levels(report.run)
-        if levels is None:  # dds of an outside classifier, which is not part of this model
+        if levels is None:  # an outside classifier, which is not part of this model
             continue
         rows.append((report.run["sigma"], report.run["method"], levels, what_decides(report.run) is not None))
         if report.certified:

@@ -19,7 +19,7 @@ from pathlib import Path
 from string import Template
 from typing import Any
 
-from .decision import what_decides, what_decides_briefly
+from .decision import what_decides, what_decides_briefly, what_was_run
 from .figures import MEANING_OF_SECONDS, SETTINGS_SHOWN, Report
 from .outcomes import Outcome
 from .paired import Paired
@@ -228,8 +228,7 @@ def _figures(reports: Sequence[Report]) -> str:
         cells = [_number(f"{report.run['sigma']:g}" if report.certified else "none")]
         cells += [_number(f"{len(report.outcomes):,}"), _share(report.at(0))]
         for radius in radii:
-            sought = report.certified and (not report.run.get("stop_early") or radius in report.radii)
-            cells.append(_share(report.at(radius)) if sought else _number("–"))
+            cells.append(_share(report.at(radius)) if report.answers(radius) else _number("–"))
         if report.certified:
             cells += [_number(f"{report.average_radius:.3f}"), _share(report.abstentions)]
         else:
@@ -243,7 +242,7 @@ def _figures(reports: Sequence[Report]) -> str:
 
 def _subject(report: Report) -> str:
     """Model and method of a run in a few words, escaped."""
-    return escape(" · ".join([str(report.run.get("model", "-")), what_decides_briefly(report.run)]))
+    return escape(" · ".join([what_was_run(report.run), what_decides_briefly(report.run)]))
 
 
 def _number(text: str) -> str:

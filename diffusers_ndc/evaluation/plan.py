@@ -99,7 +99,7 @@ def plan_run(settings: Settings) -> RunPlan | None:
     if not accelerator.is_main_process:
         return None
     data = load_labelled_images(settings)
-    pipe = load_model(settings, accelerator)
+    pipe = load_model(settings, accelerator) if settings.has_model else None
     by_sigma, id2label = {}, None
     for sigma in _sigmas(settings, pipe):
         by_sigma[sigma], id2label = load_classifier(replace(settings, sigma=sigma), pipe, accelerator)
@@ -161,10 +161,10 @@ def _sample(places: list[int], count: int, generator: random.Random) -> list[int
     return generator.sample(places, min(count, len(places)))
 
 
-def _sigmas(settings: Settings, pipe: Pipeline) -> list[float]:
+def _sigmas(settings: Settings, pipe: Pipeline | None) -> list[float]:
     """The run's sigma and those that the model was calibrated for, ascending."""
     sigmas = {settings.sigma}
-    if settings.classifier is None:
+    if pipe is not None and settings.classifier is None:
         calibrated = (pipe.config.levels or {}).items()
         sigmas |= {float(key) for key, methods in calibrated if float(key) > 0 and settings.method in methods}
     return sorted(sigmas)

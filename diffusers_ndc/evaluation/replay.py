@@ -19,7 +19,10 @@ from .task import Task
 
 
 MAY_DIFFER = ("id", "model", "dataset", "versions")
-"""What may differ in a replay: the places of model and images, and the versions of libraries."""
+"""What may differ in a replay: the places of model and images, and the versions of libraries.
+
+In a run without a diffusion model the place of the classifier may differ too; its weights are compared.
+"""
 
 
 @dataclass(frozen=True)
@@ -47,7 +50,8 @@ def replay(
     Args:
         folder: The run's folder.
         count: Number of certificates, chosen at random by the operating system's entropy. Default: all.
-        model: Folder or Hub id of the model, if it has moved since the run.
+        model: Folder or Hub id of the model, if it has moved since the run; of the classifier, in a run without a
+            diffusion model.
         dataset: Folder or Hub id of the data set, if it has moved since the run.
 
     Yields:
@@ -88,7 +92,7 @@ def _settings(run: dict, folder: str | Path, model: str | None, dataset: str | N
         values["task"] = Task.from_dict(values["task"])
     values["output"] = str(folder)
     if model is not None:
-        values["model"] = model
+        values["classifier" if values.get("method") == "gaussian" else "model"] = model
     if dataset is not None:
         values["dataset"] = dataset
     try:
@@ -115,8 +119,9 @@ def _choose_records(folder: str | Path, count: int | None) -> list[dict]:
 def _check_subject(run: dict, subject: Subject, folder: str | Path) -> None:
     """Raise a `ValueError` unless model and images are those of the run."""
     differing = {}
+    may_differ = (*MAY_DIFFER, "classifier") if run.get("method") == "gaussian" else MAY_DIFFER
     for name, values in differences(run, subject.description).items():
-        if name.partition(".")[0] not in MAY_DIFFER:
+        if name.partition(".")[0] not in may_differ:
             differing[name] = values
     if differing:
         raise ValueError(

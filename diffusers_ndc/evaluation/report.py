@@ -4,8 +4,10 @@
     python -m diffusers_ndc.evaluation.report runs/sigma-0.25 --board
 
 Every certificate is recomputed from its votes. One that does not follow from them is listed, and counts nowhere. Runs
-of one evaluation task share a table, across models and methods. `report.html` is a page for the browser, with curves,
-a table of the images, and two runs side by side; with --images it shows the images, from the data sets of the runs.
+of one evaluation task share a table, across models and methods. Several runs stand side by side in one table, and runs
+with one sigma are compared in pairs, on the images that both have. `report.html` is a page for the browser, with
+curves, a table of the images, and two runs side by side; with --images it shows the images, from the data sets of the
+runs.
 """
 
 import argparse
@@ -15,6 +17,7 @@ import os
 import sys
 from collections.abc import Iterable
 from pathlib import Path
+from typing import Any
 
 from ..common.markdown import fill, table
 from . import comparison
@@ -24,6 +27,7 @@ from .figures import MEANING_OF_SECONDS, SETTINGS_SHOWN, Report
 from .page import PAGE, write_page
 from .plot import LOWER_BOUND_PICTURE, PICTURE, plot, plot_lower_bound
 from .share import Share
+from .side_by_side import SideBySide
 
 
 def write_report(folders: Iterable[str | Path], output: str | Path, images: bool = False) -> tuple[str, list[Report]]:
@@ -64,13 +68,18 @@ def write_report(folders: Iterable[str | Path], output: str | Path, images: bool
         lower_bound = f"![Share of images with at least this p_lower]({LOWER_BOUND_PICTURE})"
     comparisons = comparison.compare(reports) if len(reports) > 1 else []
     tasks = comparison.to_markdown(comparisons)
-    text = fill(__package__, "report", picture=PICTURE, lower_bound=lower_bound, tasks=tasks, runs=runs) + "\n"
+    side_by_side = SideBySide(reports)
+    beside = side_by_side.to_markdown() if len(reports) > 1 else ""
+    values = {"picture": PICTURE, "lower_bound": lower_bound, "side_by_side": beside, "tasks": tasks, "runs": runs}
+    text = fill(__package__, "report", **values) + "\n"
     # a model or data set may have a name that is not valid Unicode
     (output / "report.md").write_text(text, encoding="utf-8", errors="backslashreplace")
-    values = {"runs": [report.to_dict() for report in reports]}
+    plain: dict[str, Any] = {"runs": [report.to_dict() for report in reports]}
+    if len(reports) > 1:
+        plain["side_by_side"] = side_by_side.to_dict()
     if comparisons:
-        values["tasks"] = [one.to_dict() for one in comparisons]
-    (output / "report.json").write_text(json.dumps(values, indent=2) + "\n", encoding="utf-8")
+        plain["tasks"] = [one.to_dict() for one in comparisons]
+    (output / "report.json").write_text(json.dumps(plain, indent=2) + "\n", encoding="utf-8")
     plot(reports, output / PICTURE)
     write_page(reports, output / PAGE, thumbnails)
     return text, reports

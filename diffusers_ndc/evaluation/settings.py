@@ -25,7 +25,7 @@ OPTIONAL = (*LIMITS, "sift", "task")
 class Settings:
     """Settings of one run. The help of each field says what it is, and in which unit."""
 
-    model: str = _required("Folder or Hub id of the diffusion model.")
+    model: str | None = _required("Folder or Hub id of the diffusion model. With --method gaussian there is none.")
     dataset: str = _required("Labelled images: a Hub id, or a folder of images or Parquet files.")
     output: str = _required("Folder of the run. Records of the same run in it are kept.")
     dataset_config_name: str | None = _option(None, "Configuration of the data set, if it has several.")
@@ -40,15 +40,18 @@ class Settings:
         "apndc",
         "Base classifier: a noised diffusion classifier (apndc, epndc, apndc-clean), or diffusion denoised smoothing "
         "(dds) with an external --classifier, or with a latent --model that has a pixel denoiser. features: the "
-        "model's sifter alone, without a likelihood. dc: the diffusion classifier on the clean images, without "
-        "certificates.",
+        "model's sifter alone, without a likelihood. gaussian: an external --classifier alone, for a network that was "
+        "trained on images with Gaussian noise; without a --model. dc: the diffusion classifier on the clean images, "
+        "without certificates.",
     )
     sift: Literal["candidates", "scores", "none"] | None = _option(
         None,
         "What the model's sifter does for each noisy copy: choose its candidate classes, or count in the loss too. "
         "Default: candidates, if it was fitted for this method and sigma.",
     )
-    classifier: str | None = _option(None, "Folder or Hub id of a transformers image classifier, for --method dds.")
+    classifier: str | None = _option(
+        None, "Folder or Hub id of a transformers image classifier, for --method dds or gaussian."
+    )
     sigma: float = _option(0.25, "Standard deviation of the smoothing noise, in pixel units (images in [0, 1]).")
     radii: list[float] = _option([0.25, 0.5, 0.75, 1.0], "l2 radii to report certified accuracy at, in pixel units.")
     stop_early: bool = _option(
@@ -119,6 +122,11 @@ class Settings:
         """Whether images get certificates."""
         return self.method != "dc"
 
+    @property
+    def has_model(self) -> bool:
+        """Whether there is a diffusion model."""
+        return self.method != "gaussian"
+
     def to_dict(self) -> dict:
         """Convert to plain values, for JSON. In a run without certificates, `n` and `alpha` are null.
 
@@ -154,13 +162,7 @@ class Settings:
             _check_tracker(self.report_to)
         if not self.patience > 0:
             raise ValueError(f"`--patience` must be a number of seconds above 0, got {self.patience}.")
-        if self.classifier is not None and self.method != "dds":
-            raise ValueError(
-                f"`--classifier` must be left out with --method {self.method}, got {self.classifier}. "
-                "It belongs to --method dds."
-            )
-        if self.sift is not None and self.method == "features":
-            raise ValueError(f"`--sift` must be left out with --method features, got {self.sift}.")
+        self._check_networks()
         if self.certifies:
             self._check_certification()
         elif self.plan:
@@ -177,6 +179,22 @@ class Settings:
         for name in ("model", "dataset", "classifier"):
             if getattr(self, name) is not None:
                 check_place(f"--{name}", getattr(self, name))
+
+    def _check_networks(self) -> None:
+        """Raise a `ValueError` unless model, classifier and sifter go with the method."""
+        method = self.method
+        if self.has_model != (self.model is not None):
+            must = "be given" if self.has_model else "be left out"
+            raise ValueError(f"`--model` must {must} with --method {method}, got {self.model or 'none'}.")
+        if method == "gaussian" and self.classifier is None:
+            raise ValueError("`--classifier` must be given with --method gaussian, got none.")
+        if self.classifier is not None and method not in ("dds", "gaussian"):
+            raise ValueError(
+                f"`--classifier` must be left out with --method {method}, got {self.classifier}. "
+                "It belongs to --method dds or gaussian."
+            )
+        if self.sift is not None and method in ("features", "gaussian"):
+            raise ValueError(f"`--sift` must be left out with --method {method}, got {self.sift}.")
 
     def _check_task(self, task: Task) -> None:
         """Raise a `ValueError` if a setting contradicts the task."""

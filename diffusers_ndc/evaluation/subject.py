@@ -16,6 +16,7 @@ from .. import __version__
 from ..common.checks import checked_batch_size
 from ..common.images import check_pixel_range
 from ..diffusion.denoised import DenoisedClassifier
+from ..diffusion.image_classifier import ImageClassifier
 from ..diffusion.thread_trial import choose_threads_for
 from ..pipelines.base import DiffusionClassifier
 from ..pipelines.inputs import to_pixel_batch
@@ -31,12 +32,12 @@ NOT_DESCRIBED = ("output", "plan", "plan_images", "overwrite", "patience", "repo
 LIBRARIES = ("accelerate", "datasets", "diffusers", "numpy", "pillow", "scipy", "torch", "transformers")
 """Libraries whose versions a run records."""
 
-Classifier = DiffusionClassifier | DenoisedClassifier
+Classifier = DiffusionClassifier | DenoisedClassifier | ImageClassifier
 
 
 @dataclass(frozen=True)
 class Subject:
-    """The model and the images of a run.
+    """The networks and the images of a run.
 
     Args:
         data: The chosen images, still encoded.
@@ -66,11 +67,10 @@ class Subject:
 
 def read_image(data: LabelledImages, number: int, base: Classifier) -> torch.Tensor:
     """An image for a classifier, pixel units, shape `(C, H, W)`. Raises one of `data.FAULTS` if it is damaged."""
-    denoiser = base.denoiser
-    batch, _ = to_pixel_batch(data.image(number), denoiser.image_channels, denoiser.image_size)
-    denoiser.check_images(batch)
+    batch, _ = to_pixel_batch(data.image(number), base.image_channels, base.image_size)
+    base.check_images(batch)
     check_pixel_range(batch)
-    return batch[0].to(denoiser.unet.device)
+    return batch[0].to(base.device)
 
 
 def load_subject(settings: Settings, accelerator: Accelerator) -> Subject:
@@ -84,7 +84,7 @@ def load_subject(settings: Settings, accelerator: Accelerator) -> Subject:
         OSError, TypeError, ValueError: Images or model cannot be loaded, or they do not go together.
     """
     data = load_labelled_images(settings)
-    pipe = load_model(settings, accelerator)
+    pipe = load_model(settings, accelerator) if settings.has_model else None
     base, id2label = load_classifier(settings, pipe, accelerator)
     labels = data.labels(base.num_classes, id2label)
     with accelerator.autocast():
@@ -110,7 +110,7 @@ def load_model(settings: Settings, accelerator: Accelerator) -> Pipeline:
         ValueError: The model cannot be loaded, or does not go with the method.
     """
     try:
-        pipe = load_pipeline(settings.model).to(accelerator.device)
+        pipe = load_pipeline(str(settings.model)).to(accelerator.device)
     except (OSError, ValueError) as error:
         raise ValueError(f"`--model` must be a model that can be loaded, got {settings.model}: {error}") from error
     _check_external_classifier(settings, pipe)
@@ -120,14 +120,23 @@ def load_model(settings: Settings, accelerator: Accelerator) -> Pipeline:
 
 
 def load_classifier(
-    settings: Settings, pipe: Pipeline, accelerator: Accelerator
+    settings: Settings, pipe: Pipeline | None, accelerator: Accelerator
 ) -> tuple[Classifier, dict[int, str] | None]:
     """The base classifier of a run and the names of its classes.
+
+    Args:
+        settings: Settings of the run.
+        pipe: Its diffusion model; `None` for a classifier by itself.
+        accelerator: Device of the networks.
 
     Raises:
         OSError, TypeError, ValueError: It cannot be made with these settings.
     """
     batch_size = checked_batch_size(settings.batch_size)
+    if pipe is None:
+        assert settings.classifier is not None  # `Settings.check` has seen to it
+        alone = ImageClassifier.from_pretrained(settings.classifier, batch_size).to(accelerator.device)
+        return alone, alone.id2label
     if settings.classifier is None:
         sift = False if settings.sift == "none" else settings.sift
         classifier = pipe.classifier(settings.sigma, settings.method, batch_size=batch_size, sift=sift)

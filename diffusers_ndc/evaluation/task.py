@@ -23,7 +23,7 @@ from ..common.yaml_file import read_yaml
 
 FOLDER = Path(__file__).with_name("tasks")
 
-Method = Literal["apndc", "epndc", "apndc-clean", "dds", "features", "dc"]
+Method = Literal["apndc", "epndc", "apndc-clean", "dds", "features", "gaussian", "dc"]
 
 
 @dataclass(frozen=True)

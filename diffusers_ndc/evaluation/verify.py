@@ -80,7 +80,7 @@ def parse_args(argv: list[str] | None = None, prog: str = PROGRAM) -> argparse.N
     add("files", type=Path, nargs="+", metavar="FILE", help="certificates as JSON, or the records of a run")
     add("--replay", action="store_true", help="also cast the votes of the runs again; needs torch, model and images")
     add("--count", type=int, help="number of certificates of each run to replay, chosen at random (default: all)")
-    add("--model", help="folder or Hub id of the model, if it has moved since the run")
+    add("--model", help="folder or Hub id of the model (or classifier), if it has moved since the run")
     add("--dataset", help="folder or Hub id of the images, if they have moved since the run")
     args = parser.parse_args(argv)
     if not args.replay and (args.count, args.model, args.dataset) != (None, None, None):

@@ -4,21 +4,11 @@ from itertools import pairwise
 
 import numpy as np
 import pytest
-from helpers.runs import IMAGES, RADII, make_run, record_of
+from helpers.runs import IMAGES, OTHERS, RADII, make_run, record_of
 from scipy import stats
 
 from diffusers_ndc.evaluation.figures import Report
 from diffusers_ndc.evaluation.paired import Paired, PairedCounts
-
-
-OTHERS = [
-    (0, 0, 70, 100, 1.0),
-    (0, 0, 100, 200, 2.0),
-    (1, 1, 70, 300, 3.0),
-    (1, 1, 100, 400, 4.0),
-    (1, 1, 50, 1000, 10.0),
-    (7, 7, 50, 100, 1.0),
-]
 
 
 def report_of(folder, images=IMAGES, **settings):

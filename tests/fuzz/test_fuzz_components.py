@@ -28,6 +28,7 @@ from diffusers_ndc import (
     DenoisedClassifier,
     DenoisedDiffusionClassifier,
     Denoiser,
+    ImageClassifier,
     LatentDiffusionClassifierPipeline,
     NoisedDiffusionClassifier,
     NoisedDiffusionClassifierPipeline,
@@ -298,6 +299,29 @@ def test_denoised_classifier(changes, called):
     classifier = DENOISED.run(changes, CALLS)
     if is_result(classifier):
         logits = CLASSIFY_DENOISED.run({**called, "classifier": classifier}, CALLS)
+        assert not is_result(logits) or logits.shape == (2, 3)
+
+
+BY_ITSELF = Subject(
+    ImageClassifier,
+    {"classifier": VIT, "image_processor": PROCESSOR, "batch_size": 64},
+    {"classifier": only(VIT), "image_processor": only(PROCESSOR), "batch_size": BATCH_SIZE},
+    extra={"classifier": [UNET], "image_processor": [VIT]},
+)
+CLASSIFY_BY_ITSELF = Subject(
+    CLASSIFY_DENOISED.call,
+    {"images": IMAGES, "classifier": ImageClassifier(**BY_ITSELF.valid)},
+    {"images": IMAGES_RULE},
+    extra={"images": SEEDED_EXTRA["images"]},
+)
+
+
+@cases(100)
+@given(changes=BY_ITSELF.spoilt(), called=CLASSIFY_BY_ITSELF.spoilt())
+def test_image_classifier(changes, called):
+    classifier = BY_ITSELF.run(changes, CALLS)
+    if is_result(classifier):
+        logits = CLASSIFY_BY_ITSELF.run({**called, "classifier": classifier}, CALLS)
         assert not is_result(logits) or logits.shape == (2, 3)
 
 

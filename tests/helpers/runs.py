@@ -24,6 +24,16 @@ IMAGES = [
     (1, 1, 50, 1000, 10.0),  # abstains
     (7, 7, 100, 100, 1.0),  # a class without a name
 ]
+OTHERS = [
+    (0, 0, 70, 100, 1.0),
+    (0, 0, 100, 200, 2.0),
+    (1, 1, 70, 300, 3.0),
+    (1, 1, 100, 400, 4.0),
+    (1, 1, 50, 1000, 10.0),
+    (7, 7, 50, 100, 1.0),
+]
+"""What another run finds for the same images."""
+
 RADII = [0.5 * stats.norm.ppf(stats.beta.ppf(0.001, votes, 101 - votes)) for votes in (100, 92, 70)]
 """Certified radii of the three images that are correctly certified."""
 
