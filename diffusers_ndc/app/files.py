@@ -5,7 +5,7 @@ import math
 from bisect import bisect_right
 from pathlib import Path
 
-from diffusers_ndc import Certificate
+from ..certification.certificate import Certificate
 
 
 def read_json(path: str | Path):
