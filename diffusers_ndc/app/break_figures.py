@@ -41,16 +41,16 @@ def _state(attempt: Attempt, names: dict[int, str]) -> str:
     """What is known about an attempt, in words."""
     made = sum(attempt.votes.values())
     votes = ", ".join(
-        f"{escape(names.get(label, str(label))[:20])}: {count}"
+        f"{count} for {escape(names.get(label, str(label))[:20])}"
         for label, count in sorted(attempt.votes.items(), key=lambda vote: -vote[1])[:3]
     )
     if attempt.outcome is not None:
         style, words = VERDICTS[attempt.outcome]
         if attempt.label is not None:
             words += f": {escape(names.get(attempt.label, str(attempt.label))[:20])}"
-        return f'<span class="verdict {style}">{words}</span> <small>votes {votes}</small>'
+        return f'<span class="verdict {style}">{words}</span> <small>votes: {votes}</small>'
     if made:
-        return f"<small>judging: {made} of {JUDGES} votes; {votes}</small>"
+        return f"<small>judging: {made} of {JUDGES} votes: {votes}</small>"
     return f"<small>attacking: step {attempt.step} of {STEPS}</small>"
 
 

@@ -17,6 +17,7 @@ RADIUS = 0.45
 class CertifyTab:
     """The components of the tab that handlers read or write."""
 
+    seen: gr.Markdown
     sample_tab: gr.Tab
     draw_tab: gr.Tab
     upload_tab: gr.Tab
@@ -50,11 +51,12 @@ def certify_tab(samples: dict[str, PIL.Image.Image], sketches: bool) -> CertifyT
         samples: Pictures to choose from.
         sketches: Whether visitors may draw.
     """
-    with gr.Row():
+    seen = gr.Markdown(SEEN, visible=bool(samples), elem_id="seen")
+    with gr.Row(elem_id="certifying"):
         with gr.Column(min_width=320):
             picture = _pictures(samples, sketches)
             settings = _settings()
-        with gr.Column(min_width=320):
+        with gr.Column(min_width=320, elem_id="results"):
             shown = {
                 "status": gr.Markdown("## Choose a picture and press Certify", elem_id="status"),
                 "figure": gr.HTML(elem_id="figure"),
@@ -77,14 +79,13 @@ def certify_tab(samples: dict[str, PIL.Image.Image], sketches: bool) -> CertifyT
             changed = gr.HTML(elem_id="changed")
             gr.HTML(why("size"))
     breaking = {"attack": attack, "attempts": attempts, "size": size, "size_words": size_words, "changed": changed}
-    return CertifyTab(**picture, **settings, **shown, **breaking)
+    return CertifyTab(seen=seen, **picture, **settings, **shown, **breaking)
 
 
 def _pictures(samples: dict[str, PIL.Image.Image], sketches: bool) -> dict:
     """Where the picture comes from: a sample, the visitor's own drawing, or a file."""
     with gr.Tabs(selected="sample" if samples else "draw" if sketches else "upload", elem_id="source"):
         with gr.Tab("Sample", id="sample", visible=bool(samples)) as sample_tab:
-            gr.Markdown(SEEN, elem_id="seen")
             sample_preview = gr.HTML(elem_id="sample-preview")
             gallery = gr.Gallery(
                 list(samples.values()),

@@ -29,7 +29,7 @@ class Progress(NamedTuple):
         certificate: The best certificate so far, with all network evaluations spent so far.
         votes: Votes of each class so far.
         radii: For each step, the number of noisy copies so far and the radius proved by them (pixel units, 0: none).
-        out_of_time: Whether the certification ends here because it took `limits.SECONDS`.
+        out_of_time: Whether the certification ends here because its time is up.
     """
 
     certificate: Certificate
@@ -38,7 +38,14 @@ class Progress(NamedTuple):
     out_of_time: bool
 
 
-def certify(model: Model, picture: PIL.Image.Image, sigma: float, wanted: float, copies: int) -> Iterator[Progress]:
+def certify(
+    model: Model,
+    picture: PIL.Image.Image,
+    sigma: float,
+    wanted: float,
+    copies: int,
+    seconds: float | None = None,
+) -> Iterator[Progress]:
     """Certify until the wanted radius is proved, all copies have voted, or the caller asks for no more.
 
     With probability at least `1 - limits.ALPHA` all certificates on the way are true at once (`pipe.certify_iter`), so
@@ -50,6 +57,7 @@ def certify(model: Model, picture: PIL.Image.Image, sigma: float, wanted: float,
         sigma: Standard deviation of the smoothing noise, pixel units.
         wanted: l2 radius to prove, pixel units.
         copies: Number of noisy copies that vote, at most.
+        seconds: Time limit. Default: `limits.SECONDS`.
 
     Yields:
         The state after each step.
@@ -57,7 +65,7 @@ def certify(model: Model, picture: PIL.Image.Image, sigma: float, wanted: float,
     Raises:
         ValueError: An argument is outside the range that the model was trained for.
     """
-    end = time.monotonic() + limits.SECONDS
+    end = time.monotonic() + (limits.SECONDS if seconds is None else seconds)
     growing = model.pipe.certify_iter(picture, sigma, n0=N0, n=copies, alpha=limits.ALPHA, batch_size="auto")
     best, radii = None, []
     while True:

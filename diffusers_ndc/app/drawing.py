@@ -50,7 +50,7 @@ class Plot:
             )
         middle = (LEFT + WIDTH - RIGHT) / 2
         self.parts.append(f'<text x="{middle}" y="{HEIGHT - 5}" text-anchor="middle">{escape(x_label)}</text>')
-        self.parts.append(f'<text x="{LEFT + 4}" y="{TOP + 2}">{escape(y_label)}</text>')
+        self.parts.append(f'<text x="{WIDTH - RIGHT}" y="{TOP + 2}" text-anchor="end">{escape(y_label)}</text>')
 
     def x(self, value: float) -> float:
         return LEFT + (WIDTH - LEFT - RIGHT) * value / self.x_end
@@ -66,10 +66,8 @@ class Plot:
     def dot(self, x: float, y: float, colour: str) -> None:
         self.parts.append(f'<circle cx="{self.x(x):.1f}" cy="{self.y(y):.1f}" r="4.5" fill="{colour}"/>')
 
-    def words(self, x: float, y: float, text: str, anchor: str = "start") -> None:
-        self.parts.append(
-            f'<text x="{self.x(x):.1f}" y="{self.y(y):.1f}" text-anchor="{anchor}">{escape(text)}</text>'
-        )
+    def words(self, x: float, y: float, text: str) -> None:
+        self.parts.append(f'<text x="{self.x(x):.1f}" y="{self.y(y):.1f}">{escape(text)}</text>')
 
     def html(self, said: str) -> str:
         """The plot, with a text for screen readers."""
@@ -100,7 +98,7 @@ def progress_figure(
     copies, proved = radii[-1]
     plot = Plot(max(1.05 * copies, 100), 1.3 * max(wanted, proved), "noisy copies that have voted", "l2 radius")
     plot.line([(0, wanted), (plot.x_end, wanted)], "var(--ndc-vermilion)", dashed=True)
-    plot.words(plot.x_end, wanted + 0.03 * plot.y_end, f"to prove: {wanted:g}", "end")
+    plot.words(0.015 * plot.x_end, wanted + 0.03 * plot.y_end, f"to prove: {wanted:g}")
     steps, before = [(0.0, 0.0)], 0.0
     for made, radius in radii:
         steps += [(made, before), (made, radius)]

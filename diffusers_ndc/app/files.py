@@ -6,6 +6,7 @@ from bisect import bisect_right
 from pathlib import Path
 
 from ..certification.certificate import Certificate
+from .drawing import floored
 
 
 def read_json(path: str | Path):
@@ -119,5 +120,5 @@ def compare_with_run(run: dict, certificate: Certificate | None) -> str:
         where = f"reaches {radii[reached - 1]:g}, like {shares[reached - 1]} of these images"
         if reached < len(radii):
             where += f", but not {radii[reached]:g}, which {shares[reached]} of them reach"
-    lines.append(f"Your certificate's radius, {certificate.radius:.3f} at sigma {certificate.sigma:g}, {where}.")
+    lines.append(f"Your certificate's radius, {floored(certificate.radius)} at sigma {certificate.sigma:g}, {where}.")
     return "\n".join(lines)

@@ -88,7 +88,13 @@ def seconds_to_certify(key: str, image: Any, wanted: Any, copies: Any, *_: Any) 
 @on_gpu(seconds_to_certify)
 @in_words
 def certify(
-    key: str, image: PIL.Image.Image | None, wanted: Any, copies: Any, own: Any, sigma: Any
+    key: str,
+    image: PIL.Image.Image | None,
+    wanted: Any,
+    copies: Any,
+    own: Any,
+    sigma: Any,
+    seconds: float | None = None,
 ) -> Iterator[Frame]:
     """Certify a picture; after each step yield what the page shows.
 
@@ -99,6 +105,7 @@ def certify(
         copies: Noisy copies, at most.
         own: Whether `sigma` is used; else the noise follows from the radius.
         sigma: The visitor's noise.
+        seconds: Time limit. Default: `limits.SECONDS`.
     """
     wanted = checked("The radius to prove", wanted, *RADII)
     copies = int(checked("The number of copies", copies, *COPIES))
@@ -109,7 +116,7 @@ def certify(
     if wanted > most:
         gr.Warning(f"{copies:,} copies at sigma {sigma:g} prove at most a radius of {floored(most)}.")
     shown = ""
-    for progress in certifying.certify(model, picture, sigma, wanted, copies):
+    for progress in certifying.certify(model, picture, sigma, wanted, copies, seconds):
         certificate = progress.certificate
         if not shown:
             shown = copies_figure(*certifying.first_copies(model, picture, certificate, SHOWN_COPIES))

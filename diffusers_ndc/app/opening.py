@@ -13,8 +13,11 @@ from .models import MODELS, RefusedModel
 from .site import Site
 
 
-COPIES = 400
-"""Noisy copies of the opening certification, at most: a visitor may come for a short look."""
+COPIES = 1000
+"""Noisy copies, at most, as the page offers them at first."""
+
+SECONDS = 40.0
+"""Time limit of the opening certification, which nobody asked for."""
 
 
 class Opening:
@@ -45,14 +48,15 @@ class Opening:
                 note = f"**{error}** This page shows its own model instead."
         own = MODELS.own if not key else MODELS.linked.get(key)
         if own is None:
-            return "", "draw", None, gr.skip(), gr.skip(), gr.skip(), "", ""
+            return "", "draw", None, *[gr.skip()] * 4, "", ""
         # samples belong to the app's own model
         sample = None if key else self.sample
         source = "sample" if sample else "draw" if own.sketches else "upload"
         _, picture = ("", "") if sample is None else reading.preview(key, sample)
-        tabs = gr.Tab(visible=sample is not None), gr.Tab(visible=own.sketches)
+        has_sample = sample is not None
+        parts = gr.Markdown(visible=has_sample), gr.Tab(visible=has_sample), gr.Tab(visible=own.sketches)
         note = gr.Markdown(note, visible=bool(note))
-        return key, source, sample, note, *tabs, picture, sigma_in_words(key, RADIUS, 1000, False, None)
+        return key, source, sample, note, *parts, picture, sigma_in_words(key, RADIUS, COPIES, False, None)
 
     def load(self, wanted: str) -> str:
         """Load the model of a link. Returns its key, or raises a `RefusedModel`."""
@@ -66,5 +70,5 @@ class Opening:
         """Certify the sample; the visitor may stop it, or start a run of their own."""
         if sample is None:
             return
-        for frame in certify(key, sample, RADIUS, COPIES, False, None):
+        for frame in certify(key, sample, RADIUS, COPIES, False, None, SECONDS):
             yield *frame, gr.Button(interactive=True)

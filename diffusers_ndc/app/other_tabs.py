@@ -36,6 +36,6 @@ def other_tabs() -> OtherTabs:
             with gr.Column(min_width=320):
                 curves = gr.HTML(elem_id="curves")
                 report = gr.File(
-                    label="report.json of another run, by `diffusers-ndc evaluate`", file_types=[".json"], height=140
+                    label="report.json of another run, by diffusers-ndc evaluate", file_types=[".json"], height=140
                 )
     return OtherTabs(file, judgement, runs_tab, frame, report, table, curves)

@@ -95,7 +95,7 @@ def _connect_work(demo: gr.Blocks, tab: CertifyTab, states: States, opening: Ope
         proved = isinstance(record, dict) and (record.get("radius") or 0) > 0
         return gr.Button(interactive=True), gr.Button(interactive=False), gr.Button(interactive=proved)
 
-    shown = [about, tab.sample_tab, tab.draw_tab, tab.sample_preview, tab.noise]
+    shown = [about, tab.seen, tab.sample_tab, tab.draw_tab, tab.sample_preview, tab.noise]
     loaded = demo.load(opening.look, None, [states.key, states.source, states.sample, *shown], **HIDDEN)
     opened = loaded.then(opening.run, [states.key, states.sample], [*outputs, tab.stop], **WORK)
     began = tab.go.click(begin, None, [*results, *buttons], cancels=[opened], scroll_to_output=True, **AT_ONCE)

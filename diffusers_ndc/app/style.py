@@ -11,7 +11,7 @@ CSS = """
 .ndc svg .grid { stroke: var(--ndc-grid); }
 .ndc img { image-rendering: pixelated; border-radius: 4px; }
 .ndc .bars { display: grid; grid-template-columns: minmax(3em, auto) 1fr auto; gap: 3px 8px; align-items: center;
-  font-size: 14px; min-height: 72px; align-content: start; }
+  font-size: 14px; min-height: 42px; align-content: start; }
 .ndc .bars .name { text-align: right; }
 .ndc .bars .track { display: block; }
 .ndc .bars i { display: block; height: 14px; border-radius: 3px; min-width: 2px; background: var(--ndc-orange); }
@@ -38,13 +38,15 @@ CSS = """
 .ndc .changes .none { display: grid; place-items: center; border: 1px dashed var(--ndc-grid); border-radius: 4px; }
 .ndc .legend { display: flex; flex-wrap: wrap; gap: 2px 16px; font-size: 13px; }
 details.why { font-size: 14px; margin: 2px 0 6px; color: var(--body-text-color); }
-details.why summary { cursor: pointer; color: var(--body-text-color-subdued); text-decoration: underline dotted; }
+details.why summary { cursor: pointer; color: var(--body-text-color); text-decoration: underline dotted; }
 details.why p { margin: 4px 0; max-width: 640px; }
 iframe.runs { width: 100%; height: 82vh; min-height: 480px; border: 1px solid var(--ndc-grid); border-radius: 6px; }
 
 /* On a phone the editor's left tool bar covers part of the canvas (undo and bin stay). */
 #sketch .toolbar-wrap { display: none; }
 #samples .grid-wrap { min-height: 0; overflow: visible; }
+#samples .grid-container { grid-template-columns: repeat(auto-fill, minmax(44px, 1fr)) !important; gap: 6px; }
+#samples .grid-container button { width: 100%; min-width: 0; height: auto; aspect-ratio: 1; }
 #table th { word-break: normal; }
 .html-container { padding: 0 !important; }
 :is(a, button, input, select, summary, [role="tab"], iframe):focus-visible {
@@ -52,7 +54,10 @@ iframe.runs { width: 100%; height: 82vh; min-height: 480px; border: 1px solid va
 @media (max-width: 640px) {
   .gradio-container { padding: 8px !important; }
   .ndc.preview img { width: 96px; height: 96px; }
-  #status h2 { font-size: 20px; margin: 4px 0; }
+  h1 { font-size: 22px !important; }
+  #status h2 { font-size: 19px; margin: 2px 0; }
+  #results { order: -1; }
+  .gradio-container .gap { gap: 10px; }
 }
 """
 

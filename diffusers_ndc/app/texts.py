@@ -11,8 +11,8 @@ A diffusion model classifies noisy copies of a picture, and their votes prove ho
 the answer does ([the method](https://arxiv.org/abs/2402.02316))."""
 
 SEEN = (
-    "**What you see:** votes on noisy copies of this sample are coming in right now, and the blue line is the size of "
-    "change that they prove harmless. Choose another picture, or draw one, and press Certify."
+    "**What you see:** as the page opens, noisy copies of a sample vote on its class, and the blue line is the size "
+    "of change that their votes prove harmless. Choose another picture, or draw one, and press Certify."
 )
 
 VERIFY = (
