@@ -80,8 +80,17 @@ def _attack(picture, distance):
     (before,) = smoothed.predict(image[None], JUDGES, ALPHA)
     if before.label is None:
         raise visitor_error("The model is not sure about this picture itself, so there is nothing to attack.")
-    settings = {"steps": STEPS, "draws": DRAWS, "n": JUDGES, "alpha": ALPHA}
-    found = attacks.attack(smoothed, image, before.label, distance, surrogate=surrogate(model, sigma), **settings)
+    found = attacks.attack(
+        smoothed,
+        image,
+        before.label,
+        distance,
+        steps=STEPS,
+        draws=DRAWS,
+        n=JUDGES,
+        alpha=ALPHA,
+        surrogate=surrogate(model, sigma),
+    )
     after = found.prediction
     return {
         "class": model.names[before.label],

@@ -4,12 +4,13 @@ import json
 import math
 from bisect import bisect_right
 from pathlib import Path
+from typing import Any
 
 from ..certification.certificate import Certificate
 from .drawing import floored
 
 
-def read_json(path: str | Path):
+def read_json(path: str | Path) -> Any:
     """The contents of a JSON file.
 
     Raises:
@@ -51,9 +52,9 @@ def verdict(certificate: Certificate) -> str:
         proved = f"Class {certificate.label} and radius {certificate.radius:.4f}"
         return f"**Valid.** {proved} follow from {votes} ({settings})."
     claims = {"label": certificate.label, "radius": certificate.radius}
-    votes = {name: value for name, value in certificate.to_dict().items() if name not in {*claims, "digest"}}
+    rest = {name: value for name, value in certificate.to_dict().items() if name not in {*claims, "digest"}}
     try:
-        recomputed = Certificate.from_counts(**votes)
+        recomputed = Certificate.from_counts(**rest)
         if not recomputed.verify():
             raise ValueError
     except (TypeError, ValueError, AttributeError, ArithmeticError, LookupError):

@@ -171,7 +171,9 @@ def break_it(key: str, record: Any, picture: Any) -> Iterator[tuple[str, list]]:
         yield attempts_figure(image, attempts, model.names), found
 
 
-def show_size(key: str, record: Any, picture: Any, found: Sequence[tuple[float, np.ndarray]], size: Any):
+def show_size(
+    key: str, record: Any, picture: Any, found: Sequence[tuple[float, np.ndarray]] | None, size: Any
+) -> tuple[str, str]:
     """The picture with a random change and with the worst one found, and a sentence on their size.
 
     Args:

@@ -14,7 +14,7 @@ from pathlib import Path
 import torch
 from huggingface_hub import HfApi, snapshot_download
 
-from ..evaluation.subject import Pipeline, load_pipeline
+from ..pipelines.loading import Pipeline, load_pipeline
 from .sigmas import usable_sigmas
 
 

@@ -1,7 +1,7 @@
 """How the page opens: on the model that the link names, with the proof of a sample under way."""
 
 import os
-from typing import Any
+from collections.abc import Iterator
 
 import gradio as gr
 import PIL.Image
@@ -66,7 +66,7 @@ class Opening:
             raise RefusedModel("This page does not load other models.")
         return MODELS.load_linked(wanted)
 
-    def run(self, key: Any, sample: PIL.Image.Image | None):
+    def run(self, key: str, sample: PIL.Image.Image | None) -> Iterator[tuple]:
         """Certify the sample; the visitor may stop it, or start a run of their own."""
         if sample is None:
             return

@@ -71,7 +71,9 @@ def build(site: Site) -> gr.Blocks:
     return demo.queue(max_size=16)
 
 
-def _chosen(source: str, sample: PIL.Image.Image | None, sketch: dict | None, uploaded: PIL.Image.Image | None):
+def _chosen(
+    source: str, sample: PIL.Image.Image | None, sketch: dict | None, uploaded: PIL.Image.Image | None
+) -> PIL.Image.Image | None:
     """The picture of the tab that the visitor looks at."""
     drawn = sketch["composite"] if sketch else None
     return {"sample": sample, "draw": drawn}.get(source, uploaded)
@@ -129,7 +131,7 @@ def _connect_pictures(demo: gr.Blocks, tab: CertifyTab, states: States, samples:
     """Choosing a sample, drawing, and uploading."""
     pictures = list(samples.values())
 
-    def choose(key, event: gr.SelectData):
+    def choose(key: str, event: gr.SelectData) -> tuple[PIL.Image.Image, str]:
         _, preview = reading.preview(key, pictures[event.index])
         return pictures[event.index], preview
 

@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 
 from ..certification.stopping import largest_provable
-from ..evaluation.subject import Pipeline
+from ..pipelines.loading import Pipeline
 from .limits import ALPHA, SIGMAS
 
 

@@ -45,7 +45,8 @@ iframe.runs { width: 100%; height: 82vh; min-height: 480px; border: 1px solid va
 /* On a phone the editor's left tool bar covers part of the canvas (undo and bin stay). */
 #sketch .toolbar-wrap { display: none; }
 #samples .grid-wrap { min-height: 0; overflow: visible; }
-#samples .grid-container { grid-template-columns: repeat(auto-fill, minmax(44px, 1fr)) !important; gap: 6px; }
+#samples .grid-container { grid-template-columns: repeat(auto-fill, minmax(44px, 1fr)) !important;
+  grid-template-rows: none !important; grid-auto-rows: auto !important; gap: 6px; height: auto; }
 #samples .grid-container button { width: 100%; min-width: 0; height: auto; aspect-ratio: 1; }
 #table th { word-break: normal; }
 .html-container { padding: 0 !important; }

@@ -19,7 +19,8 @@ from ..diffusion.denoised import DenoisedClassifier
 from ..pipelines.base import DiffusionClassifier
 from ..pipelines.inputs import to_pixel_batch
 from ..pipelines.latent import LatentDiffusionClassifierPipeline
-from ..pipelines.pixel import NoisedDiffusionClassifierPipeline
+from ..pipelines.loading import Pipeline as Pipeline
+from ..pipelines.loading import load_pipeline as load_pipeline
 from .data import LabelledImages, load_labelled_images
 from .settings import Settings
 
@@ -30,7 +31,6 @@ NOT_DESCRIBED = ("output", "plan", "plan_images", "overwrite", "patience", "repo
 LIBRARIES = ("accelerate", "datasets", "diffusers", "numpy", "pillow", "scipy", "torch", "transformers")
 """Libraries whose versions a run records."""
 
-Pipeline = NoisedDiffusionClassifierPipeline | LatentDiffusionClassifierPipeline
 Classifier = DiffusionClassifier | DenoisedClassifier
 
 
@@ -148,17 +148,6 @@ def _check_external_classifier(settings: Settings, pipe: Pipeline) -> None:
         )
     if not latent and settings.classifier is None:
         raise ValueError(f"`--classifier` must be given for --method dds with {model}, got none.")
-
-
-def load_pipeline(model: str) -> Pipeline:
-    """Load the pipeline of a folder or Hub id: a latent one if the model has a `vae`.
-
-    Raises:
-        OSError, ValueError: There is no such model, or it cannot be loaded.
-    """
-    index = LatentDiffusionClassifierPipeline.load_config(model)
-    kind = LatentDiffusionClassifierPipeline if "vae" in index else NoisedDiffusionClassifierPipeline
-    return kind.from_pretrained(model)
 
 
 def weight_hash(module: nn.Module) -> str:
