@@ -1,5 +1,7 @@
 """The public interface for programs: endpoints of the API, which are tools of the MCP server too."""
 
+import json
+
 import gradio as gr
 import PIL.Image
 
@@ -12,8 +14,9 @@ from .certifying import as_tensor
 from .files import verdict
 from .gpu import on_gpu
 from .handlers import prepare, seconds_to_certify
-from .limits import ALPHA, COPIES, RADII, SECONDS, VISITORS, checked, visitor_error
+from .limits import ALPHA, COPIES, RADII, SECONDS, VISITORS
 from .models import MODELS
+from .refusals import checked, visitor_error
 from .sigmas import sigma_for
 
 
@@ -48,7 +51,8 @@ def _certify(picture, radius, copies):
         raise visitor_error(str(error)) from None
     certificate = last.certificate
     name = None if certificate.label is None else model.names[certificate.label]
-    return {"class": name, "radius": certificate.radius, "certificate": certificate.to_dict()}
+    record = json.loads(json.dumps(certificate.to_dict()))  # votes by class get the texts that JSON has for keys
+    return {"class": name, "radius": certificate.radius, "certificate": record}
 
 
 def attack_picture(picture: PIL.Image.Image, distance: float = 1.0) -> dict:

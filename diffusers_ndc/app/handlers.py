@@ -17,9 +17,10 @@ from .break_figures import attempts_figure, changes_figure, size_in_words
 from .certifying import Progress, as_tensor
 from .drawing import copies_figure, download_link, floored, progress_figure
 from .gpu import on_gpu
-from .limits import COPIES, RADII, SECONDS, SIGMAS, SIZES, checked, visitor_error
+from .limits import COPIES, RADII, SECONDS, SIGMAS, SIZES
 from .models import MODELS, Model, RefusedModel
 from .pictures import model_picture
+from .refusals import checked, visitor_error
 from .sigmas import largest, sigma_for
 
 

@@ -9,9 +9,9 @@ from ..certification.certificate import Certificate
 from .drawing import SERIES, comparison_figure, picture_figure
 from .files import compare_with_run, read_certificate, read_runs, verdict
 from .handlers import prepare
-from .limits import visitor_error
 from .models import MODELS
 from .pictures import read_picture
+from .refusals import visitor_error
 from .runs import certified_runs
 
 
