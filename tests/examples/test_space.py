@@ -290,7 +290,8 @@ def test_the_app_starts_with_the_assembled_folder_alone(site, assembled):
     """In a fresh process, in another place, with the package that lies in the folder."""
     code = (
         "import app, diffusers_ndc; from diffusers_ndc.app import build; "
-        "print(diffusers_ndc.__file__, app.SITE.model); demo = build(app.SITE); print(len(app.SITE.run_folders()), len(demo.fns) > 5)"
+        "print(diffusers_ndc.__file__, app.SITE.model); demo = build(app.SITE); "
+        "print(len(app.SITE.run_folders()), len(demo.fns) > 5)"
     )
     environment = {**os.environ, "PYTHONPATH": str(assembled)}
     result = subprocess.run(

@@ -135,7 +135,7 @@ def test_a_drawn_digit_is_certified_stopped_downloaded_and_verified(visitor, tmp
     first = radius_of(page)
     playwright.expect(page.locator("#status")).not_to_contain_text(f"{first:.3f}", timeout=PATIENCE)
     assert radius_of(page) > first
-        page.click("#stop")
+    page.click("#stop")
     enabled(page, "#certify")
     page.wait_for_timeout(500)
     stopped = radius_of(page)
@@ -239,8 +239,8 @@ def test_a_phone_shows_the_first_figure_in_its_width_and_height(visitor, scheme)
     box = page.wait_for_selector("#figure svg").bounding_box()
     assert box["y"] + box["height"] <= 844 and box["x"] + box["width"] <= 390
     assert page.evaluate("document.documentElement.scrollWidth") <= 390
-    red, green, blue = map(int, re.findall(r"\d+", page.evaluate("getComputedStyle(document.body).backgroundColor"))[:3])
-    assert (red + green + blue < 150) == (scheme == "dark")
+    back = re.findall(r"\d+", page.evaluate("getComputedStyle(document.body).backgroundColor"))
+    assert (sum(map(int, back[:3])) < 150) == (scheme == "dark")
 
 
 def test_the_keyboard_reaches_what_matters_and_the_focus_is_seen(visitor):
