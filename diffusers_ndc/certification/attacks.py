@@ -179,12 +179,17 @@ class SmoothAdv:
 
     def run(self, steps: int, restart: int) -> torch.Tensor:
         """The image at which the steps from start number `restart` end."""
+        *_, image = self.path(steps, restart)
+        return image
+
+    def path(self, steps: int, restart: int) -> Iterator[torch.Tensor]:
+        """The image after each of the steps, at least one, from start number `restart`."""
         offset, rival = self._start(restart), self.rival
         for step in range(steps):
             slope, rival = self.gradient((self.origin + offset).to(self.image), rival, f"attack {restart}", step)
             size = TOTAL_STEP_SIZE * self.radius * 2 * (steps - step) / (steps * (steps + 1))
             offset = self.project(offset + size * slope / slope.norm().clamp(min=1e-300))
-        return self._to_eight_bits(offset) if self.on_grid else self._to_dtype(offset)
+            yield self._to_eight_bits(offset) if self.on_grid else self._to_dtype(offset)
 
     def lead(self, image: torch.Tensor) -> float:
         """Mean softmax of the rival minus that of the label, on fresh copies with the same noise for all images."""

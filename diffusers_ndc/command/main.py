@@ -21,6 +21,7 @@ COMMANDS = {
     "train": "train a class-conditional diffusion model on labelled images",
     "calibrate": "fit a class sifter and choose noise levels for a model",
     "convert": "make a model of a checkpoint of EDM or OpenAI",
+    "app": "start the app: certify pictures in the browser, and try to break the certificates",
     "push": "upload a model, or evaluations with their records, to the Hub",
 }
 """What there is to do. Each has a module with a function `main`, which takes its words and returns an exit code."""

@@ -1,4 +1,4 @@
-"""The app in `examples/space`: its modules, and its page on a free port of this machine."""
+"""The app with the digits model, as `examples/space` has it, and its page on a free port of this machine."""
 
 import importlib
 import sys
@@ -8,28 +8,38 @@ import pytest
 import torch
 from diffusers import UNet2DModel
 
+from diffusers_ndc.app.models import load_model
 from helpers.paths import EXAMPLES
 
 
 SPACE = EXAMPLES / "space"
 sys.path.insert(0, str(SPACE))
-certifying, deploy, files, pictures = map(importlib.import_module, ("certifying", "deploy", "files", "pictures"))
+deploy = importlib.import_module("deploy")
 
 DIGITS = sorted(SPACE.glob("digits/*.png"))
 
 
 @pytest.fixture(scope="module")
-def app():
-    """The module that builds the page."""
-    pytest.importorskip("gradio", reason="needs the extra 'space'")
-    return importlib.import_module("app")
+def digits():
+    """The digits model."""
+    return load_model(str(EXAMPLES / "mnist"), "cpu")
 
 
 @pytest.fixture(scope="module")
-def address(app):
-    """Address of the page with the digits model."""
-    demo = app.build(app.DIGITS_MODEL)
-    _, address, _ = demo.launch(**app.LAUNCH, server_name="127.0.0.1", prevent_thread_lock=True, quiet=True)
+def site():
+    """What the app in `examples/space` is about."""
+    pytest.importorskip("gradio", reason="needs the extra 'space'")
+    return importlib.import_module("app").SITE
+
+
+@pytest.fixture(scope="module")
+def address(site):
+    """Address of its page."""
+    from diffusers_ndc.app.server import LAUNCH, build, warm_up
+
+    demo = build(site)
+    warm_up(load_model(site.model, "cpu"))
+    _, address, _ = demo.launch(**LAUNCH, server_name="127.0.0.1", prevent_thread_lock=True, quiet=True)
     yield address
     demo.close()
 

@@ -7,7 +7,8 @@ import PIL.Image
 import PIL.ImageOps
 
 
-PIL.Image.MAX_IMAGE_PIXELS = 8_000_000  # PIL rejects twice this number before decoding; photos have 12 million
+MOST_PIXELS = 8_000_000
+PIL.Image.MAX_IMAGE_PIXELS = MOST_PIXELS  # PIL rejects twice this number before decoding; photos have 12 million
 
 FAINT = 0.15
 """Ink fainter than this share of the darkest ink counts as paper."""
@@ -24,7 +25,7 @@ def read_picture(path: str | Path) -> PIL.Image.Image:
             image.load()
             return PIL.ImageOps.exif_transpose(image)
     except PIL.Image.DecompressionBombError:
-        limit = 2 * PIL.Image.MAX_IMAGE_PIXELS // 1_000_000
+        limit = 2 * MOST_PIXELS // 1_000_000
         raise ValueError(f"The picture is too large: it has more than {limit} million pixels.") from None
     except Exception:  # PIL's decoders raise many kinds of errors for damaged files
         raise ValueError("The file is not a picture that can be read. Try a PNG or a JPEG.") from None

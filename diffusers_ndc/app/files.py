@@ -4,11 +4,13 @@ import json
 import math
 from bisect import bisect_right
 from pathlib import Path
+from typing import Any
 
-from diffusers_ndc import Certificate
+from ..certification.certificate import Certificate
+from .drawing import floored
 
 
-def read_json(path: str | Path):
+def read_json(path: str | Path) -> Any:
     """The contents of a JSON file.
 
     Raises:
@@ -50,9 +52,9 @@ def verdict(certificate: Certificate) -> str:
         proved = f"Class {certificate.label} and radius {certificate.radius:.4f}"
         return f"**Valid.** {proved} follow from {votes} ({settings})."
     claims = {"label": certificate.label, "radius": certificate.radius}
-    votes = {name: value for name, value in certificate.to_dict().items() if name not in {*claims, "digest"}}
+    rest = {name: value for name, value in certificate.to_dict().items() if name not in {*claims, "digest"}}
     try:
-        recomputed = Certificate.from_counts(**votes)
+        recomputed = Certificate.from_counts(**rest)
         if not recomputed.verify():
             raise ValueError
     except (TypeError, ValueError, AttributeError, ArithmeticError, LookupError):
@@ -119,5 +121,5 @@ def compare_with_run(run: dict, certificate: Certificate | None) -> str:
         where = f"reaches {radii[reached - 1]:g}, like {shares[reached - 1]} of these images"
         if reached < len(radii):
             where += f", but not {radii[reached]:g}, which {shares[reached]} of them reach"
-    lines.append(f"Your certificate's radius, {certificate.radius:.3f} at sigma {certificate.sigma:g}, {where}.")
+    lines.append(f"Your certificate's radius, {floored(certificate.radius)} at sigma {certificate.sigma:g}, {where}.")
     return "\n".join(lines)
