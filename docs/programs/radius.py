@@ -80,7 +80,7 @@ def main():
 
     spread = torch.randn(digit.shape, generator=torch.Generator().manual_seed(1))
     single = torch.zeros_like(digit)
-    single[0, 6, 13] = 1.0
+    single[0, 4, 7] = 1.0
     changed = {
         f"a digit, certified as {certificate.label}": digit,
         f"a change of length {radius:.2f},\nspread over all pixels": digit + radius * spread / spread.norm(),
