@@ -37,6 +37,7 @@ def notebook_page(notebook: dict, stem: str) -> tuple[str, dict[str, bytes]]:
     for cell in notebook["cells"]:
         source = "".join(cell["source"])
         parts.append(source if cell["cell_type"] == "markdown" else f"```python\n{source}\n```")
+        printed = ""
         for output in cell.get("outputs", []):
             data = output.get("data", {})
             if "image/png" in data:
@@ -44,7 +45,9 @@ def notebook_page(notebook: dict, stem: str) -> tuple[str, dict[str, bytes]]:
                 pictures[name] = base64.b64decode("".join(data["image/png"]))
                 parts.append(f"![Picture of the cell above]({name})")
             else:
-                parts.append("```text\n" + "".join(output.get("text") or data["text/plain"]).strip("\n") + "\n```")
+                printed += "".join(output.get("text") or data["text/plain"])
+        if printed:
+            parts.append(f"```text\n{printed.strip()}\n```")
     return "\n\n".join(parts) + "\n", pictures
 
 

@@ -58,13 +58,13 @@ def run_bash(page: Path, slow: bool) -> None:
 
 
 @pytest.fixture(autouse=True)
-def command_in_path(scratch):
+def command_in_path(scratch, monkeypatch):
     """`diffusers-ndc`, also where the package is not installed."""
     program = scratch / "bin" / "diffusers-ndc"
     program.parent.mkdir()
     program.write_text(f'#!/bin/sh\nexec {shlex.quote(sys.executable)} -m diffusers_ndc "$@"\n')
     program.chmod(0o755)
-    os.environ["PATH"] = f"{program.parent}{os.pathsep}{os.environ['PATH']}"  # put back by `scratch`
+    monkeypatch.setenv("PATH", f"{program.parent}{os.pathsep}{os.environ['PATH']}")
 
 
 @pytest.mark.parametrize("page", pages_with("python", slow=False), ids=name_of)
