@@ -189,7 +189,7 @@ def show_size(
         _, certificate, image = attacked(key, record, picture)
     except ValueError as error:
         return "", str(error)
-    image, norm = image.cpu(), size * certificate.radius
+    norm = size * certificate.radius
     tensors = [(multiple, torch.from_numpy(values)) for multiple, values in found or []]
     direction = changes.worst_direction(tensors, image, size)
     worst = None if direction is None else changes.with_norm(image, direction, norm)

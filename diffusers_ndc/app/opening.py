@@ -1,6 +1,5 @@
 """How the page opens: on the model that the link names, with the proof of a sample under way."""
 
-import os
 from collections.abc import Iterator
 
 import gradio as gr
@@ -8,6 +7,7 @@ import PIL.Image
 
 from . import reading
 from .certify_tab import RADIUS
+from .gpu import on_zero_gpu
 from .handlers import certify, sigma_in_words
 from .models import MODELS, RefusedModel
 from .site import Site
@@ -62,7 +62,7 @@ class Opening:
         """Load the model of a link. Returns its key, or raises a `RefusedModel`."""
         if MODELS.own is not None and wanted == MODELS.own.place:
             return ""
-        if not self.site.links or os.environ.get("SPACES_ZERO_GPU"):  # there, models are placed before the start
+        if not self.site.links or on_zero_gpu():
             raise RefusedModel("This page does not load other models.")
         return MODELS.load_linked(wanted)
 
