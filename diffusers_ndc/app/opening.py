@@ -1,11 +1,12 @@
 """How the page opens: on the model that the link names, with the proof of a sample under way."""
 
+import logging
 from collections.abc import Iterator
 
 import gradio as gr
 import PIL.Image
 
-from . import reading
+from . import buttons, reading
 from .certify_tab import RADIUS
 from .gpu import on_zero_gpu
 from .handlers import certify, sigma_in_words
@@ -67,8 +68,15 @@ class Opening:
         return MODELS.load_linked(wanted)
 
     def run(self, key: str, sample: PIL.Image.Image | None) -> Iterator[tuple]:
-        """Certify the sample; the visitor may stop it, or start a run of their own."""
+        """Certify the sample. The visitor may stop it, or start a run of their own, which takes its place."""
+        nothing = ("## Choose a picture and press Certify", "", "", "", None, None)
         if sample is None:
+            yield *nothing, *buttons.rest(None)
             return
-        for frame in certify(key, sample, RADIUS, COPIES, False, None, SECONDS):
-            yield *frame, gr.Button(interactive=True)
+        frame: tuple = nothing
+        try:
+            for frame in certify(key, sample, RADIUS, COPIES, False, None, SECONDS):
+                yield *frame, *buttons.opening()
+        except gr.Error:  # nobody asked for this run, so nobody gets its message; a run of the visitor's own has one
+            logging.exception("The opening run failed")
+        yield *frame, *buttons.rest(frame[4])

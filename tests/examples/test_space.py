@@ -84,11 +84,19 @@ def test_an_attack_shows_each_picture_and_the_slider_has_its_changes(handlers, f
 def test_there_is_nothing_to_attack_without_a_certificate(handlers, frames, network_calls):
     from gradio import Error
 
-    abstained = Certificate.from_counts({7: 20}, {7: 5, 1: 15}, sigma=0.25, alpha=0.001, bound="mixture").to_dict()
-    for record, picture in ((None, None), (frames[-1][4], None), ("x", None), (abstained, frames[-1][-1])):
+    settings = {"sigma": 0.25, "alpha": 0.001, "bound": "mixture", "image_hash": "0" * 32}
+    abstained = Certificate.from_counts({7: 20}, {7: 5, 1: 15}, **settings).to_dict()
+    other, picture = Certificate.from_counts({7: 20}, {7: 40}, **settings).to_dict(), frames[-1][-1]
+    for record, certified in (
+        (None, None),
+        (frames[-1][4], None),
+        ("x", None),
+        (other, picture),
+        (abstained, picture),
+    ):
         with pytest.raises(Error, match="certif|Nothing is proved"):
-            next(handlers.break_it("", record, picture))
-        assert handlers.show_size("", record, picture, None, 1)[0] == ""
+            next(handlers.break_it("", record, certified))
+        assert handlers.show_size("", record, certified, None, 1)[0] == ""
     assert not network_calls
 
 
@@ -204,8 +212,14 @@ def test_a_page_without_links_refuses_them(handlers, site, monkeypatch):
 def test_the_opening_certifies_its_sample(handlers, site):
     opening, (key, source, sample, *_, picture, noise) = opening_of(site)
     assert source == "sample" and "<img" in picture and "sigma 0.25" in noise
-    status, *_ = next(opening.run(key, sample))
-    assert status.startswith("## 4: ") and list(opening.run(key, None)) == []
+    status, *_, go, stop, attack = next(opening.run(key, sample))
+    assert status.startswith("## 4: ") and (go.interactive, stop.interactive, attack.interactive) == (
+        True,
+        True,
+        False,
+    )
+    ((status, *_, stop, attack),) = opening.run(key, None)
+    assert "press Certify" in status and not stop.interactive and not attack.interactive
 
 
 def test_an_unknown_model_is_a_message_on_a_page_that_works(site, handlers, tmp_path):
