@@ -74,7 +74,7 @@ def attack(model: Model, image: torch.Tensor, certificate: Certificate) -> Itera
 
     Args:
         model: The model.
-        image: The certified image, shape `(C, H, W)`, pixel units, on the model's device.
+        image: The certified image, shape `(C, H, W)`, pixel units.
         certificate: Its certificate, with a radius above 0.
 
     Yields:
@@ -84,6 +84,7 @@ def attack(model: Model, image: torch.Tensor, certificate: Certificate) -> Itera
         ValueError: The model has no gradient, or the image is not the certified one.
     """
     end = time.monotonic() + limits.SECONDS
+    image = image.to(model.device)
     smoothed = SmoothedClassifier(model.pipe.classifier(certificate.sigma), certificate.sigma)
     follows = surrogate(model, certificate.sigma)
     done: list[Attempt] = []

@@ -58,7 +58,7 @@ def certify_tab(samples: dict[str, PIL.Image.Image], sketches: bool) -> CertifyT
             settings = _settings()
         with gr.Column(min_width=320, elem_id="results"):
             shown = {
-                "status": gr.Markdown("## Choose a picture and press Certify", elem_id="status"),
+                "status": gr.Markdown("## The proof of a sample is starting ..." if samples else "", elem_id="status"),
                 "figure": gr.HTML(elem_id="figure"),
             }
             gr.HTML(why("figure"))

@@ -92,9 +92,9 @@ def warm_up(model: Model) -> None:
 
 
 def as_tensor(model: Model, picture: PIL.Image.Image) -> torch.Tensor:
-    """The picture as the network sees it, shape `(C, H, W)`, pixel units, on the model's device."""
+    """The picture as the network sees it, shape `(C, H, W)`, pixel units, on the CPU."""
     batch, _ = to_pixel_batch(picture, model.channels, model.size)
-    return batch[0].to(model.device)
+    return batch[0]
 
 
 def first_copies(
@@ -111,7 +111,7 @@ def first_copies(
     Returns:
         Shapes `(C, H, W)`, `(count, C, H, W)` and the same, pixel units, on the CPU.
     """
-    image = as_tensor(model, picture)
+    image = as_tensor(model, picture).to(model.device)
     classifier = model.pipe.classifier(certificate.sigma)
     noisy = SmoothedClassifier(classifier, certificate.sigma).noisy_copies(image, certificate, count)
     with STEP, classifier.denoiser.inference():

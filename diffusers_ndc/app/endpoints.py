@@ -76,7 +76,7 @@ def _attack(picture, distance):
     distance = checked("The distance", distance, *RADII)
     try:
         model = MODELS.find("")
-        image = as_tensor(model, prepare(model, picture))
+        image = as_tensor(model, prepare(model, picture)).to(model.device)
     except ValueError as error:
         raise visitor_error(str(error)) from None
     sigma = model.sigmas[0]

@@ -1,7 +1,13 @@
 """Work on a ZeroGPU Space: there a GPU is lent for a function call, for a number of seconds that is named before."""
 
+import os
 from collections.abc import Callable
 from typing import Any
+
+
+def on_zero_gpu() -> bool:
+    """Whether this is a ZeroGPU Space: models are placed before the start, and nothing computes outside of calls."""
+    return bool(os.environ.get("SPACES_ZERO_GPU"))
 
 
 def on_gpu(seconds: Callable[..., float]) -> Callable[[Callable], Callable]:

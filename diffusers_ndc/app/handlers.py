@@ -12,6 +12,7 @@ import PIL.Image
 import torch
 
 from ..certification.certificate import Certificate
+from ..common.images import content_hash
 from . import attacking, certifying, changes
 from .break_figures import attempts_figure, changes_figure, size_in_words
 from .certifying import Progress, as_tensor
@@ -153,7 +154,10 @@ def attacked(key: str, record: Any, picture: Any) -> tuple[Model, Certificate, t
         raise ValueError("There is no certificate yet: certify a picture first.")
     if certificate.radius <= 0:
         raise ValueError("Nothing is proved for this picture, so there is nothing to break.")
-    return model, certificate, as_tensor(model, picture)
+    image = as_tensor(model, picture)
+    if certificate.image_hash != content_hash(image):  # an uploaded one, after it was verified
+        raise ValueError("The certificate at hand is about another picture: certify this one first.")
+    return model, certificate, image
 
 
 @on_gpu(lambda *_: SECONDS)
@@ -189,7 +193,7 @@ def show_size(
         _, certificate, image = attacked(key, record, picture)
     except ValueError as error:
         return "", str(error)
-    image, norm = image.cpu(), size * certificate.radius
+    norm = size * certificate.radius
     tensors = [(multiple, torch.from_numpy(values)) for multiple, values in found or []]
     direction = changes.worst_direction(tensors, image, size)
     worst = None if direction is None else changes.with_norm(image, direction, norm)

@@ -15,6 +15,7 @@ import torch
 from huggingface_hub import HfApi, snapshot_download
 
 from ..pipelines.loading import Pipeline, load_pipeline
+from .gpu import on_zero_gpu
 from .sigmas import usable_sigmas
 
 
@@ -75,6 +76,8 @@ def load_model(place: str, device: str | None = None) -> Model:
 
 def _prepared(place: str, pipe: Pipeline, device: str | None) -> Model:
     pipe.set_progress_bar_config(disable=True)
+    if device is None and on_zero_gpu():
+        device = "cuda"  # which is there as soon as a GPU is lent
     if device is None:
         accelerator = torch.accelerator.current_accelerator() if torch.accelerator.is_available() else None
         device = str(accelerator or "cpu")

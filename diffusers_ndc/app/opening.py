@@ -1,13 +1,14 @@
 """How the page opens: on the model that the link names, with the proof of a sample under way."""
 
-import os
+import logging
 from collections.abc import Iterator
 
 import gradio as gr
 import PIL.Image
 
-from . import reading
+from . import buttons, reading
 from .certify_tab import RADIUS
+from .gpu import on_zero_gpu
 from .handlers import certify, sigma_in_words
 from .models import MODELS, RefusedModel
 from .site import Site
@@ -62,13 +63,20 @@ class Opening:
         """Load the model of a link. Returns its key, or raises a `RefusedModel`."""
         if MODELS.own is not None and wanted == MODELS.own.place:
             return ""
-        if not self.site.links or os.environ.get("SPACES_ZERO_GPU"):  # there, models are placed before the start
+        if not self.site.links or on_zero_gpu():
             raise RefusedModel("This page does not load other models.")
         return MODELS.load_linked(wanted)
 
     def run(self, key: str, sample: PIL.Image.Image | None) -> Iterator[tuple]:
-        """Certify the sample; the visitor may stop it, or start a run of their own."""
+        """Certify the sample. The visitor may stop it, or start a run of their own, which takes its place."""
+        nothing = ("## Choose a picture and press Certify", "", "", "", None, None)
         if sample is None:
+            yield *nothing, *buttons.rest(None)
             return
-        for frame in certify(key, sample, RADIUS, COPIES, False, None, SECONDS):
-            yield *frame, gr.Button(interactive=True)
+        frame: tuple = nothing
+        try:
+            for frame in certify(key, sample, RADIUS, COPIES, False, None, SECONDS):
+                yield *frame, *buttons.opening()
+        except gr.Error:  # nobody asked for this run, so nobody gets its message; a run of the visitor's own has one
+            logging.exception("The opening run failed")
+        yield *frame, *buttons.rest(frame[4])

@@ -6,6 +6,7 @@ import gradio as gr
 import PIL.Image
 
 from . import reading, runs
+from .buttons import rest, working
 from .certify_tab import CertifyTab, certify_tab
 from .endpoints import add_endpoints
 from .handlers import break_it, certify, show_size, sigma_in_words
@@ -91,20 +92,16 @@ def _connect_work(demo: gr.Blocks, tab: CertifyTab, states: States, opening: Ope
 
     def begin():
         status = "## Starting, or waiting for other visitors ..."
-        return status, "", "", "", None, None, None, "", "", "There is no certificate yet.", *_working()
-
-    def rest(record):
-        proved = isinstance(record, dict) and (record.get("radius") or 0) > 0
-        return gr.Button(interactive=True), gr.Button(interactive=False), gr.Button(interactive=proved)
+        return status, "", "", "", None, None, None, "", "", "There is no certificate yet.", *working()
 
     shown = [about, tab.seen, tab.sample_tab, tab.draw_tab, tab.sample_preview, tab.noise]
     loaded = demo.load(opening.look, None, [states.key, states.source, states.sample, *shown], **HIDDEN)
-    opened = loaded.then(opening.run, [states.key, states.sample], [*outputs, tab.stop], **WORK)
+    opened = loaded.then(opening.run, [states.key, states.sample], [*outputs, *buttons], **WORK)
     began = tab.go.click(begin, None, [*results, *buttons], cancels=[opened], scroll_to_output=True, **AT_ONCE)
     inputs = [states.key, states.source, states.sample, tab.sketch, states.uploaded, *settings]
     certified = began.then(run, inputs, outputs, **WORK)
     attack_began = tab.attack.click(
-        lambda: ("Starting, or waiting for other visitors ...", None, *_working()),
+        lambda: ("Starting, or waiting for other visitors ...", None, *working()),
         None,
         [tab.attempts, states.found, *buttons],
         cancels=[opened],
@@ -114,17 +111,13 @@ def _connect_work(demo: gr.Blocks, tab: CertifyTab, states: States, opening: Ope
         break_it, [states.key, states.record, states.picture], [tab.attempts, states.found], **WORK
     )
     work = [opened, certified, broken]
-    # after the end, an error, or Stop; running it twice does no harm
-    for event in work:
+    # After the end, an error, or Stop; running it twice does no harm. The opening run sets the buttons itself: what
+    # follows it would follow also when it is cancelled, and then disable the Stop of the visitor's own run.
+    for event in (certified, broken):
         event.then(rest, states.record, buttons, **AT_ONCE)
         event.failure(rest, states.record, buttons, **AT_ONCE)
     stopped = tab.stop.click(rest, states.record, buttons, cancels=work, **AT_ONCE)
     return [*work, stopped]
-
-
-def _working() -> tuple[gr.Button, gr.Button, gr.Button]:
-    """The buttons while something is computed: Certify, Stop, Try to break it."""
-    return gr.Button(interactive=False), gr.Button(interactive=True), gr.Button(interactive=False)
 
 
 def _connect_pictures(demo: gr.Blocks, tab: CertifyTab, states: States, samples: dict) -> None:

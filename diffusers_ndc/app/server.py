@@ -6,6 +6,7 @@ from typing import Any
 import gradio as gr
 
 from .certifying import warm_up
+from .gpu import on_zero_gpu
 from .models import MODELS
 from .page import build
 from .site import Site
@@ -39,7 +40,7 @@ def launch(site: Site, **settings: Any) -> gr.Blocks:
         OSError: The port is in use.
     """
     demo = build(site)
-    if MODELS.own is not None and site.samples is not None:
+    if MODELS.own is not None and not on_zero_gpu():
         warm_up(MODELS.own)
     demo.launch(**LAUNCH, mcp_server=find_spec("mcp") is not None, **settings)
     return demo

@@ -2,7 +2,7 @@
 
     pip install ".[space]" && python examples/space/app.py
 
-NDC_MODEL names another model, a folder or Hub id.
+NDC_MODEL, or the file model.txt that `deploy.py --model` writes, names another model, a folder or Hub id.
 """
 
 import os
@@ -13,7 +13,8 @@ from diffusers_ndc.app import Site, launch
 
 HERE = Path(__file__).resolve().parent
 DIGITS_MODEL = next((folder for folder in (HERE / "mnist", HERE.parent / "mnist") if folder.is_dir()), None)
-OTHER_MODEL = os.environ.get("NDC_MODEL")
+NAMED = HERE / "model.txt"
+OTHER_MODEL = os.environ.get("NDC_MODEL") or (NAMED.read_text().strip() if NAMED.is_file() else None)
 SITE = Site(OTHER_MODEL) if OTHER_MODEL else Site(str(DIGITS_MODEL), samples=HERE / "digits", opening="4")
 
 

@@ -41,6 +41,7 @@ def run_alone(words, code=LOOK):
             2,
             "`--model` must be an existing folder",
         ),
+        (["app", "--model", "./no"], 2, "`--model` must be an existing folder"),
     ],
 )
 def test_help_and_wrong_arguments_import_nothing_heavy(words, code, said):

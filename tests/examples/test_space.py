@@ -2,9 +2,7 @@
 
 import base64
 import json
-import os
 import re
-import subprocess
 import sys
 from types import SimpleNamespace
 
@@ -13,7 +11,7 @@ import PIL.ImageOps
 import pytest
 from diffusers import DDPMScheduler
 from helpers.networks import tiny_unet
-from helpers.space import DIGITS, SPACE, deploy
+from helpers.space import DIGITS, SPACE
 from helpers.space import address as address
 from helpers.space import network_calls as network_calls
 from helpers.space import site as site
@@ -86,11 +84,19 @@ def test_an_attack_shows_each_picture_and_the_slider_has_its_changes(handlers, f
 def test_there_is_nothing_to_attack_without_a_certificate(handlers, frames, network_calls):
     from gradio import Error
 
-    abstained = Certificate.from_counts({7: 20}, {7: 5, 1: 15}, sigma=0.25, alpha=0.001, bound="mixture").to_dict()
-    for record, picture in ((None, None), (frames[-1][4], None), ("x", None), (abstained, frames[-1][-1])):
+    settings = {"sigma": 0.25, "alpha": 0.001, "bound": "mixture", "image_hash": "0" * 32}
+    abstained = Certificate.from_counts({7: 20}, {7: 5, 1: 15}, **settings).to_dict()
+    other, picture = Certificate.from_counts({7: 20}, {7: 40}, **settings).to_dict(), frames[-1][-1]
+    for record, certified in (
+        (None, None),
+        (frames[-1][4], None),
+        ("x", None),
+        (other, picture),
+        (abstained, picture),
+    ):
         with pytest.raises(Error, match="certif|Nothing is proved"):
-            next(handlers.break_it("", record, picture))
-        assert handlers.show_size("", record, picture, None, 1)[0] == ""
+            next(handlers.break_it("", record, certified))
+        assert handlers.show_size("", record, certified, None, 1)[0] == ""
     assert not network_calls
 
 
@@ -206,8 +212,14 @@ def test_a_page_without_links_refuses_them(handlers, site, monkeypatch):
 def test_the_opening_certifies_its_sample(handlers, site):
     opening, (key, source, sample, *_, picture, noise) = opening_of(site)
     assert source == "sample" and "<img" in picture and "sigma 0.25" in noise
-    status, *_ = next(opening.run(key, sample))
-    assert status.startswith("## 4: ") and list(opening.run(key, None)) == []
+    status, *_, go, stop, attack = next(opening.run(key, sample))
+    assert status.startswith("## 4: ") and (go.interactive, stop.interactive, attack.interactive) == (
+        True,
+        True,
+        False,
+    )
+    ((status, *_, stop, attack),) = opening.run(key, None)
+    assert "press Certify" in status and not stop.interactive and not attack.interactive
 
 
 def test_an_unknown_model_is_a_message_on_a_page_that_works(site, handlers, tmp_path):
@@ -259,66 +271,35 @@ def test_the_interface_for_programs(site, address, capfd):
     assert "Traceback" not in "".join(capfd.readouterr())
 
 
-ASSEMBLED = {"LICENSE", "README.md", "app.py", "requirements.txt", "digits", "diffusers_ndc", "mnist"}
+def test_the_command_starts_the_app(site, monkeypatch, tmp_path, capsys):
+    from diffusers_ndc.app import server
+    from diffusers_ndc.command import main
 
-
-@pytest.fixture(scope="module")
-def assembled(tmp_path_factory):
-    return deploy.assemble(tmp_path_factory.mktemp("space"))
-
-
-def test_the_assembled_folder_is_complete_and_small(assembled):
-    assert {path.name for path in assembled.iterdir()} == ASSEMBLED
-    inside = {str(path.relative_to(assembled)) for path in assembled.rglob("*") if path.is_file()}
-    package = {str(path.relative_to(deploy.REPOSITORY)) for path in deploy.REPOSITORY.glob("diffusers_ndc/**/*.py")}
-    assert package | {"mnist/model_index.json", "mnist/unet/diffusion_pytorch_model.safetensors"} <= inside
-    assert not any("__pycache__" in path or "parquet" in path for path in inside)
-    assert sum((assembled / path).stat().st_size for path in inside) < 5_000_000
-    with pytest.raises(FileExistsError, match="must be new or empty"):
-        deploy.assemble(assembled)
-
-
-def test_the_space_asks_for_what_the_package_asks_for():
-    setup = {line.strip() for line in (deploy.REPOSITORY / "setup.cfg").read_text().splitlines()}
-    assert set((SPACE / "requirements.txt").read_text().split()) <= setup
-    front = (SPACE / "README.md").read_text().split("---")[1]
-    assert re.search(r"^sdk: gradio$", front, re.M) and re.search(r"^app_file: app.py$", front, re.M)
-
-
-@pytest.mark.slow
-def test_the_app_starts_with_the_assembled_folder_alone(site, assembled):
-    """In a fresh process, in another place, with the package that lies in the folder."""
-    code = (
-        "import app, diffusers_ndc; from diffusers_ndc.app import build; "
-        "print(diffusers_ndc.__file__, app.SITE.model); demo = build(app.SITE); "
-        "print(len(app.SITE.run_folders()), len(demo.fns) > 5)"
-    )
-    environment = {**os.environ, "PYTHONPATH": str(assembled)}
-    result = subprocess.run(
-        [sys.executable, "-B", "-c", code], capture_output=True, text=True, cwd=assembled, env=environment, timeout=300
-    )
-    assert result.returncode == 0, result.stderr
-    assert str(assembled / "diffusers_ndc") in result.stdout and str(assembled / "mnist") in result.stdout
-    assert result.stdout.split()[-2:] == ["4", "True"]
-
-
-def test_deploy_makes_a_space_and_brings_it_up_to_date(hub, assembled):
-    assert deploy.deploy("someone/certified") == f"{hub.endpoint}/spaces/someone/certified"
-    there = hub.files("someone/certified", "spaces")
-    expected = {str(path.relative_to(assembled)): path for path in assembled.rglob("*.*") if path.is_file()}
-    assert {name: there.get(name) for name in expected} == {name: path.read_bytes() for name, path in expected.items()}
-    hub.add("someone/certified", {"stale.py": b"", "app.py": b"old"}, "spaces")
-    deploy.deploy("someone/certified")
-    there = hub.files("someone/certified", "spaces")
-    assert "stale.py" not in there and there["app.py"] == (SPACE / "app.py").read_bytes()
-
-
-def test_deploy_says_what_is_wrong(hub, assembled, monkeypatch, capsys):
-    monkeypatch.setattr(sys, "argv", ["deploy.py", "someone/certified", "--dry-run", str(assembled)])
+    started = []
+    monkeypatch.setattr(server, "launch", lambda site, **settings: started.append((site, settings)))
+    runs = [str(folder) for folder in site.run_folders()]
+    words = ["app", "--model", site.model, "--samples", str(SPACE / "digits"), "--port", "7999", "--runs", *runs]
+    assert main([*words, "--no-links"]) == 0
+    ((given, settings),) = started
+    assert given.model == site.model and list(given.pictures()) == list("0123456789") and not given.links
+    assert given.run_folders() == site.run_folders()
+    assert settings == {"server_name": "127.0.0.1", "server_port": 7999, "share": False}
+    for wrong, said in ((["--port", "0"], "--port"), (["--samples", "no"], "--samples"), (["--runs", "no"], "--runs")):
+        with pytest.raises(SystemExit):
+            main(["app", "--model", site.model, *wrong])
+        assert f"`{said}` must" in capsys.readouterr().err
+    monkeypatch.delenv("NDC_MODEL", raising=False)
     with pytest.raises(SystemExit):
-        deploy.main()
-    assert "give either NAMESPACE/NAME or --dry-run" in capsys.readouterr().err
-    hub.broken = True
-    monkeypatch.setattr(sys, "argv", ["deploy.py", "someone/certified"])
-    with pytest.raises(SystemExit, match="error: "):
-        deploy.main()
+        main(["app"])
+
+
+def test_on_zero_gpu_a_call_names_its_time(monkeypatch):
+    from diffusers_ndc.app.gpu import on_gpu
+    from diffusers_ndc.app.handlers import seconds_to_certify
+
+    monkeypatch.setitem(sys.modules, "spaces", SimpleNamespace(GPU=lambda duration: lambda function: duration))
+    duration = on_gpu(seconds_to_certify)(None)
+    times = [duration("", None, 0.5, copies, False, 0.25) for copies in (100, 1000, 2000, float("nan"), "x", 10**9)]
+    assert times == sorted(times) and times[0] == 20 and times[-1] == 115
+    monkeypatch.setitem(sys.modules, "spaces", None)
+    assert on_gpu(seconds_to_certify)(len) is len

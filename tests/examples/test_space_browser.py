@@ -116,7 +116,7 @@ def test_the_page_opens_on_a_growing_proof_which_is_attacked_and_sized(visitor):
     shows(page, "#size-words", r"2 times the radius 0\.[\s\S]*Nothing is proved out here")
     playwright.expect(page.locator("#changed img")).to_have_count(3)
 
-    set_number(page, "wanted", 1)
+    set_number(page, "wanted", 0.9)
     shows(page, "#noise", r"sigma 0\.5 \(chosen for this radius before any vote\)")
 
     page.get_by_role("tab", name="Runs").click()
