@@ -18,9 +18,12 @@ COUNTING = ("OMP_NUM_THREADS", "OMP_THREAD_LIMIT", "MKL_", "GOMP_", "KMP_")
 """Beginnings of those by which they choose how many there are. `accelerate launch` sets one for several processes."""
 
 ROUNDS = 3
-"""Runs with each number of threads. The median counts: other programs may slow a run down."""
+"""Most runs with each number of threads. The median counts: other programs may slow a run down."""
 
-LONG = 2.0
+CLEAR = 2.0
+"""Factor between two numbers of threads after which there are no more runs."""
+
+LONG = 1.0
 """Seconds of one run after which there is no trial: so much work is for all threads."""
 
 _asked = False
@@ -54,7 +57,7 @@ def choose_threads(run: Callable[[], object]) -> None:
     most = torch.get_num_threads()
     if not _asked or most == 1 or _is_given(COUNTING):
         return
-    if min(_seconds(run), _seconds(run)) > LONG:  # the first run warms up
+    if _seconds(run) > LONG or _seconds(run) > LONG:  # the first run warms up
         return
     seconds: dict[int, list[float]] = {most: [], 1: []}
     chosen = most
@@ -63,7 +66,10 @@ def choose_threads(run: Callable[[], object]) -> None:
             for count, runs in seconds.items():
                 torch.set_num_threads(count)
                 runs.append(_seconds(run))
-        chosen = min(seconds, key=lambda count: statistics.median(seconds[count]))
+            middle = {count: statistics.median(runs) for count, runs in seconds.items()}
+            if max(middle.values()) > CLEAR * min(middle.values()):
+                break
+        chosen = min(middle, key=middle.__getitem__)
     finally:
         torch.set_num_threads(chosen)
 

@@ -3,7 +3,6 @@
 import os
 import subprocess
 import sys
-import time
 
 import pytest
 import torch
@@ -66,10 +65,31 @@ def test_a_number_in_the_environment_is_kept():
     assert run_alone(TRIAL, OMP_NUM_THREADS="2") == "PASSIVE 2"
 
 
+class Work:
+    """A piece of work that takes so many seconds with each number of threads, by a clock of its own."""
+
+    def __init__(self, monkeypatch, seconds):
+        self.now, self.seconds, self.runs = 0.0, seconds, []
+        monkeypatch.setattr(threads, "time", self)
+
+    def perf_counter(self):
+        return self.now
+
+    def __call__(self):
+        self.runs.append(torch.get_num_threads())
+        self.now += self.seconds[self.runs[-1]]
+
+
 @pytest.mark.parametrize("faster", [1, 2])
 def test_the_faster_number_of_threads_is_chosen(free, faster):
-    choose_threads(lambda: time.sleep(0.001 if torch.get_num_threads() == faster else 0.02))
-    assert torch.get_num_threads() == faster
+    """After all rounds, or after the first one if the difference is clear."""
+    work = Work(free, {faster: 0.1, 3 - faster: 0.11})
+    choose_threads(work)
+    assert torch.get_num_threads() == faster and work.runs == [2, 2, *[2, 1] * threads.ROUNDS]
+    torch.set_num_threads(2)
+    work = Work(free, {faster: 0.1, 3 - faster: 0.3})
+    choose_threads(work)
+    assert torch.get_num_threads() == faster and work.runs == [2, 2, 2, 1]
 
 
 @pytest.mark.parametrize("name", ["OMP_NUM_THREADS", "MKL_NUM_THREADS", "KMP_HW_SUBSET", "GOMP_CPU_AFFINITY"])
@@ -83,7 +103,7 @@ def test_there_is_no_trial_for_those_who_did_not_ask(free):
     choose_threads(lambda: pytest.fail("there was a trial"))
     share_cores()
     assert "OMP_WAIT_POLICY" not in os.environ, "torch is loaded: it would only mislead"
-    choose_threads(lambda: time.sleep(0.001 if torch.get_num_threads() == 1 else 0.02))
+    choose_threads(Work(free, {1: 0.1, 2: 0.3}))
     assert torch.get_num_threads() == 1
 
 
@@ -98,9 +118,9 @@ def test_a_failed_or_long_trial_leaves_all_threads(free):
     with pytest.raises(RuntimeError, match="no memory"):
         choose_threads(fail)
     assert runs == [2, 2, 2, 1] and torch.get_num_threads() == 2
-    free.setattr(threads, "LONG", 0.001)
-    choose_threads(lambda: time.sleep(0.01 if torch.get_num_threads() == 2 else 0.002))
-    assert torch.get_num_threads() == 2
+    work = Work(free, {1: 0.1, 2: 1.5})
+    choose_threads(work)
+    assert work.runs == [2] and torch.get_num_threads() == 2
 
 
 def test_a_denoiser_is_tried_and_stays_as_it_is(free):

@@ -1,5 +1,6 @@
 """The command line of a training and its YAML file."""
 
+import doctest
 import json
 from dataclasses import replace
 
@@ -7,7 +8,7 @@ import pytest
 import yaml
 from helpers.training import UNET
 
-from diffusers_ndc.training import TrainingSettings, parse
+from diffusers_ndc.training import TrainingSettings, parse, settings_parser
 from diffusers_ndc.training.settings import DEFAULT_UNET
 
 
@@ -31,6 +32,11 @@ def test_the_network_s_arguments_come_from_json_a_file_or_python(tmp_path):
     for given in (UNET, str(tmp_path / "unet.json"), json.loads(UNET)):
         assert TrainingSettings("d", "o", unet_config=given).unet_arguments == json.loads(UNET)
     assert parse(LINE).unet_arguments == DEFAULT_UNET
+
+
+def test_the_example_runs():
+    result = doctest.testmod(settings_parser)
+    assert result.failed == 0 and result.attempted > 0
 
 
 @pytest.mark.parametrize(
