@@ -30,6 +30,7 @@ def classes(bench: Benchmark) -> None:
     train_images, train_labels = train[image_column], np.array(train[label_column])
     test_labels = np.array(bench.labels)
     levels = bench.pipe.classifier(args.sigma).levels
+    fitted = bench.pipe.sifter and bench.pipe.sifter.find(args.sigma)
     order = np.random.default_rng(args.seed).permutation(total)
     rows = []
     for number in [number for number in NUMBERS if number <= total]:
@@ -44,6 +45,7 @@ def classes(bench: Benchmark) -> None:
             candidates=NoiseLevels(levels.sigmas, levels.weights),
             batch_size=args.batch_size,
             num_copies=1,
+            cells=fitted.cells if fitted else (1, 1),
         )
         places = np.resize(np.flatnonzero(np.isin(test_labels, subset)), copies)
         rows.append(

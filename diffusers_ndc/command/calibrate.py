@@ -28,6 +28,9 @@ def parse_args(words: Sequence[str]) -> argparse.Namespace:
     add("--sift", choices=("features", "losses", "none"), default="features", help="what chooses a copy's classes")
     add("--sift-quantile", type=float, default=0.995, help="share of copies whose true class is a candidate")
     add("--num-copies", type=int, default=4, help="noisy copies of each image, with --sift features (default: 4)")
+    add(
+        "--cells", type=int, nargs=2, default=[1, 1], metavar=("ROWS", "COLUMNS"), help="grid of cells of the features"
+    )
     add("--batch-size", type=int, default=64)
     add("--device", default="cpu")
     args = parser.parse_args(words)
@@ -72,6 +75,7 @@ def main(words: Sequence[str]) -> int:
             sift=sift,
             sift_quantile=args.sift_quantile,
             num_copies=args.num_copies,
+            cells=tuple(args.cells),
         )
         pipe.save_calibration(args.model)
         pairs = ", ".join(

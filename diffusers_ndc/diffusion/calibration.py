@@ -19,7 +19,7 @@ from .class_sifter import FeatureSift
 from .classifier import NoisedDiffusionClassifier
 from .level_fitting import choose_levels, sift_thresholds
 from .noise_levels import NoiseLevels
-from .sifter_fitting import fit_sift
+from .sifter_fitting import SiftFitting, fit_sift
 from .sifting_rule import SiftingRule
 
 
@@ -169,9 +169,8 @@ def calibrate_sifted(
     images: ImageRows,
     labels: ArrayLike,
     num_levels: int,
-    quantile: float | None = 0.998,
-    sift_quantile: float = 0.995,
-    num_copies: int = 4,
+    quantile: float | None,
+    fitting: SiftFitting,
     seed: int = 0,
     on_images: Callable[[int], object] | None = None,
 ) -> tuple[NoiseLevels, FeatureSift]:
@@ -190,8 +189,7 @@ def calibrate_sifted(
         num_levels: Number of levels to choose.
         quantile: Fraction of the noisy copies whose true class survives each level's sifting. `None`: only features
             sift.
-        sift_quantile: Fraction of the noisy copies whose true class is a candidate.
-        num_copies: Noisy copies of each image.
+        fitting: How the sift is fitted.
         seed: Seed of the noise, 63 bits.
         on_images: Called with the number of images after each group of images, in each of the three rounds.
 
@@ -206,8 +204,8 @@ def calibrate_sifted(
     """
     classes = check_labels(labels, len(images), classifier.num_classes)
     check_calibrating(classifier, num_levels, quantile)
-    fit = fit_sift(classifier, images, classes, sift_quantile, num_copies, seed=seed, on_images=on_images)
-    data = candidate_errors(classifier, images, classes, fit, num_copies, seed, on_images)
+    fit = fit_sift(classifier, images, classes, fitting, seed=seed, on_images=on_images)
+    data = candidate_errors(classifier, images, classes, fit, fitting.num_copies, seed, on_images)
     levels, _ = fit_levels(classifier, data, num_levels, quantile)
     if levels is None:
         raise ValueError(NO_TELLING_LEVEL)

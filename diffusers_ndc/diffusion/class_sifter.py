@@ -21,7 +21,7 @@ from torch import nn
 
 from ..common.checks import check_integer, check_kind, check_number, check_sigma
 from .denoiser import Denoiser
-from .features import check_blocks
+from .features import WHOLE, check_blocks, check_cells
 from .noise_levels import NoiseLevels
 from .trained_levels import SAME_SIGMA
 
@@ -48,6 +48,7 @@ class FeatureSift(nn.Module):
         level_zero: `loss_weight` and `levels` (as `NoiseLevels.to_dict`) for scores that count in the loss, as fitted
             together; see `with_scores`. `None` if there are none.
         dtype: Name of the dtype that the network computed in when this was fitted.
+        cells: Rows and columns of the grid whose cells the features are of.
 
     Raises:
         TypeError: An argument has the wrong type.
@@ -73,6 +74,7 @@ class FeatureSift(nn.Module):
         expected_classes: float | None = None,
         level_zero: dict | None = None,
         dtype: str = "float32",
+        cells: Sequence[int] = WHOLE,
     ):
         super().__init__()
         check_sigma(smoothing_sigma)
@@ -87,6 +89,8 @@ class FeatureSift(nn.Module):
                 raise ValueError(f"`{name}` must be a finite number of at least {least:g}, got {value}.")
         if isinstance(blocks, str) or not blocks or not all(isinstance(block, str) for block in blocks):
             raise ValueError(f"`blocks` must be one or more names of blocks, got {blocks!r}.")
+        check_cells(cells)
+        self.cells = (cells[0], cells[1])
         self.smoothing_sigma, self.method, self.dtype = float(smoothing_sigma), method, dtype
         self.num_classes, self.blocks, self.noise = num_classes, tuple(blocks), float(noise)
         self.gap, self.min_classes, self.loss_weight = float(gap), min_classes, float(loss_weight)
@@ -114,6 +118,7 @@ class FeatureSift(nn.Module):
     def config(self) -> dict:
         """The arguments, as plain values."""
         return {
+            **({} if self.cells == WHOLE else {"cells": list(self.cells)}),  # hashes of older sifters stay valid
             "smoothing_sigma": self.smoothing_sigma,
             "method": self.method,
             "num_classes": self.num_classes,

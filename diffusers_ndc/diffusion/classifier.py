@@ -256,7 +256,15 @@ class NoisedDiffusionClassifier(DenoiserClassifier):
         if self.sift is not None and sift:
             used = self.likelihood.uses_denoised
             x0_hat, features = read_features(
-                self.denoiser, x_tau, self.sigma, self.sift.blocks, self.sift.noise, seeds, batch_size, used
+                self.denoiser,
+                x_tau,
+                self.sigma,
+                self.sift.blocks,
+                self.sift.noise,
+                seeds,
+                batch_size,
+                denoise=used,
+                cells=self.sift.cells,
             )
             return x0_hat if used else None, self.sift(features).to(x_tau)
         if self.likelihood.uses_denoised:

@@ -75,8 +75,9 @@ class FeatureClassifier(OnePassClassifier, DenoiserClassifier):
         """Logits of one batch."""
         x_tau = model_images(images)
         no_seeds = [0] * len(images)  # used for clean images only
+        sift = self.sift
         _, features = read_features(
-            self.denoiser, x_tau, self.sigma, self.sift.blocks, self.sift.noise, no_seeds, denoise=False
+            self.denoiser, x_tau, self.sigma, sift.blocks, sift.noise, no_seeds, denoise=False, cells=sift.cells
         )
         self.evaluations += len(images)
         logits = self.sift(features).to(x_tau)

@@ -1,6 +1,7 @@
 """Features of a pass through a network: mean and standard deviation of each channel of a few blocks.
 
-The pass that denoises a copy without a class computes them anyway, and they tell a lot about the class.
+The pass that denoises a copy without a class computes them anyway, and they tell a lot about the class. Statistics of
+whole images forget where things are; those of a grid of cells keep it, where it makes the class.
 """
 
 from collections.abc import Callable, Sequence
@@ -10,11 +11,15 @@ import torch
 from diffusers import DiTTransformer2DModel, ModelMixin
 from torch import nn
 
+from ..common.checks import check_integer
 from ..common.noise import standard_normal
 from .denoiser import Denoiser
 from .networks import uncompiled
 from .units import model_sigma
 
+
+WHOLE = (1, 1)
+"""One cell, which is the whole image."""
 
 SMALLEST_VARIANCE = 1e-8
 """Added to variances, so that a constant channel has a gradient."""
@@ -53,6 +58,14 @@ def check_blocks(network: ModelMixin, blocks: Sequence[str]) -> None:
         raise ValueError(f"`blocks` must be names of blocks of the network, got {list(blocks)}, unknown: {unknown}.")
 
 
+def check_cells(cells: Sequence[int]) -> None:
+    """Raise a `ValueError` unless these are the rows and columns of a grid of cells."""
+    if not isinstance(cells, (list, tuple)) or len(cells) != 2:
+        raise ValueError(f"`cells` must be the rows and columns of a grid, two integers, got {cells!r}.")
+    for number in cells:
+        check_integer("cells", number, 1, 1000, "the rows and columns of a grid, two integers")
+
+
 class FeatureReader:
     """Reads features of the first images that pass through a network, while it is open as a context.
 
@@ -64,6 +77,7 @@ class FeatureReader:
         network: The network, compiled or not.
         blocks: Names of its blocks, whose outputs are `(N, C, H, W)` or `(N, tokens, C)`, perhaps with more beside.
         num_images: Number of images to read. What passes after them is ignored, such as the passes of other classes.
+        cells: Rows and columns of the grid whose cells are summed up one by one; needs outputs `(N, C, H, W)`.
 
     Example:
         >>> from diffusers import UNet2DModel
@@ -75,9 +89,9 @@ class FeatureReader:
         torch.Size([3, 128])
     """
 
-    def __init__(self, network: ModelMixin, blocks: Sequence[str], num_images: int):
+    def __init__(self, network: ModelMixin, blocks: Sequence[str], num_images: int, cells: tuple[int, int] = WHOLE):
         self.modules = [uncompiled(network).get_submodule(block) for block in blocks]
-        self.num_images = num_images
+        self.num_images, self.cells = num_images, cells
         self.parts: list[list[torch.Tensor]] = [[] for _ in blocks]
         self.stack = ExitStack()
 
@@ -92,7 +106,7 @@ class FeatureReader:
 
     @property
     def features(self) -> torch.Tensor:
-        """Features of the images, shape `(num_images, D)`: for each block the means of its channels, then deviations.
+        """Features of the images, shape `(num_images, D)`: for each block and cell the means of channels, deviations.
 
         Float32 (float64 for a network in float64); differentiable where gradients are on.
 
@@ -110,7 +124,7 @@ class FeatureReader:
     def _hook(self, parts: list[torch.Tensor]) -> Callable:
         def read(module: nn.Module, inputs: tuple, output: torch.Tensor | tuple) -> None:
             if sum(map(len, parts)) < self.num_images:
-                parts.append(channel_statistics(output[0] if isinstance(output, tuple) else output))
+                parts.append(cell_statistics(output[0] if isinstance(output, tuple) else output, self.cells))
 
         return read
 
@@ -124,6 +138,7 @@ def read_features(
     seeds: Sequence[int],
     batch_size: int | None = None,
     denoise: bool = True,
+    cells: tuple[int, int] = WHOLE,
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Denoise images without a class, and read the features of that pass.
 
@@ -139,6 +154,7 @@ def read_features(
         seeds: One seed of 63 bits per image for that noise.
         batch_size: Images per network evaluation. Default: all.
         denoise: Whether the denoised images are needed. Otherwise the pass of one class may do.
+        cells: Rows and columns of the grid whose cells are summed up one by one.
 
     Returns:
         The denoised images (meaningless if they are not needed), and the features, shape `(N, D)`.
@@ -150,9 +166,32 @@ def read_features(
     label = None
     if not denoise and denoiser.null_source == "class_mean":
         label = torch.zeros(len(x_tau), dtype=torch.long, device=x_tau.device)
-    with FeatureReader(denoiser.unconditional_network, blocks, len(x_tau)) as reader:
+    with FeatureReader(denoiser.unconditional_network, blocks, len(x_tau), cells) as reader:
         h = denoiser.denoise(x_tau, level, label, batch_size)
     return h, reader.features
+
+
+def cell_statistics(output: torch.Tensor, cells: tuple[int, int]) -> torch.Tensor:
+    """Mean and standard deviation of each channel in each cell of a grid, as even as the size allows.
+
+    Args:
+        output: Shape `(N, C, H, W)`; for a single cell also `(N, tokens, C)`.
+        cells: Rows and columns of the grid.
+
+    Returns:
+        Shape `(N, 2 C rows columns)`: cell by cell as `channel_statistics`; float32 or float64.
+
+    Raises:
+        ValueError: The output has no place for so many cells.
+    """
+    if tuple(cells) == WHOLE:
+        return channel_statistics(output)
+    rows, columns = cells
+    if output.ndim != 4 or output.shape[2] < rows or output.shape[3] < columns:
+        size = tuple(output.shape[2:]) if output.ndim == 4 else "tokens in a row"
+        raise ValueError(f"`cells` must fit into the output of each block, got {tuple(cells)} for {size}.")
+    parts = [part for band in output.tensor_split(rows, 2) for part in band.tensor_split(columns, 3)]
+    return torch.cat([channel_statistics(part) for part in parts], dim=1)
 
 
 def channel_statistics(output: torch.Tensor) -> torch.Tensor:

@@ -17,7 +17,7 @@ from ..common.noise import standard_normal
 from ..common.seeds import derive_seeds
 from .class_sifter import FeatureSift
 from .classifier import NoisedDiffusionClassifier
-from .features import default_blocks, read_features
+from .features import WHOLE, check_cells, default_blocks, read_features
 from .trained_levels import check_trained_sigma
 from .units import model_sigma
 
@@ -36,6 +36,33 @@ GROUP = 32
 
 MAX_COPIES = 10_000
 """Largest number of noisy copies of an image."""
+
+
+@dataclass(frozen=True)
+class SiftFitting:
+    """How a sift is fitted.
+
+    Args:
+        sift_quantile: Share of the noisy copies whose true class must be a candidate: the gap is this quantile of the
+            distance between the score of the true class and the best score.
+        num_copies: Noisy copies of each image.
+        cells: Rows and columns of the grid whose cells the features are of.
+
+    Raises:
+        TypeError, ValueError: A value is not as described.
+    """
+
+    sift_quantile: float = 0.995
+    num_copies: int = 4
+    cells: tuple[int, int] = WHOLE
+
+    def __post_init__(self) -> None:
+        expected = "a fraction above 0 and up to 1"
+        check_number("sift_quantile", self.sift_quantile, expected)
+        if not 0 < self.sift_quantile <= 1:
+            raise ValueError(f"`sift_quantile` must be {expected}, got {self.sift_quantile}.")
+        check_integer("num_copies", self.num_copies, 1, MAX_COPIES, "a number of noisy copies")
+        check_cells(self.cells)
 
 
 @dataclass(frozen=True)
@@ -115,8 +142,7 @@ def fit_sift(
     classifier: NoisedDiffusionClassifier,
     images: ImageRows,
     labels: np.ndarray,
-    quantile: float = 0.995,
-    num_copies: int = 4,
+    fitting: SiftFitting,
     min_classes: int = 2,
     blocks: Sequence[str] | None = None,
     seed: int = 0,
@@ -129,9 +155,7 @@ def fit_sift(
         images: Clean images, pixel units: a tensor `(N, C, H, W)`, or what makes its rows when they are read. The
             noise that the classifier expects is added here.
         labels: Their classes, shape `(N,)`. Every class must occur twice.
-        quantile: Share of the noisy copies whose true class must be a candidate: the gap is this quantile of the
-            distance between the score of the true class and the best score.
-        num_copies: Noisy copies of each image.
+        fitting: How it is fitted.
         min_classes: Smallest number of candidates.
         blocks: Names of the blocks whose features are read. Default: `default_blocks`.
         seed: Seed of the noise, 63 bits.
@@ -141,16 +165,14 @@ def fit_sift(
         The sifts.
 
     Raises:
-        TypeError: A number is of another type.
-        ValueError: A value is out of range, a class occurs only once, or the unconditional denoiser was not trained
-            with the classifier's noise.
+        ValueError: A class occurs only once, the unconditional denoiser was not trained with the classifier's noise,
+            or a block's output has no place for the cells.
     """
-    check_fitting(quantile, num_copies)
     check_enough(labels)
     if classifier.sigma > 0:  # a method that is not told of the noise has not checked this
         check_trained_sigma(classifier.sigma, classifier.denoiser)
     blocks = default_blocks(classifier.denoiser.unconditional_network) if blocks is None else blocks
-    copies = _CopyFeatures(classifier, images, num_copies, blocks, seed, on_images)
+    copies = _CopyFeatures(classifier, images, fitting, blocks, seed, on_images)
     fold_of = folds_of(labels)
     everything, by_fold = _moments(copies, labels, fold_of, classifier.num_classes)
 
@@ -165,13 +187,14 @@ def fit_sift(
             gap=gap,
             min_classes=min_classes,
             dtype=classifier.denoiser.dtype,
+            cells=fitting.cells,
         )
         sift.load_state_dict(parameters)
         return sift.eval()
 
     maps = [everything.discriminant(moments) for moments in by_fold]
     distances = _distances(copies, labels, fold_of, [sift_of(parameters) for parameters in maps])
-    gap = float(np.quantile(distances, quantile))
+    gap = float(np.quantile(distances, fitting.sift_quantile))
     device = classifier.denoiser.unet.device
     folds = [sift_of(parameters, gap).to(device) for parameters in maps]
     return CrossFit(sift_of(everything.discriminant(), gap).to(device), folds, fold_of)
@@ -184,8 +207,8 @@ class _CopyFeatures:
         Features of one copy of a few images, float64 on the CPU, shape `(n, D)`, and the numbers of these images.
     """
 
-    def __init__(self, classifier, images, num_copies, blocks, seed, on_images):
-        self.classifier, self.images, self.num_copies = classifier, images, num_copies
+    def __init__(self, classifier, images, fitting, blocks, seed, on_images):
+        self.classifier, self.images, self.fitting = classifier, images, fitting
         self.blocks, self.seed, self.on_images = blocks, seed, on_images
         denoiser = classifier.denoiser
         low, high = denoiser.unconditional_sigma_range
@@ -196,7 +219,7 @@ class _CopyFeatures:
         for first in range(0, len(self.images), GROUP):
             rows = np.arange(first, min(first + GROUP, len(self.images)))
             part = self.images[rows]
-            for copy in range(self.num_copies):
+            for copy in range(self.fitting.num_copies):
                 yield self._features(part, rows, copy), rows
             if self.on_images is not None:
                 self.on_images(len(rows))
@@ -208,7 +231,15 @@ class _CopyFeatures:
             x_tau = classifier.to_model(noisy)
             size = classifier.network_batch_for(x_tau)
             _, features = read_features(
-                classifier.denoiser, x_tau, sigma, self.blocks, self.noise, seeds, size, denoise=False
+                classifier.denoiser,
+                x_tau,
+                sigma,
+                self.blocks,
+                self.noise,
+                seeds,
+                size,
+                denoise=False,
+                cells=self.fitting.cells,
             )
         features = features.double().cpu()
         if not features.isfinite().all():
@@ -279,12 +310,3 @@ def check_enough(labels: np.ndarray) -> None:
             "`labels` must have at least two images of each class to fit a sifter of features, got one of the classes "
             f'{classes[counts < 2].tolist()}. Give more images, or `sift="losses"`.'
         )
-
-
-def check_fitting(sift_quantile: float, num_copies: int) -> None:
-    """Raise unless these are the share of true classes that must be candidates, and a number of noisy copies."""
-    expected = "a fraction above 0 and up to 1"
-    check_number("sift_quantile", sift_quantile, expected)
-    if not 0 < sift_quantile <= 1:
-        raise ValueError(f"`sift_quantile` must be {expected}, got {sift_quantile}.")
-    check_integer("num_copies", num_copies, 1, MAX_COPIES, "a number of noisy copies")

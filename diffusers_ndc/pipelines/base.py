@@ -20,7 +20,7 @@ from ..diffusion.feature_classifier import FeatureClassifier
 from ..diffusion.levels_table import levels_key
 from ..diffusion.likelihoods import get_likelihood
 from ..diffusion.noise_levels import NoiseLevels
-from ..diffusion.sifter_fitting import check_enough, check_fitting
+from ..diffusion.sifter_fitting import SiftFitting, check_enough
 from ..diffusion.trained_levels import default_levels
 from .inputs import Image, Images, one_of, to_pixel_batch
 from .reading import ImagesOrPaths, ReadBatch
@@ -168,6 +168,7 @@ class ClassifierPipeline(SharedPipeline, ABC):
         sift: str | None = "features",
         sift_quantile: float = 0.995,
         num_copies: int = 4,
+        cells: tuple[int, int] = (1, 1),
     ) -> NoiseLevels:
         """Fit a sifter and choose a few noise levels, with weights, on labelled images; keep them with the model.
 
@@ -201,6 +202,9 @@ class ClassifierPipeline(SharedPipeline, ABC):
                 scored at all levels.
             sift_quantile: Share of the noisy copies whose true class must be a candidate (with `features`).
             num_copies: Noisy copies of each image (with `features`).
+            cells: Rows and columns of the grid whose cells give features of their own (with `features`). One cell
+                forgets where things are; where this makes the class (two digits side by side, say), more cells leave
+                fewer candidates. They need more images, since there are more features.
 
         Returns:
             The chosen levels.
@@ -218,7 +222,7 @@ class ClassifierPipeline(SharedPipeline, ABC):
             candidates = default_levels(sigma, self.denoiser)
         if sift is not None and not (isinstance(sift, str) and sift in ("features", "losses")):
             raise ValueError(f"`sift` must be 'features', 'losses' or None, got {sift!r}.")
-        check_fitting(sift_quantile, num_copies)
+        fitting = SiftFitting(sift_quantile, num_copies, cells)
         classifier = self._diffusion_classifier(sigma, method, candidates, batch_size)
         batch = ReadBatch(images, classifier.denoiser, self._execution_device)
         check_seed(seed)
@@ -231,7 +235,7 @@ class ClassifierPipeline(SharedPipeline, ABC):
             batch.check(bar.update)
             if sift == "features":
                 levels, fitted = calibrate_sifted(
-                    classifier, batch, classes, num_levels, quantile, sift_quantile, num_copies, seed, bar.update
+                    classifier, batch, classes, num_levels, quantile, fitting, seed, bar.update
                 )
             else:
                 quantile = quantile if sift == "losses" else None

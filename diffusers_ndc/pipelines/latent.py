@@ -247,6 +247,7 @@ class LatentDiffusionClassifierPipeline(ModularSavingPipeline):
         sift: str | None = "features",
         sift_quantile: float = 0.995,
         num_copies: int = 4,
+        cells: tuple[int, int] = (1, 1),
     ) -> NoiseLevels:
         """Fit a sifter and choose a few noise levels, with weights, on labelled images; keep them with the model.
 
@@ -279,6 +280,7 @@ class LatentDiffusionClassifierPipeline(ModularSavingPipeline):
                 scored at all levels.
             sift_quantile: Share of the images whose class must be a candidate (with `features`).
             num_copies: Draws of the noise for each image (with `features`).
+            cells: Rows and columns of the grid whose cells give features of their own (with `features`; of a UNet).
 
         Returns:
             The chosen levels.
@@ -308,6 +310,7 @@ class LatentDiffusionClassifierPipeline(ModularSavingPipeline):
             sift,
             sift_quantile,
             num_copies,
+            cells,
         )
 
     def _usage(self) -> list[str]:

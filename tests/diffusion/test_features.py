@@ -5,7 +5,14 @@ from diffusers import DDPMScheduler, UNet2DConditionModel
 from helpers.networks import tiny_dit, tiny_text_unet, tiny_unet
 
 from diffusers_ndc import Denoiser, EDMUNet2DModel
-from diffusers_ndc.diffusion.features import FeatureReader, channel_statistics, default_blocks, read_features
+from diffusers_ndc.diffusion.features import (
+    FeatureReader,
+    cell_statistics,
+    channel_statistics,
+    check_cells,
+    default_blocks,
+    read_features,
+)
 
 
 def tiny_edm_unet():
@@ -141,3 +148,20 @@ def test_blocks_of_a_condition_network_without_cross_attention():
     network = tiny_unet(4, UNet2DConditionModel, cross_attention_dim=16, attention_head_dim=4,
                         mid_block_type="UNetMidBlock2D")  # fmt: skip
     assert default_blocks(network) == ("down_blocks.1", "mid_block", "up_blocks.0", "up_blocks.1")
+
+
+def test_cells_are_parts_of_the_image():
+    """Each cell has the statistics of its part; one cell is the whole; what does not fit is refused."""
+    output = torch.randn(2, 3, 5, 8)
+    parts = [
+        output[:, :, rows, columns] for rows in (slice(0, 3), slice(3, 5)) for columns in (slice(0, 4), slice(4, 8))
+    ]
+    expected = torch.cat([channel_statistics(part) for part in parts], dim=1)
+    torch.testing.assert_close(cell_statistics(output, (2, 2)), expected)
+    torch.testing.assert_close(cell_statistics(output, (1, 1)), channel_statistics(output))
+    for unfit, cells in ((output, (6, 1)), (output.flatten(2).mT, (1, 2))):
+        with pytest.raises(ValueError, match="`cells` must fit"):
+            cell_statistics(unfit, cells)
+    for wrong in ((1, 2, 3), 2, "12", (0, 1), (1, 1001), (1.5, 2), (True, 1)):
+        with pytest.raises(ValueError, match="`cells` must be"):
+            check_cells(wrong)

@@ -16,7 +16,7 @@ from helpers.networks import processor, tiny_unet, tiny_vit
 
 from diffusers_ndc import DenoisedClassifier, Denoiser, NoisedDiffusionClassifier, NoiseLevels
 from diffusers_ndc.checkpoints import VPPrecondScheduler
-from diffusers_ndc.diffusion.sifter_fitting import fit_sift
+from diffusers_ndc.diffusion.sifter_fitting import SiftFitting, fit_sift
 from diffusers_ndc.diffusion.trained_levels import default_levels
 
 
@@ -205,13 +205,14 @@ def test_features_of_clean_images_are_read_at_noise_that_the_unconditional_netwo
     images = torch.rand(12, 1, 8, 8, generator=torch.Generator().manual_seed(0))
     labels = np.arange(12) % 3
     low = NoisedDiffusionClassifier(two(EDM, EDMEulerScheduler(sigma_min=0.7)), levels=LEVELS)
-    assert fit_sift(low, images, labels, num_copies=1).sift.noise == 0.7
+    assert fit_sift(low, images, labels, SiftFitting(num_copies=1)).sift.noise == 0.7
     pair = two(EDM, TABLE, other_table=50)
-    noise = fit_sift(NoisedDiffusionClassifier(pair, levels=LEVELS), images, labels, num_copies=1).sift.noise
+    table = NoisedDiffusionClassifier(pair, levels=LEVELS)
+    noise = fit_sift(table, images, labels, SiftFitting(num_copies=1)).sift.noise
     assert noise in pair.unconditional_parametrisation.step_sigmas.tolist()
     noisy = NoisedDiffusionClassifier(low.denoiser, 0.25, "epndc", LEVELS)
     with pytest.raises(ValueError, match="`sigma` must be from 0.35 "):
-        fit_sift(noisy, images, labels, num_copies=1)
+        fit_sift(noisy, images, labels, SiftFitting(num_copies=1))
 
 
 @pytest.mark.parametrize(

@@ -6,7 +6,7 @@ from helpers.networks import tiny_unet
 from helpers.sifters import shades
 
 from diffusers_ndc import Denoiser, NoisedDiffusionClassifier
-from diffusers_ndc.diffusion.sifter_fitting import Moments, fit_sift, folds_of, noisy_copies
+from diffusers_ndc.diffusion.sifter_fitting import Moments, SiftFitting, fit_sift, folds_of, noisy_copies
 
 
 def blobs(count, num_classes=3, num_features=4, seed=0):
@@ -74,8 +74,8 @@ def test_a_class_that_features_tell_has_a_small_gap_and_one_that_they_do_not_a_w
     Negative control: by a map that has seen them, the gap would be much smaller.
     """
     images, labels = shades(120)
-    told = fit_sift(classifier(), images, np.array(labels), num_copies=1)
-    untold = fit_sift(classifier(), images, np.random.default_rng(0).permutation(labels), num_copies=1)
+    told = fit_sift(classifier(), images, np.array(labels), SiftFitting(num_copies=1))
+    untold = fit_sift(classifier(), images, np.random.default_rng(0).permutation(labels), SiftFitting(num_copies=1))
     assert told.sift.gap < 10 < untold.sift.gap
     kept = [number_in_play(fit.sift, images) for fit in (told, untold)]
     assert kept[0] < 2.2 < 2.7 < kept[1]
@@ -102,9 +102,9 @@ def number_in_play(sift, images):
 
 def test_calibrating_twice_and_in_other_batches_gives_the_same_sift():
     images, labels = shades(24)
-    first = fit_sift(classifier(), images, np.array(labels), num_copies=2, seed=1)
+    first = fit_sift(classifier(), images, np.array(labels), SiftFitting(num_copies=2), seed=1)
     small = NoisedDiffusionClassifier(classifier().denoiser, 0.25, batch_size=5)
-    second = fit_sift(small, images, np.array(labels), num_copies=2, seed=1)
+    second = fit_sift(small, images, np.array(labels), SiftFitting(num_copies=2), seed=1)
     for one, other in zip(first.sift.parameters(), second.sift.parameters(), strict=True):
         torch.testing.assert_close(one, other, atol=1e-3, rtol=1e-3)
     assert first.sift.gap == pytest.approx(second.sift.gap, rel=1e-2)

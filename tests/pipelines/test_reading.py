@@ -17,6 +17,7 @@ from helpers.sifters import shade_pipe, shades
 
 from diffusers_ndc import NoisedDiffusionClassifierPipeline, NoiseLevels
 from diffusers_ndc.diffusion.calibration import calibrate_sifted
+from diffusers_ndc.diffusion.sifter_fitting import SiftFitting
 from diffusers_ndc.pipelines.inputs import to_pixel_batch
 from diffusers_ndc.pipelines.reading import ReadBatch
 
@@ -105,7 +106,7 @@ def test_rows_are_those_of_the_whole_batch(pixels, tmp_path):
         assert len(batch) == COUNT and torch.equal(batch[rows], whole[rows])
     pipe = shade_pipe()
     classifier = pipe.classifier(0.25, levels=SETTINGS["candidates"])
-    levels, sift = calibrate_sifted(classifier, whole, labels, 2, num_copies=1, seed=5)
+    levels, sift = calibrate_sifted(classifier, whole, labels, 2, 0.998, SiftFitting(num_copies=1), seed=5)
     assert pipe.calibrate(images, labels, 0.25, **SETTINGS) == levels
     assert pipe.sifter.find(0.25).config == sift.config
 

@@ -16,6 +16,7 @@ from diffusers_ndc import (
     SmoothedClassifier,
     attack,
 )
+from diffusers_ndc.diffusion import ClassSifter
 
 
 CERTIFY = {"sigma": 0.25, "n0": 5, "n": 30, "alpha": 0.05, "seed": 3}
@@ -191,6 +192,25 @@ def test_ten_images_are_enough_or_refused_with_the_reason(labels, match):
     with pytest.raises(ValueError, match=match):
         pipe.calibrate(images, labels)
     assert pipe.sifter is None and not pipe.config.levels
+
+
+def test_features_of_cells_are_saved_and_replay(image, tmp_path):
+    """A sifter whose features are of cells is another one, and stays what it is through saving and loading."""
+    pipe = shade_pipe()
+    images, labels = shades(24)
+    with pytest.raises(ValueError, match="`cells` must be"):
+        pipe.calibrate(images, labels, 0.25, num_levels=2, cells=(0, 1))
+    pipe.calibrate(images, labels, 0.25, num_levels=2, num_copies=1)
+    whole = pipe.sifter.find(0.25)
+    pipe.calibrate(images, labels, 0.25, num_levels=2, num_copies=1, cells=(1, 2))
+    sift = pipe.sifter.find(0.25)
+    assert (whole.cells, sift.cells, len(sift.mean)) == ((1, 1), (1, 2), 2 * len(whole.mean))
+    assert "cells" not in whole.config and sift.settings["hash"] != whole.settings["hash"]
+    pipe.sifter.save_pretrained(tmp_path)
+    loaded = ClassSifter.from_pretrained(tmp_path).find(0.25)
+    assert (loaded.cells, loaded.settings) == (sift.cells, sift.settings)
+    for certificate in (pipe.certify(image, **CERTIFY), pipe.certify(image, **CERTIFY, method="features")):
+        assert certificate.agrees(pipe.replay(image, certificate))
 
 
 def test_calibrating_by_losses_removes_the_sifter(calibrated):
