@@ -14,6 +14,7 @@ from pathlib import Path
 import torch
 from huggingface_hub import HfApi, snapshot_download
 
+from ..diffusion.thread_trial import choose_threads_for
 from ..pipelines.loading import Pipeline, load_pipeline
 from .gpu import on_zero_gpu
 from .sigmas import usable_sigmas
@@ -87,6 +88,7 @@ def _prepared(place: str, pipe: Pipeline, device: str | None) -> Model:
         raise ValueError(f"The model {place} was trained for no noise that this app uses.")
     classifier = pipe.classifier(sigmas[0])
     denoiser = classifier.denoiser
+    choose_threads_for(denoiser)
     names = pipe.config.id2label or {label: str(label) for label in range(classifier.num_classes)}
     return Model(place, pipe, dict(names), denoiser.image_channels, denoiser.image_size, sigmas)
 

@@ -4,15 +4,15 @@
 
 Visitors draw or upload a picture, or choose one of --samples. The page is at http://127.0.0.1:7860, for this machine
 alone; --host 0.0.0.0 opens it to the network, and --share to everybody with the link that is printed. It needs the
-extra `space`: pip install "diffusers-ndc[space]".
+extra `space`.
 """
 
 import argparse
 import os
 from collections.abc import Sequence
-from importlib.util import find_spec
 from pathlib import Path
 
+from ..common.extras import require
 from .arguments import check_exist, check_folder, make_parser
 
 
@@ -42,8 +42,7 @@ def parse_args(words: Sequence[str]) -> argparse.Namespace:
 
 def main(words: Sequence[str]) -> int:
     args = parse_args(words)
-    if find_spec("gradio") is None:
-        raise ImportError('the app needs the extra `space`: pip install "diffusers-ndc[space]"')
+    require("app", "space")
 
     from ..app import Site, launch
 

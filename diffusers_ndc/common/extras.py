@@ -8,6 +8,7 @@ REPOSITORY = "git+https://github.com/diffusers-ndc/diffusers-ndc"
 EXTRAS = {
     "eval": {"datasets": "datasets", "jsonargparse": "jsonargparse", "matplotlib": "matplotlib", "yaml": "pyyaml"},
     "train": {"datasets": "datasets", "jsonargparse": "jsonargparse", "yaml": "pyyaml"},
+    "space": {"gradio": "gradio", "yaml": "pyyaml"},
 }
 """Modules of each extra, with the packages that have them."""
 

@@ -8,7 +8,12 @@ NDC_MODEL, or the file model.txt that `deploy.py --model` writes, names another 
 import os
 from pathlib import Path
 
-from diffusers_ndc.app import Site, launch
+from diffusers_ndc.common.threads import share_cores
+
+
+share_cores()  # before torch is loaded
+
+from diffusers_ndc.app import Site, launch  # noqa: E402
 
 
 HERE = Path(__file__).resolve().parent
