@@ -19,7 +19,7 @@ LARGEST = 10_000
 class OptionsParser(ArgumentParser):
     """A parser with an option for each field of a dataclass. Its errors are one line after the usage.
 
-    What is required may come from a file, and is checked by `read`.
+    What is required may come from a file: `missing` and `require` check it.
 
     Args:
         kind: The dataclass.
@@ -53,14 +53,20 @@ class OptionsParser(ArgumentParser):
             given: Values of the file.
 
         Raises:
-            SystemExit: An option is unknown, a value has the wrong type, or a required one is missing.
+            SystemExit: An option is unknown, or a value has the wrong type.
         """
         values = vars(self.parse_args(list(words), namespace=self.parse_object(given)))
-        missing = [f"--{f.name.replace('_', '-')}" for f in fields(self.kind) if _is_missing(f, values)]
-        if missing:
-            self.error(f"the following arguments are required: {', '.join(missing)}")
         del values["config"]
         return values
+
+    def missing(self, values: Mapping[str, Any]) -> list[str]:
+        """The options without a default that got no value."""
+        return [f"--{f.name.replace('_', '-')}" for f in fields(self.kind) if _is_missing(f, values)]
+
+    def require(self, missing: Sequence[str]) -> None:
+        """End with a message if required options are missing."""
+        if missing:
+            self.error(f"the following arguments are required: {', '.join(missing)}")
 
 
 def read_words(words: Sequence[str], *options: str) -> argparse.Namespace:

@@ -27,7 +27,9 @@ def parse(argv: Sequence[str] | None = None, description: str | None = None, pro
     except ValueError as error:
         parser.error(str(error))
     parser.set_defaults(defaults)
-    return Settings(**{**parser.read(words, given), "task": task})
+    values = parser.read(words, given)
+    parser.require(parser.missing(values))
+    return Settings(**{**values, "task": task})
 
 
 def _sources(words: Sequence[str]) -> tuple[Task | None, dict[str, Any], dict[str, Any]]:
