@@ -30,10 +30,9 @@ def main(words: Sequence[str], command: str = "evaluate") -> int:
     try:
         settings.check()
         settings.check_places()
-        if settings.model is not None:
-            check_on_hub("--model", settings.model)
-        if settings.classifier is not None:
-            check_on_hub("--classifier", settings.classifier, "config.json")
+        for name, file in {"model": "model_index.json", "classifier": "config.json"}.items():
+            if getattr(settings, name) is not None:
+                check_on_hub(f"--{name}", getattr(settings, name), file)
     except (TypeError, ValueError) as error:
         print(f"{prog}: error: {error}", file=sys.stderr)
         return 2

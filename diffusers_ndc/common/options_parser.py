@@ -19,7 +19,7 @@ LARGEST = 10_000
 class OptionsParser(ArgumentParser):
     """A parser with an option for each field of a dataclass. Its errors are one line after the usage.
 
-    What is required may come from a file, and is checked by `read`.
+    What is required may come from a file: `missing` and `require` check it.
 
     Args:
         kind: The dataclass.
@@ -36,10 +36,10 @@ class OptionsParser(ArgumentParser):
             default_env=False,
         )
         self.kind = kind
-        self.hints = get_type_hints(kind)
+        hints = get_type_hints(kind)
         for f in fields(kind):
             names = list(dict.fromkeys([f"--{f.name.replace('_', '-')}", f"--{f.name}"]))
-            self.add_argument(*names, default=_default(f), help=f.metadata["help"], **_how_to_read(self.hints[f.name]))
+            self.add_argument(*names, default=_default(f), help=f.metadata["help"], **_how_to_read(hints[f.name]))
         self.add_argument("--config", metavar="FILE", help="YAML file with the same keys; the command line wins.")
 
     def error(self, message: str, ex: Exception | None = None) -> Any:
@@ -53,16 +53,20 @@ class OptionsParser(ArgumentParser):
             given: Values of the file.
 
         Raises:
-            SystemExit: An option is unknown, a value has the wrong type, or a required one is missing. One that may be
-                `None` may be missing.
+            SystemExit: An option is unknown, or a value has the wrong type.
         """
         values = vars(self.parse_args(list(words), namespace=self.parse_object(given)))
-        needed = [f for f in fields(self.kind) if _is_required(f) and not _is(type(None), self.hints[f.name])]
-        missing = [f"--{f.name.replace('_', '-')}" for f in needed if values[f.name] is None]
-        if missing:
-            self.error(f"the following arguments are required: {', '.join(missing)}")
         del values["config"]
         return values
+
+    def missing(self, values: Mapping[str, Any]) -> list[str]:
+        """The options without a default that got no value."""
+        return [f"--{f.name.replace('_', '-')}" for f in fields(self.kind) if _is_missing(f, values)]
+
+    def require(self, missing: Sequence[str]) -> None:
+        """End with a message if required options are missing."""
+        if missing:
+            self.error(f"the following arguments are required: {', '.join(missing)}")
 
 
 def read_words(words: Sequence[str], *options: str) -> argparse.Namespace:
@@ -113,8 +117,8 @@ def _json(key: object, value: dict, path: str) -> str:
     return "".join(pieces)
 
 
-def _is_required(f: Field) -> bool:
-    return f.default is MISSING and f.default_factory is MISSING
+def _is_missing(f: Field, values: Mapping[str, Any]) -> bool:
+    return f.default is MISSING and f.default_factory is MISSING and values[f.name] is None
 
 
 def _default(f: Field) -> Any:
@@ -124,9 +128,9 @@ def _default(f: Field) -> Any:
     return None if f.default is MISSING else f.default
 
 
-def _is(kind: type, hint: Any) -> bool:
-    """Whether a type is, or may be, a list, a dictionary, or `None`."""
-    return any(kind in (one, get_origin(one)) for one in (hint, *get_args(hint)))
+def _is(origin: type, hint: Any) -> bool:
+    """Whether a type is, or may be, a list or dictionary."""
+    return any(get_origin(kind) is origin for kind in (hint, *get_args(hint)))
 
 
 def _how_to_read(hint: Any) -> dict[str, Any]:

@@ -28,8 +28,10 @@ def parse(argv: Sequence[str] | None = None, description: str | None = None, pro
         parser.error(str(error))
     parser.set_defaults(defaults)
     values = parser.read(words, given)
-    if values["model"] is None and values["method"] != "gaussian":
-        parser.error("the following arguments are required: --model")
+    missing = parser.missing(values)
+    if values["method"] == "gaussian" and "--model" in missing:
+        missing.remove("--model")
+    parser.require(missing)
     return Settings(**{**values, "task": task})
 
 

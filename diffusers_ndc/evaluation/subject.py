@@ -21,7 +21,8 @@ from ..diffusion.thread_trial import choose_threads_for
 from ..pipelines.base import DiffusionClassifier
 from ..pipelines.inputs import to_pixel_batch
 from ..pipelines.latent import LatentDiffusionClassifierPipeline
-from ..pipelines.loading import Pipeline, load_pipeline
+from ..pipelines.loading import Pipeline as Pipeline
+from ..pipelines.loading import load_pipeline as load_pipeline
 from .data import LabelledImages, load_labelled_images
 from .settings import Settings
 

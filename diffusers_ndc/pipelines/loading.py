@@ -1,4 +1,4 @@
-"""Loading a pipeline of whichever kind a folder or repository holds."""
+"""Load the pipeline of a folder or Hub id, whichever of the two kinds it is."""
 
 from .latent import LatentDiffusionClassifierPipeline
 from .pixel import NoisedDiffusionClassifierPipeline

@@ -31,4 +31,6 @@ def parse(
         given = {} if config is None else read_config(config, TrainingSettings)
     except ValueError as error:
         parser.error(str(error))
-    return TrainingSettings(**parser.read(words, given))
+    values = parser.read(words, given)
+    parser.require(parser.missing(values))
+    return TrainingSettings(**values)
