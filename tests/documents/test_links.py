@@ -17,7 +17,7 @@ def test_links_lead_somewhere(document):
     for path, anchor in links(document):
         target = document.parent / path if path else document
         assert target.exists(), f"{path} does not exist"
-        assert target.resolve().is_relative_to(ROOT), f"{path} is not in the repository"
+        assert target.resolve().is_relative_to(ROOT.resolve()), f"{path} is not in the repository"
         if anchor:
             assert anchor in anchors(target), (
                 f"{path}#{anchor}: no such heading, or GitHub and mkdocs name it differently"
