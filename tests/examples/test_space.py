@@ -5,6 +5,7 @@ import json
 import re
 import sys
 from types import SimpleNamespace
+from urllib.request import urlopen
 
 import PIL.Image
 import PIL.ImageOps
@@ -303,3 +304,14 @@ def test_on_zero_gpu_a_call_names_its_time(monkeypatch):
     assert times == sorted(times) and times[0] == 20 and times[-1] == 115
     monkeypatch.setitem(sys.modules, "spaces", None)
     assert on_gpu(seconds_to_certify)(len) is len
+
+
+def test_the_interface_is_tools_of_an_mcp_server(site, address):
+    pytest.importorskip("mcp", reason="needs the extra 'space'")
+    with urlopen(f"{address}gradio_api/mcp/schema") as answer:
+        tools = {tool["name"]: tool for tool in json.load(answer)}
+    assert len(tools) == 3
+    (certify,) = [tool for name, tool in tools.items() if name.endswith("certify_picture")]
+    assert "prove an l2 radius" in certify["description"] and "0.001" in certify["description"]
+    described = certify["inputSchema"]["properties"]
+    assert set(described) == {"picture", "radius", "copies"} and "from 0.05 to 2" in described["radius"]["description"]

@@ -35,12 +35,10 @@ def site():
 @pytest.fixture(scope="module")
 def address(site):
     """Address of its page."""
-    from diffusers_ndc.app.server import LAUNCH, build, warm_up
+    from diffusers_ndc.app import launch
 
-    demo = build(site)
-    warm_up(load_model(site.model, "cpu"))
-    _, address, _ = demo.launch(**LAUNCH, server_name="127.0.0.1", prevent_thread_lock=True, quiet=True)
-    yield address
+    demo = launch(site, server_name="127.0.0.1", prevent_thread_lock=True, quiet=True)
+    yield demo.local_url
     demo.close()
 
 
