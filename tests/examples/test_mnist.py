@@ -14,6 +14,7 @@ from diffusers_ndc.common.json import differences
 from diffusers_ndc.evaluation.figures import Report
 from diffusers_ndc.evaluation.records import read_records
 from diffusers_ndc.evaluation.subject import weight_hash
+from diffusers_ndc.pipelines.model_card import model_section
 
 
 @pytest.fixture(scope="module")
@@ -69,6 +70,11 @@ def test_method_and_smoothing_noise_of_other_kinds(pipe, digits):
     for method, sigma in (("epndc", 0.25), ("apndc-clean", 0.25), ("apndc", 0.5)):
         certificate = pipe.certify(image, sigma=sigma, method=method, n0=5, n=20, alpha=0.01, seed=0)
         assert certificate.label == label and certificate.base_classifier["method"] == method
+
+
+def test_the_card_lists_the_levels_of_the_model(pipe):
+    section = model_section("examples/mnist", pipe._usage(), pipe._all_levels())
+    assert section in (MODEL / "README.md").read_text()
 
 
 @pytest.mark.parametrize("name", ["clean", "sigma-0.25", "sigma-0.5", "sigma-1.0"])
