@@ -32,7 +32,7 @@ def attempts_figure(image: torch.Tensor, attempts: Sequence[Attempt], names: dic
         changed = picture_tag(attempt.image, f"The attacked picture, {where}")
         rows.append(
             f'<div class="attempt">{original}<span aria-hidden="true">→</span>{changed}<div><b>{where}</b><br>'
-            f"l2 distance {attempt.distance:.2f}<br>{_state(attempt, names)}</div></div>"
+            f"l2 distance {floored(attempt.distance)}<br>{_state(attempt, names)}</div></div>"
         )
     return f'<div class="ndc">{"".join(rows)}</div>'
 

@@ -45,9 +45,9 @@ class Plot:
             self.parts.append(f'<line class="grid" x1="{LEFT}" x2="{WIDTH - RIGHT}" y1="{y:.1f}" y2="{y:.1f}"/>')
             self.parts.append(f'<text x="{LEFT - 6}" y="{y + 4:.1f}" text-anchor="end">{shown}</text>')
         for value in ticks(x_end):
-            self.parts.append(
-                f'<text x="{self.x(value):.1f}" y="{HEIGHT - BOTTOM + 16}" text-anchor="middle">{value:g}</text>'
-            )
+            place = f'x="{self.x(value):.1f}" y="{HEIGHT - BOTTOM + 16}"'
+            anchor = "end" if value > 0.97 * x_end else "middle"  # a number at the very end would be cut off
+            self.parts.append(f'<text {place} text-anchor="{anchor}">{value:g}</text>')
         middle = (LEFT + WIDTH - RIGHT) / 2
         self.parts.append(f'<text x="{middle}" y="{HEIGHT - 5}" text-anchor="middle">{escape(x_label)}</text>')
         self.parts.append(f'<text x="{WIDTH - RIGHT}" y="{TOP + 2}" text-anchor="end">{escape(y_label)}</text>')
