@@ -13,6 +13,7 @@ from tqdm.auto import tqdm
 from ..diffusion.denoiser import Denoiser
 from ..diffusion.thread_trial import choose_threads_for
 from ..pipelines.pixel import NoisedDiffusionClassifierPipeline
+from .checkpoints import next_number, remove_torn, whole_checkpoints
 from .images import TrainingImages, augment, load_images
 from .objective import build_denoiser, draw_noise_levels
 from .settings import TrainingSettings
@@ -52,6 +53,8 @@ def train(settings: TrainingSettings) -> None:
     training = _Training(settings, accelerator, data)
     if settings.resume:
         training.resume()
+    if accelerator.is_main_process:
+        settings.record()
     training.run_steps()
     accelerator.wait_for_everyone()
     if accelerator.is_main_process:
@@ -88,10 +91,15 @@ class _Training:
         accelerator.register_for_checkpointing(self.ema)
 
     def resume(self) -> None:
-        """Load the newest checkpoint."""
-        self.accelerator.load_state()
-        steps = self.ema.optimization_step
-        self.accelerator.project_configuration.iteration = steps // self.settings.checkpointing_steps
+        """Load the newest whole checkpoint. If a kill left none, the training begins anew."""
+        folder = self.settings.checkpoints
+        if self.accelerator.is_local_main_process:
+            remove_torn(folder)
+        self.accelerator.wait_for_everyone()
+        whole = whole_checkpoints(folder)
+        if whole:
+            self.accelerator.load_state(str(whole[-1]))
+        self.accelerator.project_configuration.iteration = next_number(folder)
 
     def run_steps(self) -> None:
         """Train up to step `max_train_steps`, with checkpoints."""

@@ -9,6 +9,7 @@ from helpers.training import UNET, make_images
 
 from diffusers_ndc import NoisedDiffusionClassifierPipeline
 from diffusers_ndc.training import TrainingSettings, train
+from diffusers_ndc.training.checkpoints import LAST_FILE, whole_checkpoints
 from diffusers_ndc.training.images import augment, load_images
 from diffusers_ndc.training.objective import build_denoiser, draw_noise_levels
 
@@ -34,6 +35,44 @@ def test_a_training_that_is_resumed_goes_on(folder, tmp_path):
     assert not torch.equal(pipe.unet.conv_in.weight, early.unet.conv_in.weight)
     assert pipe.config.id2label == {0: "dark", 1: "light"} and pipe.config.null_class == 2
     assert sorted(path.name for path in (tmp_path / "checkpoints").iterdir()) == ["checkpoint_0", "checkpoint_1"]
+
+
+def test_a_checkpoint_that_a_kill_left_without_its_end_is_passed_over(folder, tmp_path):
+    train(settings_of(folder, tmp_path, max_train_steps=6))
+    checkpoints = tmp_path / "checkpoints"
+    torn = checkpoints / "checkpoint_2" / LAST_FILE
+    torn.write_bytes(torn.read_bytes()[:1000])
+    assert [path.name for path in whole_checkpoints(checkpoints)] == ["checkpoint_1"]
+    train(settings_of(folder, tmp_path, max_train_steps=6, resume=True))
+    assert [path.name for path in whole_checkpoints(checkpoints)] == ["checkpoint_1", "checkpoint_2"]
+    for path in checkpoints.iterdir():
+        (path / LAST_FILE).unlink()
+    train(settings_of(folder, tmp_path, max_train_steps=2, resume=True))  # none is left: anew
+    assert [path.name for path in whole_checkpoints(checkpoints)] == ["checkpoint_0"]
+
+
+def test_checkpoints_of_other_distances_keep_their_order(folder, tmp_path):
+    train(settings_of(folder, tmp_path, max_train_steps=6))
+    train(settings_of(folder, tmp_path, max_train_steps=9, checkpointing_steps=3, resume=True))
+    assert [path.name for path in whole_checkpoints(tmp_path / "checkpoints")] == ["checkpoint_2", "checkpoint_3"]
+
+
+@pytest.mark.parametrize(
+    "changes, said",
+    [
+        ({"objective": "ddpm"}, "`--objective` must be edm, with which the training in .* was begun, got ddpm"),
+        ({"batch_size": 4}, "`--batch-size` must be 8,"),
+        ({"unet_config": None}, "`--unet-config` must be {'block_out_channels': .8, 8.,"),
+    ],
+)
+def test_a_training_is_not_resumed_with_other_settings(folder, tmp_path, changes, said):
+    settings_of(folder, tmp_path).record()
+    (tmp_path / "checkpoints" / "checkpoint_0").mkdir(parents=True)
+    settings_of(folder, tmp_path, max_train_steps=99, checkpointing_steps=5, resume=True).check()
+    with pytest.raises(ValueError, match=said):
+        settings_of(folder, tmp_path, resume=True, **changes).check()
+    (tmp_path / "training.json").unlink()  # a training from before there was one
+    settings_of(folder, tmp_path, resume=True, **changes).check()
 
 
 def test_classes_may_be_plain_numbers(tmp_path):
