@@ -31,6 +31,7 @@ def train(settings: TrainingSettings) -> None:
     Raises:
         OSError: The folder cannot be written.
         TypeError, ValueError: A setting is invalid, or does not go with the data set.
+        FloatingPointError: The training diverges.
 
     Example:
         >>> train(TrainingSettings("digits", "model", max_train_steps=2000))  # doctest: +SKIP
@@ -114,8 +115,19 @@ class _Training:
             loss = self._step(next(batches))
             rate = self.schedule.get_last_lr()[0]
             bar.set_postfix(loss=f"{loss:.4f}", lr=f"{rate:.1e}", refresh=False)
+            is_last = step + 1 == settings.max_train_steps
+            if is_last or (step + 1) % settings.checkpointing_steps == 0:
+                self._require_finite(step + 1)
             if (step + 1) % settings.checkpointing_steps == 0:
                 accelerator.save_state()
+
+    def _require_finite(self, steps: int) -> None:
+        """Raise a `FloatingPointError` if the training has diverged, before its weights replace good ones."""
+        if not all(parameter.isfinite().all() for parameter in self.parameters):
+            raise FloatingPointError(
+                f"The weights must be finite, got NaN or infinity within the {steps:,} steps so far. Earlier "
+                "checkpoints are kept; a lower `--learning-rate` may help, in a new `--output-dir`."
+            )
 
     def _batches(self, start: int) -> Iterator[dict[str, Any]]:
         """Endless batches, without the first `start`."""

@@ -4,7 +4,7 @@ import numpy as np
 import PIL.Image
 import pytest
 import torch
-from datasets import Dataset, Image
+from datasets import ClassLabel, Dataset, Features, Image
 from helpers.training import UNET, make_images
 
 from diffusers_ndc import NoisedDiffusionClassifierPipeline
@@ -51,6 +51,16 @@ def test_a_checkpoint_that_a_kill_left_without_its_end_is_passed_over(folder, tm
     assert [path.name for path in whole_checkpoints(checkpoints)] == ["checkpoint_0"]
 
 
+def test_a_training_that_diverges_ends_before_it_replaces_a_checkpoint(folder, tmp_path):
+    train(settings_of(folder, tmp_path, max_train_steps=2, learning_rate=1e30, lr_warmup_steps=1000))
+    early = (tmp_path / "checkpoints" / "checkpoint_0" / "model.safetensors").read_bytes()
+    (tmp_path / "training.json").unlink()
+    with pytest.raises(FloatingPointError, match="must be finite, got NaN or infinity within the 4 steps so far"):
+        train(settings_of(folder, tmp_path, max_train_steps=20, learning_rate=1e30, resume=True))
+    assert [path.name for path in (tmp_path / "checkpoints").iterdir()] == ["checkpoint_0"]
+    assert (tmp_path / "checkpoints" / "checkpoint_0" / "model.safetensors").read_bytes() == early
+
+
 def test_checkpoints_of_other_distances_keep_their_order(folder, tmp_path):
     train(settings_of(folder, tmp_path, max_train_steps=6))
     train(settings_of(folder, tmp_path, max_train_steps=9, checkpointing_steps=3, resume=True))
@@ -84,8 +94,18 @@ def test_classes_may_be_plain_numbers(tmp_path):
         if numbers[0] == 0:
             assert load_images(settings).class_names == [str(number) for number in range(12)]  # in their order
         else:
-            with pytest.raises(ValueError, match="`--label-column` label must be 0, 1, 2, ..., got"):
+            with pytest.raises(ValueError, match="`--label-column` label must be 0, 1, 2, ... for each image, got"):
                 load_images(settings)
+
+
+@pytest.mark.parametrize("unknown", [-1, None])
+def test_images_without_a_class_are_refused(tmp_path, unknown):
+    """Data sets mark them so; training would end at the first of them."""
+    features = Features({"image": Image(), "label": ClassLabel(names=["a", "b"])})
+    rows = {"image": [PIL.Image.new("L", (8, 8))] * 3, "label": [0, 1, unknown]}
+    Dataset.from_dict(rows, features=features).to_parquet(tmp_path / "train.parquet")
+    with pytest.raises(ValueError, match=f"for each image, got .{unknown}.\\."):
+        load_images(TrainingSettings(str(tmp_path), str(tmp_path / "out")))
 
 
 def test_images_get_one_size_and_the_network_has_it(folder, tmp_path):
