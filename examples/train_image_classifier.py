@@ -108,10 +108,14 @@ def build(args, names, size, mode):
         config = json.loads(Path(args.config).read_text() if args.config.endswith(".json") else args.config)
     if "model_type" not in config:
         raise ValueError(f"`--config` must have a `model_type`, got {config}.")
+    default = AutoConfig.for_model(config["model_type"])
+    unknown = [name for name in config if not hasattr(default, name)]
+    if unknown:  # a configuration takes any name, and the network does not look at it
+        raise ValueError(f"`--config` must have arguments of a {type(default).__name__}, got {unknown} too.")
     width, height = size
     labels = {"id2label": dict(enumerate(names)), "label2id": {name: label for label, name in enumerate(names)}}
     settings = {"num_channels": len(mode), **labels, **{k: v for k, v in config.items() if k != "model_type"}}
-    if hasattr(AutoConfig.for_model(config["model_type"]), "image_size"):
+    if hasattr(default, "image_size"):
         settings.setdefault("image_size", width if width == height else (height, width))
     network = AutoModelForImageClassification.from_config(AutoConfig.for_model(config["model_type"], **settings))
     mean = [0.5] * len(mode)
@@ -161,6 +165,8 @@ def run_epochs(accelerator, network, processor, optimizer, schedule, loader, arg
             schedule.step()
             optimizer.zero_grad()
             bar.set_postfix(loss=f"{loss.item():.4f}", refresh=False)
+        if not all(parameter.isfinite().all() for parameter in network.parameters()):
+            raise FloatingPointError(f"The weights must be finite, got NaN or infinity in epoch {epoch + 1}.")
         accelerator.save_state()
 
 
@@ -185,6 +191,12 @@ def train(args):
     accelerator.register_for_checkpointing(schedule)
     if args.resume:
         resume(accelerator, args)
+    steps = args.epochs * len(loader)
+    if schedule.total_steps != steps:  # the checkpoint brought the one with which the training was begun
+        raise ValueError(
+            f"`--epochs` and `--batch-size` must be those with which the training in {args.output_dir} was begun, "
+            f"{schedule.total_steps} steps in all, got {steps} steps."
+        )
     run_epochs(accelerator, network, processor, optimizer, schedule, loader, args)
     accelerator.wait_for_everyone()
     if accelerator.is_main_process:
