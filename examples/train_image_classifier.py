@@ -26,6 +26,8 @@ from torch.utils.data import DataLoader, TensorDataset
 from tqdm.auto import tqdm
 from transformers import AutoConfig, AutoModelForImageClassification, ViTImageProcessor
 
+from diffusers_ndc.training.checkpoints import next_number, remove_torn, whole_checkpoints
+
 
 RESNET = {"model_type": "resnet", "embedding_size": 32, "hidden_sizes": [32, 64], "depths": [2, 2]}
 DEFAULT_CONFIG = {**RESNET, "layer_type": "basic"}
@@ -60,19 +62,26 @@ def check_args(args):
     for name in ("batch_size", "epochs"):
         if getattr(args, name) < 1:
             raise ValueError(f"`--{name.replace('_', '-')}` must be at least 1, got {getattr(args, name)}.")
-    if args.resume and finished_epochs(args) == 0:
+    has_checkpoint = any(args.output_dir.glob("checkpoints/checkpoint_*"))
+    if args.resume and not has_checkpoint:
         raise ValueError(f"`--resume` must be given with a folder that has a checkpoint, got {args.output_dir}.")
-    if not args.resume and finished_epochs(args) > 0:
+    if not args.resume and has_checkpoint:
         raise ValueError(
             f"`--output-dir` must hold no checkpoints for a new run, got {args.output_dir}. Give `--resume` to "
             "continue from them, or another folder."
         )
 
 
-def finished_epochs(args) -> int:
-    """The number of epochs after which the newest checkpoint was saved, 0 without one."""
-    numbers = [int(path.name.rpartition("_")[2]) for path in args.output_dir.glob("checkpoints/checkpoint_*")]
-    return max(numbers, default=-1) + 1
+def resume(accelerator, args):
+    """Load the newest whole checkpoint; if a kill left none, the training begins anew."""
+    folder = args.output_dir / "checkpoints"
+    if accelerator.is_local_main_process:
+        remove_torn(folder)
+    accelerator.wait_for_everyone()
+    whole = whole_checkpoints(folder)
+    if whole:
+        accelerator.load_state(str(whole[-1]))
+    accelerator.project_configuration.iteration = next_number(folder)
 
 
 def load_images(args, split: str, size=None, mode=None):
@@ -99,10 +108,14 @@ def build(args, names, size, mode):
         config = json.loads(Path(args.config).read_text() if args.config.endswith(".json") else args.config)
     if "model_type" not in config:
         raise ValueError(f"`--config` must have a `model_type`, got {config}.")
+    default = AutoConfig.for_model(config["model_type"])
+    unknown = [name for name in config if not hasattr(default, name)]
+    if unknown:  # a configuration takes any name, and the network does not look at it
+        raise ValueError(f"`--config` must have arguments of a {type(default).__name__}, got {unknown} too.")
     width, height = size
     labels = {"id2label": dict(enumerate(names)), "label2id": {name: label for label, name in enumerate(names)}}
     settings = {"num_channels": len(mode), **labels, **{k: v for k, v in config.items() if k != "model_type"}}
-    if hasattr(AutoConfig.for_model(config["model_type"]), "image_size"):
+    if hasattr(default, "image_size"):
         settings.setdefault("image_size", width if width == height else (height, width))
     network = AutoModelForImageClassification.from_config(AutoConfig.for_model(config["model_type"], **settings))
     mean = [0.5] * len(mode)
@@ -135,7 +148,7 @@ def accuracy(accelerator, network, dataset, sigma: float, processor, batch_size:
 
 def run_epochs(accelerator, network, processor, optimizer, schedule, loader, args):
     """Train up to epoch `args.epochs`, with a checkpoint after each."""
-    for epoch in range(finished_epochs(args), args.epochs):
+    for epoch in range(accelerator.project_configuration.iteration, args.epochs):  # one checkpoint each epoch
         set_seed(args.seed + 1 + epoch, device_specific=True)  # noise differs between processes and epochs
         loader.set_epoch(epoch)
         network.train()
@@ -152,6 +165,8 @@ def run_epochs(accelerator, network, processor, optimizer, schedule, loader, arg
             schedule.step()
             optimizer.zero_grad()
             bar.set_postfix(loss=f"{loss.item():.4f}", refresh=False)
+        if not all(parameter.isfinite().all() for parameter in network.parameters()):
+            raise FloatingPointError(f"The weights must be finite, got NaN or infinity in epoch {epoch + 1}.")
         accelerator.save_state()
 
 
@@ -175,8 +190,13 @@ def train(args):
     )
     accelerator.register_for_checkpointing(schedule)
     if args.resume:
-        accelerator.load_state()
-        accelerator.project_configuration.iteration = finished_epochs(args)
+        resume(accelerator, args)
+    steps = args.epochs * len(loader)
+    if schedule.total_steps != steps:  # the checkpoint brought the one with which the training was begun
+        raise ValueError(
+            f"`--epochs` and `--batch-size` must be those with which the training in {args.output_dir} was begun, "
+            f"{schedule.total_steps} steps in all, got {steps} steps."
+        )
     run_epochs(accelerator, network, processor, optimizer, schedule, loader, args)
     accelerator.wait_for_everyone()
     if accelerator.is_main_process:

@@ -88,9 +88,11 @@ def read_config(path: str, kind: type) -> dict[str, Any]:
         ValueError: The file cannot be read, or has other keys or kinds of values.
     """
     hints = get_type_hints(kind)
-    settings = {}
+    settings: dict[str, Any] = {}
     for key, value in read_yaml(path, "--config").items():
         name = str(key).replace("-", "_")
+        if name in settings:
+            raise ValueError(f"`--config` must have each key once, got {name} twice in {path}.")
         if name not in hints:
             raise ValueError(f"`--config` must have keys among {list(hints)}, got {key!r} in {path}.")
         if isinstance(value, dict) and _is(dict, hints[name]):

@@ -218,7 +218,10 @@ class OnePassClassifier(NetworkClassifier):
             FloatingPointError: What the network returns is not finite.
         """
         self.check_images(images)
-        return self._logits(images)
+        logits = self._logits(images)
+        if not logits.isfinite().all():
+            raise FloatingPointError("Logits must be finite, got NaN or infinity: in the images, or by an overflow.")
+        return logits
 
     def evaluate(self, images: torch.Tensor) -> None:
         spent = self.evaluations

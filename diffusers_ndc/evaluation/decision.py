@@ -41,7 +41,8 @@ def what_decides_briefly(run: dict) -> str:
     method = str(run.get("method", "-"))
     if run.get("classifier") is not None:
         classifier = str(run["classifier"])
-        method += f" with {Path(classifier).name if classifier.startswith(('.', '/', '~')) else classifier}"
+        is_folder = classifier.startswith((".", "/", "~"))
+        method += f" with {(is_folder and Path(classifier).name) or classifier}"
     role = _role(run)
     return f"{method}, sifter {role}" if role in ("proposes", "counts too") else method
 

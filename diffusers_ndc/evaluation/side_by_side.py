@@ -3,6 +3,7 @@
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from itertools import combinations
 from statistics import fmean
 from typing import Any
@@ -16,6 +17,9 @@ from .share import Share
 
 
 QUARTILES = (25, 50, 75)
+
+LISTED = 5
+"""Largest number of pairs without images in common that are named."""
 
 EVIDENCE = ("n0", "n", "alpha", "stop_early", "max_copies_per_radius", "max_evaluations", "grid", "seed")
 """Settings of a run that say how strong its evidence may be, and what it may cost."""
@@ -48,13 +52,17 @@ class SideBySide:
     def pairs(self) -> list[Paired]:
         """Pairs of runs with certificates of one sigma that have images in common."""
         found = []
-        for first, second in combinations(self.rows, 2):
+        for paired in self._combinations:
+            first, second = paired.first, paired.second
             both_certify = first.certified and second.certified
-            if both_certify and first.run["sigma"] == second.run["sigma"]:
-                paired = Paired(first, second)
-                if paired.shared:
-                    found.append(paired)
+            if both_certify and first.run["sigma"] == second.run["sigma"] and paired.shared:
+                found.append(paired)
         return found
+
+    @cached_property
+    def _combinations(self) -> list[Paired]:
+        """Each two runs."""
+        return [Paired(first, second) for first, second in combinations(self.rows, 2)]
 
     def to_markdown(self) -> str:
         """The tables as a section of Markdown, with what must be known about them."""
@@ -68,6 +76,7 @@ class SideBySide:
             accuracies=table(accuracies, [self._accuracies(report) for report in self.rows]),
             costs=table(costs, [_subject(report) + _costs(report) for report in self.rows]),
             evidence=self._evidence(),
+            other_images=self._other_images(),
             unfinished=self._unfinished(),
             pairs=self._pairs(pairs) if pairs else "",
             meaning_of_pairs=_MEANING_OF_PAIRS if pairs else "",
@@ -95,6 +104,22 @@ class SideBySide:
         if not differing:
             return ""
         return f"The certificates of these runs do not rest on the same settings: {'; '.join(differing)}."
+
+    def _other_images(self) -> str:
+        """A paragraph on runs that have no image in common, empty if there are none."""
+        apart = []
+        for paired in self._combinations:
+            if paired.first.outcomes and paired.second.outcomes and not paired.shared:
+                apart.append(f"{paired.first.name} and {paired.second.name}")
+        if not apart:
+            return ""
+        names = ", ".join(apart[:LISTED])
+        if len(apart) > LISTED:
+            names += f", and {len(apart) - LISTED:,} pairs more"
+        return (
+            f"**Not on the same images: {names}.** No image of the one is known to be one of the other, with the same "
+            "pixels, size and true class: shares, radii and costs of such runs are not comparable."
+        )
 
     def _unfinished(self) -> str:
         """A paragraph on runs that lack images, empty if there are none."""
@@ -126,7 +151,8 @@ class SideBySide:
                     f"{at['p_value']:.2g})"
                 )
             means = [_two(values[name], digits) for name, digits in (("evaluations", 0), ("seconds", 2))]
-            average = f"{values['average_radius'][0] - values['average_radius'][1]:+.3f}"
+            radii = values["average_radius"]
+            average = "-" if radii is None else f"{radii[0] - radii[1]:+.3f}"
             names = [_cell(values["first"]), _cell(values["second"]), f"{values['sigma']:g}"]
             rows.append([*names, images, *cells.values(), average, *means])
         return table(heads, rows)
@@ -136,6 +162,7 @@ class SideBySide:
         runs = (paired.first, paired.second)
         shared = set(paired.shared)
         outcomes = [[one for one in report.outcomes if one.image_index in shared] for report in runs]
+        average = [_mean(some, lambda one: max(one.proved, 0.0)) for some in outcomes]
         radii = []
         for radius in self.radii:
             if not all(report.answers(radius) for report in runs):
@@ -159,7 +186,7 @@ class SideBySide:
             "images": len(shared),
             "differing": paired.differing,
             "radii": radii,
-            "average_radius": [_mean(some, lambda one: max(one.proved, 0.0)) for some in outcomes],
+            "average_radius": average if _reach_as_far(*runs) else None,
             "evaluations": [_mean(some, lambda one: one.evaluations) for some in outcomes],
             "seconds": [_mean(some, lambda one: one.seconds) for some in outcomes],
         }
@@ -170,6 +197,13 @@ _MEANING_OF_PAIRS = (
     "of images that only one of them certifies (first : second). p is the two-sided p-value of McNemar's exact test "
     "for one comparison; with many comparisons some are small by chance."
 )
+
+
+def _reach_as_far(first: Report, second: Report) -> bool:
+    """Whether neither run stopped an image at a radius beyond which the other one goes on."""
+    if first.run.get("stop_early") and second.run.get("stop_early"):
+        return first.radii == second.radii
+    return not first.run.get("stop_early") and not second.run.get("stop_early")
 
 
 def _subject(report: Report) -> list[str]:

@@ -76,12 +76,15 @@ def load_images(settings: TrainingSettings) -> TrainingImages:
 def _class_names(dataset: Dataset, label_column: str) -> list[str]:
     """Names of the classes; numbers, if they have none."""
     labels = dataset.features[label_column]
-    if isinstance(labels, ClassLabel):
-        return labels.names
-    numbers = sorted(dataset.unique(label_column))
-    if numbers != list(range(len(numbers))):
-        raise ValueError(f"The classes of `--label-column` {label_column} must be 0, 1, 2, ..., got {numbers}.")
-    return [str(number) for number in numbers]
+    found = set(dataset.unique(label_column))
+    names = labels.names if isinstance(labels, ClassLabel) else [str(number) for number in range(len(found))]
+    wrong = found - set(range(len(names)))  # -1 or nothing stands for "not known"
+    if wrong:
+        raise ValueError(
+            f"The classes of `--label-column` {label_column} must be 0, 1, 2, ... for each image, got "
+            f"{sorted(wrong, key=str)}."
+        )
+    return names
 
 
 def augment(images: torch.Tensor, settings: TrainingSettings) -> torch.Tensor:

@@ -13,6 +13,7 @@ from tqdm.auto import tqdm
 from ..diffusion.denoiser import Denoiser
 from ..diffusion.thread_trial import choose_threads_for
 from ..pipelines.pixel import NoisedDiffusionClassifierPipeline
+from .checkpoints import next_number, remove_torn, whole_checkpoints
 from .images import TrainingImages, augment, load_images
 from .objective import build_denoiser, draw_noise_levels
 from .settings import TrainingSettings
@@ -30,6 +31,7 @@ def train(settings: TrainingSettings) -> None:
     Raises:
         OSError: The folder cannot be written.
         TypeError, ValueError: A setting is invalid, or does not go with the data set.
+        FloatingPointError: The training diverges.
 
     Example:
         >>> train(TrainingSettings("digits", "model", max_train_steps=2000))  # doctest: +SKIP
@@ -52,6 +54,8 @@ def train(settings: TrainingSettings) -> None:
     training = _Training(settings, accelerator, data)
     if settings.resume:
         training.resume()
+    if accelerator.is_main_process:
+        settings.record()
     training.run_steps()
     accelerator.wait_for_everyone()
     if accelerator.is_main_process:
@@ -88,10 +92,15 @@ class _Training:
         accelerator.register_for_checkpointing(self.ema)
 
     def resume(self) -> None:
-        """Load the newest checkpoint."""
-        self.accelerator.load_state()
-        steps = self.ema.optimization_step
-        self.accelerator.project_configuration.iteration = steps // self.settings.checkpointing_steps
+        """Load the newest whole checkpoint. If a kill left none, the training begins anew."""
+        folder = self.settings.checkpoints
+        if self.accelerator.is_local_main_process:
+            remove_torn(folder)
+        self.accelerator.wait_for_everyone()
+        whole = whole_checkpoints(folder)
+        if whole:
+            self.accelerator.load_state(str(whole[-1]))
+        self.accelerator.project_configuration.iteration = next_number(folder)
 
     def run_steps(self) -> None:
         """Train up to step `max_train_steps`, with checkpoints."""
@@ -106,8 +115,19 @@ class _Training:
             loss = self._step(next(batches))
             rate = self.schedule.get_last_lr()[0]
             bar.set_postfix(loss=f"{loss:.4f}", lr=f"{rate:.1e}", refresh=False)
+            is_last = step + 1 == settings.max_train_steps
+            if is_last or (step + 1) % settings.checkpointing_steps == 0:
+                self._require_finite(step + 1)
             if (step + 1) % settings.checkpointing_steps == 0:
                 accelerator.save_state()
+
+    def _require_finite(self, steps: int) -> None:
+        """Raise a `FloatingPointError` if the training has diverged, before its weights replace good ones."""
+        if not all(parameter.isfinite().all() for parameter in self.parameters):
+            raise FloatingPointError(
+                f"The weights must be finite, got NaN or infinity within the {steps:,} steps so far. Earlier "
+                "checkpoints are kept; a lower `--learning-rate` may help, in a new `--output-dir`."
+            )
 
     def _batches(self, start: int) -> Iterator[dict[str, Any]]:
         """Endless batches, without the first `start`."""

@@ -2,7 +2,7 @@
 
 import json
 import math
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal
 
@@ -18,6 +18,13 @@ DEFAULT_UNET = {
 }
 """Arguments of a `UNet2DModel` if none are given."""
 
+
+MAY_CHANGE = {"dataset", "output_dir", "resume"}
+MAY_CHANGE |= {"max_train_steps", "checkpointing_steps", "mixed_precision", "num_workers"}
+"""Settings that may be others when a training is resumed: places, how long it goes on, and how it computes."""
+
+RECORD = "training.json"
+"""File in the folder with the other settings."""
 
 DECIDED_BY_DATA = {"sample_size", "in_channels", "out_channels", "num_class_embeds"}
 """Arguments of it that are not to be given."""
@@ -62,7 +69,11 @@ class TrainingSettings:
         None, "Precision of the network. Default: the setting of accelerate launch."
     )
     checkpointing_steps: int = option(1000, "Steps between two checkpoints; the last two are kept.")
-    resume: bool = option(False, "Continue from the newest checkpoint in --output-dir.")
+    resume: bool = option(
+        False,
+        "Continue from the newest checkpoint in --output-dir, with the same settings; the number of steps may be "
+        "larger.",
+    )
     seed: int = option(0, "Seed of weights, order of the images, and noise.")
     num_workers: int = option(0, "Processes that decode images.")
 
@@ -92,6 +103,21 @@ class TrainingSettings:
             raise ValueError(f"`--unet-config` must be keys and values in JSON, got {given}.")
         return arguments
 
+    def record(self) -> None:
+        """Write to the folder what may not change when the training is resumed.
+
+        Raises:
+            OSError: The folder cannot be written.
+        """
+        Path(self.output_dir).mkdir(parents=True, exist_ok=True)
+        text = json.dumps(self._lasting(), indent=2)
+        Path(self.output_dir, RECORD).write_text(f"{text}\n", encoding="utf-8")
+
+    def _lasting(self) -> dict[str, Any]:
+        """The settings that may not change, as plain values of JSON."""
+        values = {name: value for name, value in asdict(self).items() if name not in MAY_CHANGE}
+        return json.loads(json.dumps({**values, "unet_config": self.unet_arguments}))
+
     def check(self) -> None:
         """Raise if a setting would make the training fail later, as far as this is known before anything is loaded.
 
@@ -109,6 +135,8 @@ class TrainingSettings:
         decided = DECIDED_BY_DATA & set(self.unet_arguments)
         if decided:
             raise ValueError(f"`--unet-config` must leave out {sorted(decided)}, which come from the data, got them.")
+        if self.resume:
+            self._check_resumed()
 
     def _check_numbers(self) -> None:
         """Raise a `ValueError` unless each number is in its range."""
@@ -141,3 +169,19 @@ class TrainingSettings:
                 f"`--output-dir` must hold no checkpoints for a new run, got {self.output_dir}. Give `--resume` to "
                 "continue from them, or another folder."
             )
+
+    def _check_resumed(self) -> None:
+        """Raise a `ValueError` if the training in the folder has other settings, as far as they are recorded there."""
+        path = Path(self.output_dir, RECORD)
+        if not path.exists():
+            return
+        try:
+            begun = dict(json.loads(path.read_text(encoding="utf-8")))
+        except (TypeError, ValueError) as error:
+            raise ValueError(f"`--output-dir` must have settings in {RECORD}, got {path}: {error}") from error
+        for name, value in self._lasting().items():
+            if name in begun and begun[name] != value:
+                raise ValueError(
+                    f"`--{name.replace('_', '-')}` must be {begun[name]}, with which the training in "
+                    f"{self.output_dir} was begun, got {value}."
+                )

@@ -154,7 +154,8 @@ def parse_args(words: list[str] | None = None) -> argparse.Namespace:
 def follow(args: argparse.Namespace, experiment: Experiment) -> None:
     """Take the steps that are left, as far as the chosen methods need them."""
     output = args.output
-    facts = {"recipe": "fashion_mnist", "dry_run": args.dry_run, "n": args.n}
+    dataset = None if args.dataset is None else str(args.dataset.resolve())
+    facts = {"recipe": "fashion_mnist", "dry_run": args.dry_run, "n": args.n, "dataset": dataset}
     with FileLock(output / "recipe.lock"):
         check_same_command(output / "recipe.json", facts)
     data = make_data(args)

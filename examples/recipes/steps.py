@@ -103,15 +103,15 @@ def follow(recipe: Recipe, args: argparse.Namespace) -> None:
 
 
 def check_same_command(path: Path, facts: dict) -> None:
-    """Raise a `ValueError` unless what the results depend on is as in the command that began."""
+    """Raise a `ValueError` unless what the results depend on is as in the command that began, if that noted it."""
     if not path.exists():
         write(path, json.dumps(facts))
     begun = json.loads(path.read_text(encoding="utf-8"))
     for name, value in facts.items():
-        if begun.get(name) != value:
+        if begun.get(name, value) != value:
             option = name.replace("_", "-")
             raise ValueError(
-                f"`--{option}` must be {begun.get(name)!r}, with which {path.parent} was begun, got {value!r}. Take "
+                f"`--{option}` must be {begun[name]!r}, with which {path.parent} was begun, got {value!r}. Take "
                 "another --output."
             )
 

@@ -100,6 +100,8 @@ def test_refuses_what_does_not_fit(folder, noisy):
     with pytest.raises(ValueError, match="`classifier` must have finite weights"):
         ImageClassifier(broken, processor())
     base = ImageClassifier(tiny_vit(), processor())
+    with pytest.raises(FloatingPointError, match="Logits must be finite"):
+        base(noisy * math.nan)
     for wrong in (noisy[:, :, :4], noisy.expand(-1, 3, -1, -1), noisy[0], noisy[:0]):
         with pytest.raises(ValueError, match=r"`images` must have the shape \(N, 1, 8, 8\)"):
             base(wrong)

@@ -3,7 +3,7 @@
 import json
 
 import pytest
-from helpers.runs import IMAGES, OTHERS, make_run
+from helpers.runs import IMAGES, OTHERS, make_run, record_of
 
 from diffusers_ndc.evaluation.figures import Report
 from diffusers_ndc.evaluation.report import write_report
@@ -60,7 +60,24 @@ def test_pairs_are_compared_on_the_images_of_both(reports):
         "| likelihood | classifier | 0.5 | 6 | +0.0 (1 : 1; p = 1) | +16.7 (2 : 1; p = 1) | +0.0 (2 : 2; p = 1) |"
         in text
     )
-    assert "| likelihood | few | 0.5 | 4 | +0.0 (0 : 0; p = 1) | +0.0 (0 : 0; p = 1) | - |" in text
+    early = "| likelihood | few | 0.5 | 4 | +0.0 (0 : 0; p = 1) | +0.0 (0 : 0; p = 1) | - | - |"
+    assert early in text, "the average radius of an early run is limited, that of the other is not"
+    assert values[1]["average_radius"] is None
+    assert "Not on the same images" not in text
+
+
+def test_runs_without_images_in_common_are_named(reports, tmp_path):
+    """As of another data set, or of the same one in another size."""
+    records = [{**record_of(index, *image), "image_hash": f"{index + 100:032x}"} for index, image in enumerate(IMAGES)]
+    for record in records:
+        certificate = {**record["certificate"], "image_hash": record["image_hash"]}
+        del certificate["digest"]
+        record["certificate"] = certificate
+    larger = Report.from_folder(make_run(tmp_path / "larger", [], records))
+    assert len(larger.outcomes) == 6
+    beside = SideBySide([*reports[:1], larger])
+    assert beside.pairs == []
+    assert "**Not on the same images: likelihood and larger.**" in beside.to_markdown()
 
 
 def test_runs_of_other_sigmas_without_certificates_or_on_other_images_have_no_pair(reports, tmp_path):

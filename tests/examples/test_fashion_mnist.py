@@ -110,3 +110,12 @@ def test_a_failed_step_is_an_error(tmp_path, monkeypatch):
     monkeypatch.setattr(subprocess, "run", lambda command, **_: subprocess.CompletedProcess(command, 3))
     with pytest.raises(SystemExit, match=f"error: {sys.executable}.*fashion_mnist_data.py.* ended with the code 3"):
         fashion_mnist.main(["--dry-run", "--output", str(tmp_path)])
+
+
+def test_the_images_of_an_output_stay_the_same(tmp_path, monkeypatch):
+    """Otherwise the networks of one data set would be certified on another."""
+    monkeypatch.setattr(subprocess, "run", lambda command, **_: subprocess.CompletedProcess(command, 3))
+    for name, said in {"one": "ended with the code 3", "other": "`--dataset` must be '.*one', with which"}.items():
+        (tmp_path / name).mkdir()
+        with pytest.raises(SystemExit, match=said):
+            fashion_mnist.main(["--output", str(tmp_path / "out"), "--dataset", str(tmp_path / name)])

@@ -72,7 +72,10 @@ def test_training_goes_on_and_learns(train, tmp_path, capsys):
         assert (whole(noisy).argmax(1) == torch.arange(40) // 20).float().mean() > 0.9
     with pytest.raises(ValueError, match="`--output-dir` must hold no checkpoints"):
         train("--epochs", 8, *options)
-    (tmp_path / "out" / "checkpoints" / "checkpoint_7").rename(tmp_path / "lost")  # as after a kill in epoch 8
+    with pytest.raises(ValueError, match="`--epochs` and `--batch-size` must be .* 16 steps in all, got 20 steps"):
+        train("--epochs", 10, *options, "--resume")
+    last = tmp_path / "out" / "checkpoints" / "checkpoint_7" / "custom_checkpoint_0.pkl"
+    last.write_bytes(last.read_bytes()[:100])  # as after a kill at the end of epoch 8
     capsys.readouterr()
     train("--epochs", 8, *options, "--resume")
     bars = capsys.readouterr().err
@@ -101,6 +104,7 @@ def test_noise_is_added_in_pixel_units_and_not_clipped(train):
         (("--sigma", -1), "`--sigma` must be a finite noise level .*got -1"),
         (("--epochs", 0), "`--epochs` must be at least 1, got 0"),
         (("--config", '{"depths": [1]}'), "`--config` must have a `model_type`, got"),
+        (("--config", '{"model_type": "resnet", "depth": [1]}'), "arguments of a ResNetConfig, got .'depth'. too"),
     ],
 )
 def test_refuses_before_any_work(train, options, message):

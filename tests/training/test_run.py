@@ -4,11 +4,12 @@ import numpy as np
 import PIL.Image
 import pytest
 import torch
-from datasets import Dataset, Image
+from datasets import ClassLabel, Dataset, Features, Image
 from helpers.training import UNET, make_images
 
 from diffusers_ndc import NoisedDiffusionClassifierPipeline
 from diffusers_ndc.training import TrainingSettings, train
+from diffusers_ndc.training.checkpoints import LAST_FILE, whole_checkpoints
 from diffusers_ndc.training.images import augment, load_images
 from diffusers_ndc.training.objective import build_denoiser, draw_noise_levels
 
@@ -36,6 +37,54 @@ def test_a_training_that_is_resumed_goes_on(folder, tmp_path):
     assert sorted(path.name for path in (tmp_path / "checkpoints").iterdir()) == ["checkpoint_0", "checkpoint_1"]
 
 
+def test_a_checkpoint_that_a_kill_left_without_its_end_is_passed_over(folder, tmp_path):
+    train(settings_of(folder, tmp_path, max_train_steps=6))
+    checkpoints = tmp_path / "checkpoints"
+    torn = checkpoints / "checkpoint_2" / LAST_FILE
+    torn.write_bytes(torn.read_bytes()[:1000])
+    assert [path.name for path in whole_checkpoints(checkpoints)] == ["checkpoint_1"]
+    train(settings_of(folder, tmp_path, max_train_steps=6, resume=True))
+    assert [path.name for path in whole_checkpoints(checkpoints)] == ["checkpoint_1", "checkpoint_2"]
+    for path in checkpoints.iterdir():
+        (path / LAST_FILE).unlink()
+    train(settings_of(folder, tmp_path, max_train_steps=2, resume=True))  # none is left: anew
+    assert [path.name for path in whole_checkpoints(checkpoints)] == ["checkpoint_0"]
+
+
+def test_a_training_that_diverges_ends_before_it_replaces_a_checkpoint(folder, tmp_path):
+    train(settings_of(folder, tmp_path, max_train_steps=2, learning_rate=1e30, lr_warmup_steps=1000))
+    early = (tmp_path / "checkpoints" / "checkpoint_0" / "model.safetensors").read_bytes()
+    (tmp_path / "training.json").unlink()
+    with pytest.raises(FloatingPointError, match="must be finite, got NaN or infinity within the 4 steps so far"):
+        train(settings_of(folder, tmp_path, max_train_steps=20, learning_rate=1e30, resume=True))
+    assert [path.name for path in (tmp_path / "checkpoints").iterdir()] == ["checkpoint_0"]
+    assert (tmp_path / "checkpoints" / "checkpoint_0" / "model.safetensors").read_bytes() == early
+
+
+def test_checkpoints_of_other_distances_keep_their_order(folder, tmp_path):
+    train(settings_of(folder, tmp_path, max_train_steps=6))
+    train(settings_of(folder, tmp_path, max_train_steps=9, checkpointing_steps=3, resume=True))
+    assert [path.name for path in whole_checkpoints(tmp_path / "checkpoints")] == ["checkpoint_2", "checkpoint_3"]
+
+
+@pytest.mark.parametrize(
+    "changes, said",
+    [
+        ({"objective": "ddpm"}, "`--objective` must be edm, with which the training in .* was begun, got ddpm"),
+        ({"batch_size": 4}, "`--batch-size` must be 8,"),
+        ({"unet_config": None}, "`--unet-config` must be {'block_out_channels': .8, 8.,"),
+    ],
+)
+def test_a_training_is_not_resumed_with_other_settings(folder, tmp_path, changes, said):
+    settings_of(folder, tmp_path).record()
+    (tmp_path / "checkpoints" / "checkpoint_0").mkdir(parents=True)
+    settings_of(folder, tmp_path, max_train_steps=99, checkpointing_steps=5, resume=True).check()
+    with pytest.raises(ValueError, match=said):
+        settings_of(folder, tmp_path, resume=True, **changes).check()
+    (tmp_path / "training.json").unlink()  # a training from before there was one
+    settings_of(folder, tmp_path, resume=True, **changes).check()
+
+
 def test_classes_may_be_plain_numbers(tmp_path):
     pictures = [PIL.Image.new("L", (8, 8))] * 12
     settings = TrainingSettings(str(tmp_path), str(tmp_path / "out"))
@@ -45,8 +94,18 @@ def test_classes_may_be_plain_numbers(tmp_path):
         if numbers[0] == 0:
             assert load_images(settings).class_names == [str(number) for number in range(12)]  # in their order
         else:
-            with pytest.raises(ValueError, match="`--label-column` label must be 0, 1, 2, ..., got"):
+            with pytest.raises(ValueError, match="`--label-column` label must be 0, 1, 2, ... for each image, got"):
                 load_images(settings)
+
+
+@pytest.mark.parametrize("unknown", [-1, None])
+def test_images_without_a_class_are_refused(tmp_path, unknown):
+    """Data sets mark them so; training would end at the first of them."""
+    features = Features({"image": Image(), "label": ClassLabel(names=["a", "b"])})
+    rows = {"image": [PIL.Image.new("L", (8, 8))] * 3, "label": [0, 1, unknown]}
+    Dataset.from_dict(rows, features=features).to_parquet(tmp_path / "train.parquet")
+    with pytest.raises(ValueError, match=f"for each image, got .{unknown}.\\."):
+        load_images(TrainingSettings(str(tmp_path), str(tmp_path / "out")))
 
 
 def test_images_get_one_size_and_the_network_has_it(folder, tmp_path):

@@ -50,6 +50,7 @@ def test_the_example_runs():
         ("unet_config: {a: " + "[" * 6 + ", ".join("0" * 12_000) + "]" * 6 + "}", "at most some thousand"),
         ("dataset: {a: 1}", "got nested ones"),
         ("objective: gan", "gan"),
+        ("p_mean: 1\np-mean: 2", "must have each key once, got p_mean twice"),
     ],
 )
 def test_an_invalid_file_is_an_error(tmp_path, capsys, text, said):
