@@ -186,6 +186,7 @@ def test_nothing_drawn_is_a_message_and_then_a_sample_is_certified(visitor):
     want(page, 0.2, 100)
     page.click("#certify")  # which stops the opening run
     shows(page, ".toast-wrap", "The picture is empty")
+    shows(page, "#status", "Choose a picture and press Certify")
     enabled(page, "#certify")
     assert "4: " not in page.inner_text("#status")
     page.get_by_role("tab", name="Sample").click()
