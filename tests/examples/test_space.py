@@ -303,7 +303,12 @@ def test_the_command_starts_the_app(site, monkeypatch, tmp_path, capsys):
     assert given.model == site.model and list(given.pictures()) == list("0123456789") and not given.links
     assert given.run_folders() == site.run_folders()
     assert settings == {"server_name": "127.0.0.1", "server_port": 7999, "share": False}
-    for wrong, said in ((["--port", "0"], "--port"), (["--samples", "no"], "--samples"), (["--runs", "no"], "--runs")):
+    for wrong, said in (
+        (["--port", "0"], "--port"),
+        (["--samples", "no"], "--samples"),
+        (["--runs", "no"], "--runs"),
+        (["--opening", "no"], "--opening"),
+    ):
         with pytest.raises(SystemExit):
             main(["app", "--model", site.model, *wrong])
         assert f"`{said}` must" in capsys.readouterr().err
