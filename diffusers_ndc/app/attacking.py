@@ -91,22 +91,32 @@ def attack(model: Model, image: torch.Tensor, certificate: Certificate) -> Itera
     for multiple in (*MULTIPLES, *FURTHER):
         if multiple in FURTHER and any(attempt.outcome == "fallen" for attempt in done):
             return
-        for attempt in _attempt(smoothed, follows, image, certificate, multiple):
+        radius = multiple * certificate.radius
+        for attempt in attempt_at(smoothed, follows, image, certificate.candidate, radius, multiple):
             yield [*done, attempt]
             if time.monotonic() > end:
                 return
         done.append(attempt)
 
 
-def _attempt(
+def attempt_at(
     smoothed: SmoothedClassifier,
     follows: DiffusionClassifier,
     image: torch.Tensor,
-    certificate: Certificate,
-    multiple: float,
+    label: int,
+    radius: float,
+    multiple: float = 1.0,
 ) -> Iterator[Attempt]:
-    """The attack at one distance, step by step, then its judgement."""
-    label, radius = certificate.candidate, multiple * certificate.radius
+    """The attack at one distance, step by step, then its judgement.
+
+    Args:
+        smoothed: The classifier that judges.
+        follows: The classifier whose gradients are followed.
+        image: The image, shape `(C, H, W)`, pixel units.
+        label: Its class.
+        radius: The distance that the attack stays below, pixel units.
+        multiple: The same in certified radii, for the page.
+    """
     seed = fresh_seed()
     with STEP:  # never held across a yield
         ascent = SmoothAdv(smoothed, follows, image, label, radius, "backprop", DRAWS, DRAWS, seed)

@@ -79,7 +79,7 @@ def size_in_words(size: float, radius: float) -> str:
     """A sentence on a change of a size that is given in certified radii."""
     norm = size * radius
     if size < 1:
-        return f"l2 norm {norm:.3f}: inside the radius {floored(radius)}. No change this small alters the class."
+        return f"l2 norm {floored(norm)}: inside the radius {floored(radius)}. No change this small alters the class."
     if size == 1:
-        return f"l2 norm {norm:.3f}: the radius itself. Every smaller change is proved harmless."
-    return f"l2 norm {norm:.3f}: {size:g} times the radius {floored(radius)}. Nothing is proved out here."
+        return f"l2 norm {floored(norm)}: the radius itself. Every smaller change is proved harmless."
+    return f"l2 norm {floored(norm)}: {size:g} times the radius {floored(radius)}. Nothing is proved out here."

@@ -7,6 +7,12 @@ import gradio as gr
 
 Buttons = tuple[gr.Button, gr.Button, gr.Button]
 
+CHOOSE = "## Choose a picture and press Certify"
+"""Status while there is no result."""
+
+STARTING = "## Starting, or waiting for other visitors ..."
+"""Status between a press and the first result."""
+
 
 def working() -> Buttons:
     """While something is computed that the visitor asked for."""
@@ -22,3 +28,12 @@ def rest(record: Any) -> Buttons:
     """While nothing is computed. Only a certificate with a radius above 0 can be attacked."""
     proved = isinstance(record, dict) and (record.get("radius") or 0) > 0
     return gr.Button(interactive=True), gr.Button(interactive=False), gr.Button(interactive=proved)
+
+
+def after(record: Any, status: Any, attempts: Any) -> tuple[Any, Any, gr.Button, gr.Button, gr.Button]:
+    """After the end, an error, or Stop: what still announces a start says so no more, and the buttons are at rest."""
+    return (
+        CHOOSE if status == STARTING else gr.skip(),
+        "" if attempts == STARTING.removeprefix("## ") else gr.skip(),
+        *rest(record),
+    )

@@ -7,6 +7,7 @@ a colour says, a word or a sign says too.
 import base64
 import io
 import math
+import re
 from collections.abc import Sequence
 from html import escape
 
@@ -193,6 +194,11 @@ def comparison_figure(runs: Sequence[dict], radius: float | None) -> str:
         legend.append(f'<span><b style="color:var(--ndc-vermilion)">┆</b> your certificate: {floored(radius)}</span>')
     said = plot.html("Certified accuracy against l2 radius; the table has the numbers")
     return f'<div class="ndc">{said}<div class="legend">{"".join(legend)}</div></div>'
+
+
+def plain(name: str) -> str:
+    """The start of a class's name, as Markdown that shows it letter by letter: models of strangers name classes."""
+    return re.sub(r"([\\`*_\[\]()<>&!#$~|])", r"\\\1", " ".join(name[:20].split()))
 
 
 def floored(radius: float) -> str:

@@ -5,12 +5,11 @@ import json
 import gradio as gr
 import PIL.Image
 
-from ..certification import attacks
 from ..certification.certificate import Certificate
 from ..certification.smoothing import SmoothedClassifier
 from . import certifying
-from .attacking import DRAWS, JUDGES, STEPS, surrogate
-from .certifying import as_tensor
+from .attacking import JUDGES, attempt_at, surrogate
+from .certifying import STEP, as_tensor
 from .files import verdict
 from .gpu import on_gpu
 from .handlers import prepare, seconds_to_certify
@@ -81,27 +80,17 @@ def _attack(picture, distance):
         raise visitor_error(str(error)) from None
     sigma = model.sigmas[0]
     smoothed = SmoothedClassifier(model.pipe.classifier(sigma), sigma)
-    (before,) = smoothed.predict(image[None], JUDGES, ALPHA)
+    with STEP:
+        (before,) = smoothed.predict(image[None], JUDGES, ALPHA)
     if before.label is None:
         raise visitor_error("The model is not sure about this picture itself, so there is nothing to attack.")
-    found = attacks.attack(
-        smoothed,
-        image,
-        before.label,
-        distance,
-        steps=STEPS,
-        draws=DRAWS,
-        n=JUDGES,
-        alpha=ALPHA,
-        surrogate=surrogate(model, sigma),
-    )
-    after = found.prediction
+    *_, found = attempt_at(smoothed, surrogate(model, sigma), image, before.label, distance)
     return {
         "class": model.names[before.label],
         "outcome": found.outcome,
-        "class_after": None if after.label is None else model.names[after.label],
+        "class_after": None if found.label is None else model.names[found.label],
         "distance": found.distance,
-        "votes": {model.names[label]: count for label, count in after.counts.items()},
+        "votes": {model.names[label]: count for label, count in found.votes.items()},
     }
 
 

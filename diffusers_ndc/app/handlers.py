@@ -12,11 +12,10 @@ import PIL.Image
 import torch
 
 from ..certification.certificate import Certificate
-from ..common.images import content_hash
 from . import attacking, certifying, changes
 from .break_figures import attempts_figure, changes_figure, size_in_words
 from .certifying import Progress, as_tensor
-from .drawing import copies_figure, download_link, floored, progress_figure
+from .drawing import copies_figure, download_link, floored, plain, progress_figure
 from .gpu import on_gpu
 from .limits import COPIES, RADII, SECONDS, SIGMAS, SIZES
 from .models import MODELS, Model, RefusedModel
@@ -139,7 +138,7 @@ def status_of(progress: Progress, wanted: float, copies: int, names: dict[int, s
     elif progress.out_of_time:
         end = "The time limit is reached; this is what is proved."
     result = "not proved yet" if certificate.abstained else f"proved within radius {floored(certificate.radius)}"
-    name = names.get(certificate.candidate, str(certificate.candidate))
+    name = plain(names.get(certificate.candidate, str(certificate.candidate)))
     return (
         f"## {name}: {result}\n"
         f"sigma {certificate.sigma:g}, {done:,} noisy copies, {certificate.evaluations:,} network evaluations. {end}"
@@ -154,10 +153,7 @@ def attacked(key: str, record: Any, picture: Any) -> tuple[Model, Certificate, t
         raise ValueError("There is no certificate yet: certify a picture first.")
     if certificate.radius <= 0:
         raise ValueError("Nothing is proved for this picture, so there is nothing to break.")
-    image = as_tensor(model, picture)
-    if certificate.image_hash != content_hash(image):  # an uploaded one, after it was verified
-        raise ValueError("The certificate at hand is about another picture: certify this one first.")
-    return model, certificate, image
+    return model, certificate, as_tensor(model, picture)
 
 
 @on_gpu(lambda *_: SECONDS)

@@ -7,12 +7,14 @@ no pickle reaches this machine, and no folder of it is looked at.
 import json
 import logging
 import re
+import tempfile
 import threading
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 from huggingface_hub import HfApi, snapshot_download
+from huggingface_hub.utils import filter_repo_objects
 
 from ..diffusion.thread_trial import choose_threads_for
 from ..pipelines.loading import Pipeline, load_pipeline
@@ -100,7 +102,7 @@ class Models:
         self.own: Model | None = None
         self.linked: dict[str, Model] = {}  # the one that was asked for last is the last
         self.device: str | None = None
-        self.loading = threading.Lock()
+        self.loading, self.keeping = threading.Lock(), threading.Lock()
 
     def load_own(self, place: str, device: str | None) -> str:
         """Load the app's own model. Returns an empty string, or a message for the page if that is impossible."""
@@ -132,26 +134,37 @@ class Models:
         """Load the model that a visitor's link names, once, and keep it. Returns its key.
 
         Raises:
-            RefusedModel: It is no Hub id, or its model is too large, or it cannot be loaded here.
+            RefusedModel: It is no Hub id, or its model is too large, or it cannot be loaded here, or another one is
+                being loaded.
         """
         if self.own is not None and hub_id == self.own.place:
             return ""
         if not HUB_ID.fullmatch(hub_id) or ".." in hub_id:
             raise RefusedModel("A link may only name a model on the Hugging Face Hub, as NAMESPACE/NAME.")
-        with self.loading:  # one at a time: who asks for the same model waits for it
-            if hub_id not in self.linked:
-                model = self._load(hub_id)
-                while len(self.linked) >= KEPT:
-                    del self.linked[next(iter(self.linked))]
-                self.linked[hub_id] = model
-            self.linked[hub_id] = self.linked.pop(hub_id)
+        with self.keeping:
+            if hub_id in self.linked:
+                self.linked[hub_id] = self.linked.pop(hub_id)
+                return hub_id
+        # one at a time, and nobody waits: waiting visitors would use up the threads that open the page for others
+        if not self.loading.acquire(blocking=False):
+            raise RefusedModel("Another model is being loaded. Open the link again in a minute.")
+        try:
+            model = self._load(hub_id)
+        finally:
+            self.loading.release()
+        with self.keeping:
+            self.linked[hub_id] = model
+            while len(self.linked) > KEPT:
+                del self.linked[next(iter(self.linked))]
         return hub_id
 
     def _load(self, hub_id: str) -> Model:
         try:
-            folder = fetch(hub_id)
-            check_parts(folder)
-            return _prepared(hub_id, load_pipeline(str(folder)), self.device)
+            # the files are deleted once they are read, so that visitors cannot fill the disk
+            with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as folder:
+                fetch(hub_id, folder)
+                check_parts(Path(folder))
+                return _prepared(hub_id, load_pipeline(folder), self.device)
         except RefusedModel:
             raise
         except Exception:
@@ -159,19 +172,21 @@ class Models:
             raise RefusedModel(f"The model {hub_id} cannot be loaded.") from None
 
 
-def fetch(hub_id: str) -> Path:
-    """Download the harmless files of a model on the Hub. Returns their folder.
+def fetch(hub_id: str, folder: str) -> None:
+    """Download the harmless files of a model on the Hub to a folder.
 
     Raises:
         RefusedModel: They are too large.
         OSError, ValueError: There is no such model, or the Hub cannot be reached.
     """
     # without a token: a visitor must not see what only the owner of this app may see
-    files = HfApi(token=False).model_info(hub_id, files_metadata=True).siblings or []
-    size = sum(file.size or 0 for file in files if Path(file.rfilename).suffix in (".json", ".safetensors", ".txt"))
+    info = HfApi(token=False).model_info(hub_id, files_metadata=True)
+    sizes = {file.rfilename: file.size or 0 for file in info.siblings or []}
+    size = sum(sizes[name] for name in filter_repo_objects(sizes, allow_patterns=list(FETCHED)))
     if size > LARGEST:
         raise RefusedModel(f"The model {hub_id} is too large for this page: {size / 1e9:.1f} GB.")
-    return Path(snapshot_download(hub_id, allow_patterns=list(FETCHED), token=False))
+    # the revision whose size was checked
+    snapshot_download(hub_id, revision=info.sha, allow_patterns=list(FETCHED), local_dir=folder, token=False)
 
 
 def check_parts(folder: Path) -> None:

@@ -69,7 +69,7 @@ class Opening:
 
     def run(self, key: str, sample: PIL.Image.Image | None) -> Iterator[tuple]:
         """Certify the sample. The visitor may stop it, or start a run of their own, which takes its place."""
-        nothing = ("## Choose a picture and press Certify", "", "", "", None, None)
+        nothing = (buttons.CHOOSE, "", "", "", None, None)
         if sample is None:
             yield *nothing, *buttons.rest(None)
             return

@@ -6,7 +6,7 @@ import gradio as gr
 import PIL.Image
 
 from . import reading, runs
-from .buttons import rest, working
+from .buttons import STARTING, after, working
 from .certify_tab import CertifyTab, certify_tab
 from .endpoints import add_endpoints
 from .handlers import break_it, certify, show_size, sigma_in_words
@@ -35,6 +35,7 @@ class States:
         uploaded: The uploaded picture.
         record: The certificate.
         picture: The certified picture.
+        verified: A valid certificate that was uploaded, to compare with runs until the visitor makes another one.
         found: The pictures that attacks found, by their distance in radii.
     """
 
@@ -44,6 +45,7 @@ class States:
     uploaded: gr.State
     record: gr.State
     picture: gr.State
+    verified: gr.State
     found: gr.State
 
 
@@ -60,7 +62,7 @@ def build(site: Site) -> gr.Blocks:
     with gr.Blocks(title="Certified before your eyes", delete_cache=(600, 3600)) as demo:
         gr.Markdown(TITLE)
         about = gr.Markdown(f"**{problem}**" if problem else "", visible=bool(problem), elem_id="about")
-        states = States(gr.State(""), gr.State(first), *(gr.State() for _ in range(5)))
+        states = States(gr.State(""), gr.State(first), *(gr.State() for _ in range(6)))
         with gr.Tab("Certify"):
             tab = certify_tab(samples, sketches)
         others = other_tabs()
@@ -83,7 +85,7 @@ def _chosen(
 def _connect_work(demo: gr.Blocks, tab: CertifyTab, states: States, opening: Opening, about: gr.Markdown) -> list:
     """Certify and attack: at the opening, and by the buttons. Returns the events that compute."""
     outputs = [tab.status, tab.figure, tab.shown, tab.download, states.record, states.picture]
-    results = [*outputs, states.found, tab.attempts, tab.changed, tab.size_words]
+    results = [*outputs, states.verified, states.found, tab.attempts, tab.changed, tab.size_words]
     buttons = [tab.go, tab.stop, tab.attack]
     settings = [tab.wanted, tab.copies, tab.own, tab.sigma]
 
@@ -91,17 +93,19 @@ def _connect_work(demo: gr.Blocks, tab: CertifyTab, states: States, opening: Ope
         yield from certify(key, _chosen(source, sample, sketch, uploaded), *settings)
 
     def begin():
-        status = "## Starting, or waiting for other visitors ..."
-        return status, "", "", "", None, None, None, "", "", "There is no certificate yet.", *working()
+        nothing = ["", "", "", None, None, None, None, "", "", "There is no certificate yet."]
+        return STARTING, *nothing, *working()
 
     shown = [about, tab.seen, tab.sample_tab, tab.draw_tab, tab.sample_preview, tab.noise]
-    loaded = demo.load(opening.look, None, [states.key, states.source, states.sample, *shown], **HIDDEN)
+    looked = [states.key, states.source, states.sample, *shown]
+    # without a limit: while a link's model is loaded, the page opens for others
+    loaded = demo.load(opening.look, None, looked, concurrency_limit=None, **HIDDEN)
     opened = loaded.then(opening.run, [states.key, states.sample], [*outputs, *buttons], **WORK)
     began = tab.go.click(begin, None, [*results, *buttons], cancels=[opened], scroll_to_output=True, **AT_ONCE)
     inputs = [states.key, states.source, states.sample, tab.sketch, states.uploaded, *settings]
     certified = began.then(run, inputs, outputs, **WORK)
     attack_began = tab.attack.click(
-        lambda: ("Starting, or waiting for other visitors ...", None, *working()),
+        lambda: (STARTING.removeprefix("## "), None, *working()),
         None,
         [tab.attempts, states.found, *buttons],
         cancels=[opened],
@@ -113,10 +117,11 @@ def _connect_work(demo: gr.Blocks, tab: CertifyTab, states: States, opening: Ope
     work = [opened, certified, broken]
     # After the end, an error, or Stop; running it twice does no harm. The opening run sets the buttons itself: what
     # follows it would follow also when it is cancelled, and then disable the Stop of the visitor's own run.
+    seen, left = [states.record, tab.status, tab.attempts], [tab.status, tab.attempts, *buttons]
     for event in (certified, broken):
-        event.then(rest, states.record, buttons, **AT_ONCE)
-        event.failure(rest, states.record, buttons, **AT_ONCE)
-    stopped = tab.stop.click(rest, states.record, buttons, cancels=work, **AT_ONCE)
+        event.then(after, seen, left, **AT_ONCE)
+        event.failure(after, seen, left, **AT_ONCE)
+    stopped = tab.stop.click(after, seen, left, cancels=work, **AT_ONCE)
     return [*work, stopped]
 
 
@@ -152,11 +157,11 @@ def _connect_others(others: OtherTabs, states: States, site: Site) -> None:
     """Verifying certificates, and showing runs."""
     folders = site.run_folders()
 
-    def compare(path, record):
-        return reading.compare(folders, path, record)
+    def compare(path, record, verified):
+        return reading.compare(folders, path, verified or record)
 
-    compared = [[others.report, states.record], [others.table, others.curves]]
-    others.file.change(reading.verify, [others.file, states.record], [others.judgement, states.record], **HIDDEN)
+    compared = [[others.report, states.record, states.verified], [others.table, others.curves]]
+    others.file.change(reading.verify, others.file, [others.judgement, states.verified], **HIDDEN)
     others.report.change(compare, *compared, **HIDDEN)
     opened = others.runs_tab.select(lambda: runs.runs_frame(folders), None, others.frame, **HIDDEN)
     opened.then(compare, *compared, **HIDDEN)

@@ -34,15 +34,15 @@ def upload(key: str, path: str | None) -> tuple[PIL.Image.Image | None, str]:
     return preview(key, image)
 
 
-def verify(path: str | None, record: dict | None) -> tuple[str, dict | None]:
-    """The verdict on an uploaded certificate, and the certificate to compare: the uploaded one if it is valid."""
+def verify(path: str | None) -> tuple[str, dict | None]:
+    """The verdict on an uploaded certificate, and the certificate if it is valid."""
     if path is None:
-        return "", record
+        return "", None
     try:
         certificate = read_certificate(path)
     except ValueError as error:
-        return f"**Not valid.** {error}", record
-    return verdict(certificate), certificate.to_dict() if certificate.verify() else record
+        return f"**Not valid.** {error}", None
+    return verdict(certificate), certificate.to_dict() if certificate.verify() else None
 
 
 def compare(folders: Sequence[Path], path: str | None, record: dict | None) -> tuple[str, str]:

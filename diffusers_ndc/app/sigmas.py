@@ -31,7 +31,7 @@ def _works(pipe: Pipeline, sigma: float) -> bool:
 
 
 def sigma_for(radius: float, sigmas: Sequence[float], copies: int) -> float:
-    """The smallest noise that can prove a radius with room to spare, or the largest if none can.
+    """The smallest noise that can prove a radius with room to spare (`ROOM`), or the largest if none can.
 
     It depends on the radius and the number of copies alone, not on a vote. So a certificate with this noise is false
     with a probability of at most alpha, as if the noise had been given.

@@ -55,8 +55,9 @@ WHY = {
     "sigma": (
         "Why the noise follows from the radius",
         "Much noise can prove large radii, but blurs pictures; little noise is fast and accurate. The smallest noise "
-        "that the model is used with and that can prove your radius is taken. It is chosen before any vote is cast, "
-        "which keeps the proof sound. To run with several noises and keep the best certificate would not be.",
+        "that the model is used with and that can prove your radius with room to spare is taken (unanimous copies "
+        "could prove a quarter more), or else the largest. It is chosen before any vote is cast, which keeps the "
+        "proof sound. To run with several noises and keep the best certificate would not be.",
     ),
     "attack": (
         "What the attack does, and what it does not show",

@@ -36,6 +36,8 @@ def parse_args(words: Sequence[str]) -> argparse.Namespace:
         parser.error(f"`--port` must be from 1 to 65535, got {args.port}.")
     if args.samples is not None and not args.samples.is_dir():
         parser.error(f"`--samples` must be a folder, got {args.samples}.")
+    if args.opening is not None and args.opening not in [path.stem for path in (args.samples or Path()).glob("*")]:
+        parser.error(f"`--opening` must be the name of a picture of `--samples`, got {args.opening}.")
     check_exist(parser, "--runs", [folder / "run.json" for folder in args.runs or []])
     return args
 

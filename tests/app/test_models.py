@@ -1,9 +1,12 @@
 """Models that visitors' links name: ids of the Hub alone, without programs, and only a few at a time."""
 
 import json
+import shutil
+import threading
 from types import SimpleNamespace
 
 import pytest
+import torch
 from diffusers import DDPMScheduler
 from helpers.networks import tiny_unet
 
@@ -31,9 +34,9 @@ def fetched(saved, monkeypatch):
     """Serves the saved pipeline under every id; the ids that were fetched."""
     ids = []
 
-    def fetch(hub_id):
+    def fetch(hub_id, folder):
         ids.append(hub_id)
-        return saved
+        shutil.copytree(saved, folder, dirs_exist_ok=True)
 
     monkeypatch.setattr(models, "fetch", fetch)
     return ids
@@ -91,6 +94,36 @@ def test_few_models_are_kept_and_one_that_is_gone_is_refused(fetched):
         ours.find("a/two")
 
 
+def test_nobody_waits_for_a_model_that_another_visitor_loads(saved, monkeypatch):
+    ours, fetching, go_on = Models(), threading.Event(), threading.Event()
+    ours.device = "cpu"
+
+    def fetch(hub_id, folder):
+        fetching.set()
+        assert go_on.wait(60)
+        shutil.copytree(saved, folder, dirs_exist_ok=True)
+
+    monkeypatch.setattr(models, "fetch", fetch)
+    first = threading.Thread(target=ours.load_linked, args=["a/one"])
+    first.start()
+    assert fetching.wait(60)
+    for hub_id in ("a/one", "a/two"):
+        with pytest.raises(RefusedModel, match="Another model is being loaded"):
+            ours.load_linked(hub_id)
+    go_on.set()
+    first.join()
+    assert ours.load_linked("a/one") == "a/one"
+
+
+def test_the_files_of_a_linked_model_are_deleted_and_it_still_works(fetched, monkeypatch, tmp_path):
+    monkeypatch.setattr(models.tempfile, "tempdir", str(tmp_path))
+    ours = Models()
+    ours.device = "cpu"
+    pipe = ours.find(ours.load_linked("a/one")).pipe
+    assert not list(tmp_path.iterdir())
+    assert pipe.predict(torch.zeros(3, 8, 8), 0.25, n=2).counts
+
+
 def test_parts_of_other_libraries_are_refused(saved, tmp_path):
     models.check_parts(saved)
     index = json.loads((saved / "model_index.json").read_text())
@@ -105,13 +138,16 @@ def test_only_weights_and_json_are_fetched_and_nothing_too_large(monkeypatch, tm
         SimpleNamespace(rfilename="unet/x.safetensors", size=5),
         SimpleNamespace(rfilename="evil.py", size=10**12),
     ]
-    monkeypatch.setattr(models.HfApi, "model_info", lambda *_, **__: SimpleNamespace(siblings=files))
-    monkeypatch.setattr(models, "snapshot_download", lambda hub_id, **options: asked.update(options) or str(tmp_path))
-    assert models.fetch("a/one") == tmp_path
-    assert asked == {"allow_patterns": ["*.json", "*.safetensors", "*.txt"], "token": False}
+    monkeypatch.setattr(models.HfApi, "model_info", lambda *_, **__: SimpleNamespace(siblings=files, sha="abc"))
+    monkeypatch.setattr(models, "snapshot_download", lambda hub_id, **options: asked.update(options))
+    models.fetch("a/one", str(tmp_path))
+    patterns = ["*.json", "*.safetensors", "*.txt"]
+    assert asked == {"allow_patterns": patterns, "token": False, "revision": "abc", "local_dir": str(tmp_path)}
     files[0].size = 10**12
-    with pytest.raises(RefusedModel, match="too large"):
-        models.fetch("a/one")
+    for name in ("unet/x.safetensors", "unet/.safetensors", ".json"):
+        files[0].rfilename = name
+        with pytest.raises(RefusedModel, match="too large"):
+            models.fetch("a/one", str(tmp_path))
 
 
 def test_a_model_that_cannot_be_loaded_is_a_message(tmp_path):

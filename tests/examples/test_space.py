@@ -55,6 +55,24 @@ def frames(handlers, sketch):
     return list(handlers.certify("", sketch, 0.2, 100, True, 0.25))
 
 
+def test_names_of_classes_are_no_markdown(handlers, frames):
+    from diffusers_ndc.app.certifying import Progress
+
+    certificate = Certificate.from_dict(frames[-1][4])
+    names = {1: "<b>![x](//y)</b>\n# " + "z" * 10_000}
+    status = handlers.status_of(Progress(certificate, {1: 40}, [(40, 0.2)], False), 0.2, 100, names)
+    assert status.startswith(r"## \<b\>\!\[x\]\(//y\)\</b\> \# z: proved within")
+
+
+def test_what_announces_a_start_goes_when_nothing_comes_of_it(handlers):
+    from diffusers_ndc.app import buttons
+
+    status, attempts, *_ = buttons.after(None, buttons.STARTING, buttons.STARTING.removeprefix("## "))
+    assert (status, attempts) == (buttons.CHOOSE, "")
+    kept = buttons.after(None, "## 4: proved", "<div>")
+    assert [type(one) for one in kept[:2]] == [type(buttons.gr.skip())] * 2
+
+
 def test_the_page_streams_and_its_download_verifies(frames, reading, site, tmp_path):
     status, figure, copies, link, record, _ = frames[-1]
     assert len(frames) >= 2 and status.startswith("## 1: proved within radius 0.2") and "is proved." in status
@@ -62,7 +80,7 @@ def test_the_page_streams_and_its_download_verifies(frames, reading, site, tmp_p
     assert "<svg" in figure and frames[0][1] != figure and copies.count("<img") == 9
     saved = tmp_path / "certificate.json"
     saved.write_bytes(base64.b64decode(re.search(r"base64,([^\"]*)", link)[1]))
-    text, at_hand = reading.verify(str(saved), None)
+    text, at_hand = reading.verify(str(saved))
     assert text.startswith("**Valid.** Class 1") and at_hand == record
     table, curves = reading.compare(site.run_folders(), None, record)
     assert table.count("Your certificate's radius") == 3 and "<svg" in curves
@@ -87,12 +105,11 @@ def test_there_is_nothing_to_attack_without_a_certificate(handlers, frames, netw
 
     settings = {"sigma": 0.25, "alpha": 0.001, "bound": "mixture", "image_hash": "0" * 32}
     abstained = Certificate.from_counts({7: 20}, {7: 5, 1: 15}, **settings).to_dict()
-    other, picture = Certificate.from_counts({7: 20}, {7: 40}, **settings).to_dict(), frames[-1][-1]
+    picture = frames[-1][-1]
     for record, certified in (
         (None, None),
         (frames[-1][4], None),
         ("x", None),
-        (other, picture),
         (abstained, picture),
     ):
         with pytest.raises(Error, match="certif|Nothing is proved"):
@@ -126,6 +143,7 @@ def test_a_radius_that_cannot_be_proved_is_announced_and_not_claimed(handlers, o
         ((True, 100, False, 0.25), "radius to prove must be .*, got True"),
         (("0.5", 100, False, 0.25), "radius to prove must be .*, got 0.5"),
         ((0.5, 10**9, False, 0.25), "copies must be .*, got 10"),
+        ((10**400, 100, False, 0.25), "radius to prove must be .*, got 10"),
         ((0.5, None, False, 0.25), "copies must be .*, got None"),
     ],
 )
@@ -169,11 +187,11 @@ def test_bad_files_get_a_text(reading, frames, tmp_path):
     path = tmp_path / "file.json"
     path.write_text("no JSON")
     kept = frames[-1][4]
-    assert reading.verify(str(path), kept) == ("**Not valid.** The file is not JSON.", kept)
-    assert reading.verify(None, kept) == ("", kept)
+    assert reading.verify(str(path)) == ("**Not valid.** The file is not JSON.", None)
+    assert reading.verify(None) == ("", None)
     path.write_text(json.dumps({**kept, "radius": 1.0}))
-    text, at_hand = reading.verify(str(path), kept)
-    assert text.startswith("**Not valid.**") and at_hand == kept
+    text, at_hand = reading.verify(str(path))
+    assert text.startswith("**Not valid.**") and at_hand is None
     refused = "The file is no report.json of a run: it has no certified accuracy by radius."
     assert reading.compare([], str(path), kept) == (refused, "")
     assert "no run to compare with" in reading.compare([], None, None)[0]
@@ -285,7 +303,12 @@ def test_the_command_starts_the_app(site, monkeypatch, tmp_path, capsys):
     assert given.model == site.model and list(given.pictures()) == list("0123456789") and not given.links
     assert given.run_folders() == site.run_folders()
     assert settings == {"server_name": "127.0.0.1", "server_port": 7999, "share": False}
-    for wrong, said in ((["--port", "0"], "--port"), (["--samples", "no"], "--samples"), (["--runs", "no"], "--runs")):
+    for wrong, said in (
+        (["--port", "0"], "--port"),
+        (["--samples", "no"], "--samples"),
+        (["--runs", "no"], "--runs"),
+        (["--opening", "no"], "--opening"),
+    ):
         with pytest.raises(SystemExit):
             main(["app", "--model", site.model, *wrong])
         assert f"`{said}` must" in capsys.readouterr().err

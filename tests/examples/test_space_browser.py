@@ -97,12 +97,10 @@ def test_the_page_opens_on_a_growing_proof_which_is_attacked_and_sized(visitor):
     shows(page, "#status", r"4: proved within radius 0\.")
     assert page.locator("#figure svg").count() == 1 and page.locator("#shown img").count() == 9
     first = radius_of(page)
-    playwright.expect(page.locator("#status")).not_to_contain_text(f"{first:.3f}", timeout=PATIENCE)
-    page.click("#stop")
-    enabled(page, "#attack")
+    enabled(page, "#attack")  # the opening run has ended
     page.wait_for_timeout(500)
     proved = radius_of(page)
-    assert proved > first
+    assert proved >= max(first, 0.45)
     page.get_by_text("What the radius means").click()
     assert page.get_by_text("This is proved, and wrong with a probability").is_visible()
 
@@ -186,6 +184,7 @@ def test_nothing_drawn_is_a_message_and_then_a_sample_is_certified(visitor):
     want(page, 0.2, 100)
     page.click("#certify")  # which stops the opening run
     shows(page, ".toast-wrap", "The picture is empty")
+    shows(page, "#status", "Choose a picture and press Certify")
     enabled(page, "#certify")
     assert "4: " not in page.inner_text("#status")
     page.get_by_role("tab", name="Sample").click()
