@@ -22,10 +22,14 @@ def choose_threads_for(denoiser: Denoiser) -> None:
     """Choose the number of threads for a denoiser on the CPU, as `choose_threads`.
 
     Args:
-        denoiser: The denoiser. On another device nothing is done.
+        denoiser: The denoiser. On another device nothing is done, nor if its network cannot do the trial, such as one
+            for larger images whose configuration does not state their size.
     """
     if denoiser.unet.device.type == "cpu":
-        choose_threads(trial_batch(denoiser))
+        try:
+            choose_threads(trial_batch(denoiser))
+        except RuntimeError:  # of torch: shapes or memory; the work itself may have others
+            return
 
 
 def trial_batch(denoiser: Denoiser, count: int | None = None) -> Callable[[], None]:

@@ -6,6 +6,7 @@ import sys
 
 import pytest
 import torch
+from diffusers import DDPMScheduler
 from helpers.networks import tiny_unet
 
 from diffusers_ndc.common import threads
@@ -124,8 +125,6 @@ def test_a_failed_or_long_trial_leaves_all_threads(free):
 
 
 def test_a_denoiser_is_tried_and_stays_as_it_is(free):
-    from diffusers import DDPMScheduler
-
     denoiser = Denoiser(tiny_unet(), DDPMScheduler(), 3, 3)
     images, labels = torch.rand(2, 1, 8, 8), torch.tensor([0, 2])
     state = torch.get_rng_state()
@@ -135,3 +134,14 @@ def test_a_denoiser_is_tried_and_stays_as_it_is(free):
         after = denoiser(images, denoiser.nearest_sigma(1.0), labels)
     assert torch.get_num_threads() in (1, 2) and torch.equal(torch.get_rng_state(), state)
     assert torch.allclose(before, after, rtol=1e-4, atol=1e-5)
+
+
+def test_a_network_that_cannot_do_the_trial_keeps_all_threads(free):
+    """Seven stages need images of 64 pixels, which the configuration does not say."""
+    stages = {"block_out_channels": [4] * 7, "norm_num_groups": 2, "layers_per_block": 1, "add_attention": False}
+    stages |= {"down_block_types": ["DownBlock2D"] * 7, "up_block_types": ["UpBlock2D"] * 7}
+    denoiser = Denoiser(tiny_unet(sample_size=None, **stages), DDPMScheduler(), 3, 3)
+    choose_threads_for(denoiser)
+    assert torch.get_num_threads() == 2
+    with torch.no_grad():
+        assert denoiser(torch.rand(1, 1, 64, 64), denoiser.nearest_sigma(1.0), torch.tensor([0])).isfinite().all()
