@@ -87,6 +87,8 @@ def _certified_outcome(record: dict, run: dict) -> Outcome:
             f"`certificate` must have the run's sigma {run['sigma']} and alpha {run['alpha']}, got sigma "
             f"{certificate.sigma} and alpha {certificate.alpha}."
         )
+    if "base_classifier" in run and certificate.base_classifier != run["base_classifier"]:
+        raise ValueError("`certificate` must be of the run's base classifier, got one of another.")
     if record.get("image_hash") != certificate.image_hash:
         raise ValueError("`certificate` must be of this image, got one of another image.")
     if run.get("task") is not None:

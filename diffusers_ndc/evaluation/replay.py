@@ -120,7 +120,7 @@ def _check_subject(run: dict, subject: Subject, folder: str | Path) -> None:
     """Raise a `ValueError` unless model and images are those of the run."""
     differing = {}
     may_differ = (*MAY_DIFFER, "classifier") if run.get("method") == "gaussian" else MAY_DIFFER
-    for name, values in differences(run, subject.description).items():
+    for name, values in differences(run, subject.as_in(run).description).items():
         if name.partition(".")[0] not in may_differ:
             differing[name] = values
     if differing:

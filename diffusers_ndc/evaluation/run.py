@@ -104,13 +104,13 @@ class _Run:
         """Load everything and share out what is left. All processes take every step, and all go on or all end."""
         with self._all_or_none():
             self._lock_folder()
-        recorded: int | str | None = None
+        recorded: dict | None = None
         with self._all_or_none():
             self._load()
-            recorded = self._recorded_batch_size()
-        recorded = next((size for size in gather_object([recorded]) if size is not None), None)
+            recorded = self._recorded_run()
+        recorded = next((run for run in gather_object([recorded]) if run is not None), None)
         if recorded is not None:
-            self.subject = self.subject.with_batch_size(recorded)
+            self.subject = self.subject.as_in(recorded)
         ids = gather_object([self.subject.id])
         with self._all_or_none():
             self._open_folder(ids)
@@ -162,11 +162,11 @@ class _Run:
             self.smoothed = SmoothedClassifier(self.subject.base, settings.sigma, settings.grid)
         self.radii = settings.provable_radii(self.subject.base.num_classes) if settings.stop_early else None
 
-    def _recorded_batch_size(self) -> int | str | None:
-        """The batch size of the run in the folder, if there is one: a run may go on with another batch size."""
+    def _recorded_run(self) -> dict | None:
+        """The run in the folder, if there is one and it is to go on."""
         if self.settings.overwrite or not (self.folder / RUN_FILE).exists():
             return None
-        return read_run(self.folder).get("batch_size")
+        return read_run(self.folder)
 
     def _open_folder(self, ids: list[str]) -> None:
         """Write which run the folder holds, or check that it holds this run.

@@ -23,6 +23,7 @@ from ..pipelines.inputs import to_pixel_batch
 from ..pipelines.latent import LatentDiffusionClassifierPipeline
 from ..pipelines.loading import Pipeline as Pipeline
 from ..pipelines.loading import load_pipeline as load_pipeline
+from .configurations import config_hash
 from .data import LabelledImages, load_labelled_images
 from .settings import Settings
 
@@ -57,9 +58,18 @@ class Subject:
         """Hash of the description. A record with another one belongs to another run."""
         return hashlib.sha256(json.dumps(self.description, sort_keys=True).encode()).hexdigest()[:16]
 
-    def with_batch_size(self, batch_size: object) -> "Subject":
-        """The same subject for a run whose description states another batch size, which no record depends on."""
-        return replace(self, description={**self.description, "batch_size": batch_size})
+    def as_in(self, run: dict) -> "Subject":
+        """The same subject as a recorded run describes it.
+
+        The batch size may be another one: no record depends on it. Runs of earlier versions have no `config_hash`.
+
+        Args:
+            run: The settings of the run (`run.json`).
+        """
+        description = {**self.description, "batch_size": run.get("batch_size")}
+        if "config_hash" not in run:
+            del description["config_hash"]
+        return replace(self, description=description)
 
     def image(self, number: int) -> torch.Tensor:
         """An image for the network, pixel units, shape `(C, H, W)`. Raises one of `data.FAULTS` if it is damaged."""
@@ -98,6 +108,7 @@ def load_subject(settings: Settings, accelerator: Accelerator) -> Subject:
         "base_classifier": base_settings,
         "images": len(data),
         "weight_hash": weight_hash(base),
+        "config_hash": config_hash(base),
         "data_hash": data.content_hash(),
         "versions": _versions(),
     }
