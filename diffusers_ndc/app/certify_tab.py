@@ -110,6 +110,7 @@ def _pictures(samples: dict[str, PIL.Image.Image], sketches: bool) -> dict:
                 height=340,
                 brush=gr.Brush(default_size=20, colors=["#000000"], color_mode="fixed"),
             )
+            _read_drawing_only(sketch)
         with gr.Tab("Upload", id="upload") as upload_tab:
             upload = gr.File(label="Picture (at most 5 MB)", elem_id="picture", height=140)
             upload_preview = gr.HTML(elem_id="preview")
@@ -123,6 +124,22 @@ def _pictures(samples: dict[str, PIL.Image.Image], sketches: bool) -> dict:
         "upload": upload,
         "upload_preview": upload_preview,
     }
+
+
+def _read_drawing_only(sketch: gr.Sketchpad) -> None:
+    """Let the sketchpad read nothing but the drawing as a whole.
+
+    A request may name any number of layers, all of them one small file that is a large picture, which would fill the
+    memory before a handler runs.
+    """
+    read = sketch.preprocess
+
+    def preprocess(payload):
+        if payload is not None:
+            payload.layers, payload.background = [], None
+        return read(payload)
+
+    sketch.preprocess = preprocess
 
 
 def _settings() -> dict:

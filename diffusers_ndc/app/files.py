@@ -1,13 +1,16 @@
 """Read the files that visitors upload: certificates to verify, and reports of runs to compare with."""
 
 import json
-import math
 from bisect import bisect_right
 from pathlib import Path
 from typing import Any
 
 from ..certification.certificate import Certificate
 from .drawing import floored
+
+
+LARGEST = 1e9
+"""Largest sigma or radius of a run that is shown: far above all that occur, and far below what figures can draw."""
 
 
 def read_json(path: str | Path) -> Any:
@@ -91,9 +94,9 @@ def check_run(run: dict) -> None:
     in_range = (
         isinstance(run["name"], str)
         and type(run["certificates"]) is int
-        and 0 <= run["run"]["sigma"] < math.inf
+        and 0 <= run["run"]["sigma"] <= LARGEST
         and len(radii) > 0
-        and all(0 <= radius < math.inf for radius in radii)
+        and all(0 <= radius <= LARGEST for radius in radii)
         and radii == sorted(set(radii))
         and all(0 <= point["low"] <= point["share"] <= point["high"] <= 1 for point in points)
     )

@@ -30,6 +30,9 @@ LIBRARIES = {"diffusers", "transformers", "diffusers_ndc_component", None}
 LARGEST = 4_000_000_000
 """Bytes of a visitor's model, at most."""
 
+LARGEST_SIDE = 1024
+"""Pixels of a side of the pictures of a visitor's model, at most."""
+
 KEPT = 2
 """Models of visitors that stay loaded."""
 
@@ -77,7 +80,7 @@ def load_model(place: str, device: str | None = None) -> Model:
     return _prepared(place, load_pipeline(place), device)
 
 
-def _prepared(place: str, pipe: Pipeline, device: str | None) -> Model:
+def _prepared(place: str, pipe: Pipeline, device: str | None, largest_side: int | None = None) -> Model:
     pipe.set_progress_bar_config(disable=True)
     if device is None and on_zero_gpu():
         device = "cuda"  # which is there as soon as a GPU is lent
@@ -90,6 +93,10 @@ def _prepared(place: str, pipe: Pipeline, device: str | None) -> Model:
         raise ValueError(f"The model {place} was trained for no noise that this app uses.")
     classifier = pipe.classifier(sigmas[0])
     denoiser = classifier.denoiser
+    if (
+        largest_side is not None and max(denoiser.image_size or (0,)) > largest_side
+    ):  # a number in a file, without cost
+        raise RefusedModel(f"The pictures of the model {place} are too large for this page.")
     choose_threads_for(denoiser)
     names = pipe.config.id2label or {label: str(label) for label in range(classifier.num_classes)}
     return Model(place, pipe, dict(names), denoiser.image_channels, denoiser.image_size, sigmas)
@@ -164,7 +171,7 @@ class Models:
             with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as folder:
                 fetch(hub_id, folder)
                 check_parts(Path(folder))
-                return _prepared(hub_id, load_pipeline(folder), self.device)
+                return _prepared(hub_id, load_pipeline(folder), self.device, LARGEST_SIDE)
         except RefusedModel:
             raise
         except Exception:

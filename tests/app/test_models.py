@@ -3,6 +3,7 @@
 import json
 import shutil
 import threading
+from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
@@ -122,6 +123,19 @@ def test_the_files_of_a_linked_model_are_deleted_and_it_still_works(fetched, mon
     pipe = ours.find(ours.load_linked("a/one")).pipe
     assert not list(tmp_path.iterdir())
     assert pipe.predict(torch.zeros(3, 8, 8), 0.25, n=2).counts
+
+
+def test_a_linked_model_of_huge_pictures_is_refused_before_it_runs(saved, monkeypatch):
+    def fetch(hub_id, folder):
+        shutil.copytree(saved, folder, dirs_exist_ok=True)
+        config = Path(folder, "unet", "config.json")
+        config.write_text(json.dumps({**json.loads(config.read_text()), "sample_size": 100_000}))
+
+    monkeypatch.setattr(models, "fetch", fetch)
+    ours = Models()
+    ours.device = "cpu"
+    with pytest.raises(RefusedModel, match="too large"):
+        ours.load_linked("a/one")
 
 
 def test_parts_of_other_libraries_are_refused(saved, tmp_path):

@@ -150,6 +150,8 @@ def test_bytes_that_are_no_text(tmp_path):
         {"certified_accuracy": [{"radius": "0", "share": 1, "low": 1, "high": 1}]},
         {"certified_accuracy": [{"radius": 0, "share": 2, "low": 1, "high": 1}]},
         {"certified_accuracy": [{"radius": float("nan"), "share": 1, "low": 1, "high": 1}]},
+        {"certified_accuracy": [{"radius": 1.75e308, "share": 1, "low": 1, "high": 1}]},
+        {"run": {"sigma": 10**400}},
         {"certificates": None},
     ],
 )

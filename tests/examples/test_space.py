@@ -183,6 +183,22 @@ def test_an_unforeseen_failure_shows_no_insides(handlers, one, monkeypatch):
     assert "secret" not in str(caught.value) and not caught.value.print_exception
 
 
+def test_a_drawing_is_read_once_however_many_layers_a_request_names(handlers, tmp_path):
+    import gradio as gr
+
+    from diffusers_ndc.app.certify_tab import certify_tab
+
+    with gr.Blocks():
+        sketch = certify_tab({}, sketches=True).sketch
+    drawing, damaged = tmp_path / "drawing.png", tmp_path / "damaged.png"
+    PIL.Image.new("L", (280, 280), 255).save(drawing)
+    damaged.write_bytes(b"would be an error if it were read")
+    whole, part = ({"path": str(path), "meta": {"_type": "gradio.FileData"}} for path in (drawing, damaged))
+    read = sketch.preprocess(sketch.data_model(background=part, layers=[part] * 1000, composite=whole))
+    assert read["composite"].size == (280, 280) and read["layers"] == [] and read["background"] is None
+    assert sketch.preprocess(None) is None
+
+
 def test_bad_files_get_a_text(reading, frames, tmp_path):
     path = tmp_path / "file.json"
     path.write_text("no JSON")
