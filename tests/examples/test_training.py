@@ -31,12 +31,12 @@ def train(folder, output, *options, program=PROGRAM):
 
 @pytest.mark.slow
 def test_trains_resumes_and_classifies(folder, tmp_path):
-    result = train(folder, tmp_path, "--max-train-steps", 4, "--learning-rate", 0.01)
+    options = ("--learning-rate", 0.01, "--p-mean", 0.0, "--shift", 1, "--flip")
+    result = train(folder, tmp_path, "--max-train-steps", 4, *options)
     assert result.returncode == 0, result.stderr
     early = NoisedDiffusionClassifierPipeline.from_pretrained(tmp_path)
 
-    options = ("--max-train-steps", 60, "--learning-rate", 0.01, "--p-mean", 0.0, "--shift", 1, "--flip")
-    result = train(folder, tmp_path, "--resume", *options)
+    result = train(folder, tmp_path, "--resume", "--max-train-steps", 60, *options)
     assert result.returncode == 0, result.stderr
     assert "4/60" not in result.stderr and "56/56" in result.stderr, "it did not go on from step 4"
 
