@@ -3,13 +3,17 @@
 import json
 
 import pytest
-from helpers.runs import IMAGES, TASK, make_run, make_task_run, record_of
+from helpers.runs import CARD_SETTINGS, IMAGES, TASK, make_run, make_task_run, record_of
 
 from diffusers_ndc import Certificate
 from diffusers_ndc.evaluation.comparison import compare, to_markdown
 from diffusers_ndc.evaluation.figures import Report
 from diffusers_ndc.evaluation.records import read_run, write_run
 from diffusers_ndc.evaluation.report import write_report
+
+
+BASE = {"base_classifier": CARD_SETTINGS["base_classifier"]}
+"""What certificates of `make_task_run` say of the base classifier."""
 
 
 def test_a_report_of_one_run_has_no_table_of_its_task(tmp_path):
@@ -83,7 +87,7 @@ def test_true_classes_are_compared_by_name(tmp_path):
     for name, settings in {"c": {"id2label": names}, "d": {}}.items():
         folder = make_task_run(tmp_path / name, **settings)
         (path,) = folder.glob("*.jsonl")
-        records = [record_of(index, *image) for index, image in enumerate(swapped)]
+        records = [record_of(index, *image, **BASE) for index, image in enumerate(swapped)]
         path.write_text("".join(json.dumps(record) + "\n" for record in records))
     reports = [Report.from_folder(tmp_path / name) for name in "abcd"]
     (comparison,) = compare(reports)
@@ -130,17 +134,17 @@ MORE_SELECTION = ({0: 11}, {0: 100})
 @pytest.mark.parametrize("counts", [MORE_COPIES, MORE_SELECTION], ids=["n", "n0"])
 def test_a_certificate_of_other_copies_is_rejected(tmp_path, counts):
     """More noisy copies prove larger radii: a single valid certificate with more of them must not slip in."""
-    certificate = Certificate.from_counts(*counts, 0.5, 0.001, evaluations=1, image_hash=f"{6:032x}")
+    certificate = Certificate.from_counts(*counts, 0.5, 0.001, evaluations=1, image_hash=f"{6:032x}", **BASE)
     assert certificate.verify()
     record = {"index": 5, "image_hash": certificate.image_hash, "label": 0, "certificate": certificate.to_dict()}
-    plain, of_task = make_run(tmp_path / "plain", IMAGES[:5], [record]), make_task_run(tmp_path / "task")
+    plain, of_task = make_run(tmp_path / "plain", IMAGES[:5], [record], **BASE), make_task_run(tmp_path / "task")
     assert Report.from_folder(plain).rejected == {} and Report.from_folder(of_task).rejected == {}
     replace_records(of_task, plain)
     assert "n0 10 and n 100 of the task digits-l2, got clopper-pearson" in Report.from_folder(of_task).rejected[5]
 
 
 def test_an_image_that_is_not_of_the_task_is_rejected(tmp_path):
-    plain, of_task = make_run(tmp_path / "plain", [*IMAGES, IMAGES[0]]), make_task_run(tmp_path / "task")
+    plain, of_task = make_run(tmp_path / "plain", [*IMAGES, IMAGES[0]], **BASE), make_task_run(tmp_path / "task")
     replace_records(of_task, plain)
     report = Report.from_folder(of_task)
     assert report.rejected == {6: "`index` must be that of an image of the task digits-l2, got 6."}

@@ -334,6 +334,7 @@ def test_the_command_starts_the_app(site, monkeypatch, tmp_path, capsys):
 
 
 def test_on_zero_gpu_a_call_names_its_time(monkeypatch):
+    pytest.importorskip("gradio")
     from diffusers_ndc.app.gpu import on_gpu
     from diffusers_ndc.app.handlers import seconds_to_certify
 

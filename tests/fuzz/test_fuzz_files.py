@@ -189,7 +189,7 @@ VALID_SETTINGS = [
         {"skip": 2},
         {"split": "a"},
     ),
-    *({"method": "dds", "classifier": "c"}, {"stop-early": False}, {"stop_early": True}, {"patience": 0.5}),
+    *({"method": "dds", "classifier": "c"}, {"stop-early": False}, {"patience": 0.5}),
     *({"max_copies_per_radius": 100}, {"max_copies_per_radius": "inf"}, {"max_evaluations": 1}),
 ]
 

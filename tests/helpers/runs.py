@@ -38,7 +38,7 @@ RADII = [0.5 * stats.norm.ppf(stats.beta.ppf(0.001, votes, 101 - votes)) for vot
 """Certified radii of the three images that are correctly certified."""
 
 
-def record_of(index, label, candidate, votes, evaluations, seconds, /, **changes):
+def record_of(index, label, candidate, votes, evaluations, seconds, /, base_classifier=None, **changes):
     """The record of one image.
 
     Args:
@@ -48,11 +48,18 @@ def record_of(index, label, candidate, votes, evaluations, seconds, /, **changes
         votes: Votes for it, of 100; the others are for the next class.
         evaluations: Network evaluations spent.
         seconds: The image's share of the time.
+        base_classifier: What the certificate says of the base classifier. Default: nothing.
         **changes: Fields of the certificate to forge. Its digest is then left out, as a forger would make a new one.
     """
     counts = {candidate: votes, candidate + 1: 100 - votes} if votes < 100 else {candidate: votes}
     certificate = Certificate.from_counts(
-        {candidate: 10}, counts, 0.5, 0.001, evaluations=evaluations, image_hash=f"{index:032x}"
+        {candidate: 10},
+        counts,
+        0.5,
+        0.001,
+        evaluations=evaluations,
+        image_hash=f"{index:032x}",
+        base_classifier=base_classifier or {},
     )
     certificate = {**certificate.to_dict(), **changes}
     if changes:
@@ -66,7 +73,7 @@ def make_run(folder, images=IMAGES, extra=(), **settings):
     write_run(folder, {**RUN, **settings})
     with RecordWriter(folder) as writer:
         for index, image in enumerate(images):
-            writer.write(record_of(index, *image))
+            writer.write(record_of(index, *image, base_classifier=settings.get("base_classifier")))
         for record in extra:
             writer.write(record)
     return folder
