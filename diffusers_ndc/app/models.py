@@ -17,7 +17,7 @@ from huggingface_hub import HfApi, snapshot_download
 from huggingface_hub.utils import filter_repo_objects
 
 from ..diffusion.thread_trial import choose_threads_for
-from ..pipelines.loading import Pipeline, load_pipeline
+from ..pipelines.loading import Pipeline, default_device, load_pipeline
 from .gpu import on_zero_gpu
 from .sigmas import usable_sigmas
 
@@ -82,20 +82,16 @@ def load_model(place: str, device: str | None = None) -> Model:
 
 def _prepared(place: str, pipe: Pipeline, device: str | None, largest_side: int | None = None) -> Model:
     pipe.set_progress_bar_config(disable=True)
-    if device is None and on_zero_gpu():
-        device = "cuda"  # which is there as soon as a GPU is lent
     if device is None:
-        accelerator = torch.accelerator.current_accelerator() if torch.accelerator.is_available() else None
-        device = str(accelerator or "cpu")
+        device = "cuda" if on_zero_gpu() else default_device()  # on ZeroGPU it is there as soon as a GPU is lent
     pipe.to(device)
     sigmas = usable_sigmas(pipe)
     if not sigmas:
         raise ValueError(f"The model {place} was trained for no noise that this app uses.")
     classifier = pipe.classifier(sigmas[0])
     denoiser = classifier.denoiser
-    if (
-        largest_side is not None and max(denoiser.image_size or (0,)) > largest_side
-    ):  # a number in a file, without cost
+    side = max(denoiser.image_size or (0,))  # a number in a file, which could be any
+    if largest_side is not None and side > largest_side:
         raise RefusedModel(f"The pictures of the model {place} are too large for this page.")
     choose_threads_for(denoiser)
     names = pipe.config.id2label or {label: str(label) for label in range(classifier.num_classes)}
@@ -129,12 +125,9 @@ class Models:
         """
         found = self.linked.get(key) if key else self.own
         if found is None:
-            which = (
-                f"The model {key} is not loaded any more: open its link again."
-                if key
-                else ("The model of this page could not be loaded, so nothing can be certified.")
-            )
-            raise RefusedModel(which)
+            if key:
+                raise RefusedModel(f"The model {key} is not loaded any more: open its link again.")
+            raise RefusedModel("The model of this page could not be loaded, so nothing can be certified.")
         return found
 
     def load_linked(self, hub_id: str) -> str:

@@ -2,10 +2,8 @@
 
 import os
 
-import torch
-
 from ..diffusion.thread_trial import choose_threads_for
-from ..pipelines.loading import Pipeline, load_pipeline
+from ..pipelines.loading import Pipeline, default_device, load_pipeline
 
 
 def load_model(model: str, device: str | None = None) -> Pipeline:
@@ -24,8 +22,6 @@ def load_model(model: str, device: str | None = None) -> Pipeline:
         raise ValueError(f"`--model` must be a model that can be loaded, got {model}: {error}") from error
     if os.environ.get("TQDM_DISABLE") == "1":  # a pipeline's own bars do not look at it
         pipe.set_progress_bar_config(disable=True)
-    if device is None and torch.accelerator.is_available():
-        device = str(torch.accelerator.current_accelerator())
-    pipe = pipe.to(device or "cpu")
+    pipe = pipe.to(default_device() if device is None else device)
     choose_threads_for(pipe.denoiser)
     return pipe

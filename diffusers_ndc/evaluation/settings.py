@@ -1,7 +1,7 @@
 """Settings of an evaluation run. `settings_parser` reads them from a command line and a YAML file."""
 
 import math
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass
 from typing import Literal
 
 from ..certification.bounds import check_alpha
@@ -9,6 +9,7 @@ from ..certification.grid_noise import check_grid
 from ..certification.stopping import largest_provable
 from ..common.checks import check_kind, check_seed, check_sigma, checked_batch_size
 from ..common.options import option as _option
+from ..common.options import required
 from ..common.places import check_place
 from .task import Method, Task, check_name
 
@@ -24,11 +25,9 @@ OPTIONAL = (*LIMITS, "sift", "task")
 class Settings:
     """Settings of one run. The help of each field says what it is, and in which unit."""
 
-    model: str | None = field(
-        metadata={"help": "Folder or Hub id of the diffusion model. With --method gaussian there is none."}
-    )
-    dataset: str = field(metadata={"help": "Labelled images: a Hub id, or a folder of images or Parquet files."})
-    output: str = field(metadata={"help": "Folder of the run. Records of the same run in it are kept."})
+    model: str | None = required("Folder or Hub id of the diffusion model. With --method gaussian there is none.")
+    dataset: str = required("Labelled images: a Hub id, or a folder of images or Parquet files.")
+    output: str = required("Folder of the run. Records of the same run in it are kept.")
     dataset_config_name: str | None = _option(None, "Configuration of the data set, if it has several.")
     split: str = _option("test", "Split of the data set.")
     image_column: str | None = _option(None, "Column with the images. Default: the first with images.")

@@ -3,27 +3,15 @@
 import json
 from types import SimpleNamespace
 
-import PIL.Image
-import pytest
 import torch
-from helpers.space import DIGITS
+from helpers.space import certificate as certificate
 from helpers.space import digits as digits
 from helpers.space import network_calls as network_calls
+from helpers.space import one as one
 
 from diffusers_ndc import Certificate, SmoothedClassifier
 from diffusers_ndc.app import certifying, limits
 from diffusers_ndc.common.images import content_hash
-
-
-@pytest.fixture(scope="module")
-def one():
-    return PIL.Image.open(DIGITS[1])
-
-
-@pytest.fixture(scope="module")
-def certificate():
-    """40 of 40 votes for class 7."""
-    return Certificate.from_counts({7: 20}, {7: 40}, sigma=0.25, alpha=0.001, bound="mixture", seed=1, evaluations=9)
 
 
 def test_the_radius_grows_until_the_wanted_one_is_proved(digits, one):

@@ -10,24 +10,15 @@ import PIL.ImageOps
 import pytest
 from helpers.paths import MODEL
 from helpers.space import DIGITS
+from helpers.space import certificate as certificate
 from helpers.space import digits as digits
+from helpers.space import one as one
 
 from diffusers_ndc import Certificate
 from diffusers_ndc.app import files, pictures
 
 
 BUNDLED = MODEL / "evaluation" / "report.json"
-
-
-@pytest.fixture(scope="module")
-def one():
-    return PIL.Image.open(DIGITS[1])
-
-
-@pytest.fixture(scope="module")
-def certificate():
-    """40 of 40 votes for class 7."""
-    return Certificate.from_counts({7: 20}, {7: 40}, sigma=0.25, alpha=0.001, bound="mixture", seed=1, evaluations=9)
 
 
 def sketch_of(digit, mode="RGBA", invert=True):

@@ -4,10 +4,12 @@ import importlib
 import sys
 from collections import Counter
 
+import PIL.Image
 import pytest
 import torch
 from diffusers import UNet2DModel
 
+from diffusers_ndc import Certificate
 from diffusers_ndc.app.models import load_model
 from helpers.paths import EXAMPLES
 
@@ -23,6 +25,18 @@ DIGITS = sorted(SPACE.glob("digits/*.png"))
 def digits():
     """The digits model."""
     return load_model(str(EXAMPLES / "mnist"), "cpu")
+
+
+@pytest.fixture(scope="module")
+def one():
+    """A picture of a 1."""
+    return PIL.Image.open(DIGITS[1])
+
+
+@pytest.fixture(scope="module")
+def certificate():
+    """40 of 40 votes for class 7."""
+    return Certificate.from_counts({7: 20}, {7: 40}, sigma=0.25, alpha=0.001, bound="mixture", seed=1, evaluations=9)
 
 
 @pytest.fixture(scope="module")
