@@ -112,3 +112,11 @@ def test_images_off_the_grid_and_bad_grids_raise():
     for grid in (0, 1.5, True, 10**6):
         with pytest.raises(ValueError, match="`grid` must be"):
             SmoothedClassifier(Leaking(), 0.25, grid=grid)
+
+
+@pytest.mark.parametrize("sigma, largest", [(np.uint8(1), 1024), (np.float16(1), 1024), (np.float16(200), 5)])
+def test_small_types_of_numpy_do_not_overflow_with_a_grid(sigma, largest):
+    assert SmoothedClassifier(Leaking(), sigma, grid=largest).noise.sigma == float(sigma)
+    if largest < 1024:
+        with pytest.raises(ValueError, match=f"at most {2**18 / 255 / 200:.4g} steps for sigma=200"):
+            SmoothedClassifier(Leaking(), sigma, grid=largest + 1)

@@ -197,4 +197,4 @@ def settings_fit(arguments: dict, num_classes: int) -> bool | None:
 
 def grid_fits(grid: int | None, sigma: float) -> bool:
     """Whether the noise is at most 2^18 steps of the grid."""
-    return grid is None or sigma * 255 * grid <= 2**18
+    return grid is None or float(sigma) * 255 * grid <= 2**18  # NumPy's small types overflow
