@@ -1,26 +1,43 @@
 """A part of `benchmark.py`: how fast the network is on a CPU with torch's threads, and with those of the command."""
 
 import os
+import statistics
 import subprocess
 import sys
 import time
 
 
-WAYS = {"torch's defaults": "default", "waiting asleep, number by a trial (the command)": "chosen"}
+WAYS = {"torch's defaults": "default", "short spins, number by a trial (the command)": "chosen"}
+
+ROUNDS = 5
+"""Runs of each way, in turn: the speed of a machine wanders."""
 
 
 def threads(bench) -> None:
     """Network evaluations a second, each way in a new process: how threads wait is settled when torch is loaded."""
-    seconds = 1 if bench.args.quick else 10
-    bench.say(f"## Threads of the CPU: batches of {bench.args.batch_size}, {seconds} s each\n")
+    seconds, rounds = (1, 1) if bench.args.quick else (4, ROUNDS)
+    bench.say(f"## Threads of the CPU: batches of {bench.args.batch_size}, {rounds} runs of {seconds} s each, in turn\n")
     told = ("OMP_", "MKL_", "KMP_", "GOMP_")
     environment = {name: value for name, value in os.environ.items() if not name.startswith(told)}
-    rows = []
-    for name, way in WAYS.items():
-        command = [sys.executable, __file__, way, str(bench.args.model), str(bench.args.batch_size), str(seconds)]
-        result = subprocess.run(command, env=environment, stdout=subprocess.PIPE, text=True, check=True)
-        count, rate = result.stdout.split()
-        rows.append({"threads": name, "number": count, "evaluations a second": float(rate)})
+    numbers: dict[str, list[str]] = {name: [] for name in WAYS}
+    rates: dict[str, list[float]] = {name: [] for name in WAYS}
+    for _ in range(rounds):
+        for name, way in WAYS.items():
+            command = [sys.executable, __file__, way, str(bench.args.model), str(bench.args.batch_size), str(seconds)]
+            result = subprocess.run(command, env=environment, stdout=subprocess.PIPE, text=True, check=True)
+            number, rate = result.stdout.split()
+            numbers[name].append(number)
+            rates[name].append(float(rate))
+    rows = [
+        {
+            "threads": name,
+            "numbers": " ".join(numbers[name]),
+            "evaluations a second (median)": statistics.median(rates[name]),
+            "least": min(rates[name]),
+            "most": max(rates[name]),
+        }
+        for name in WAYS
+    ]
     bench.table(rows)
 
 

@@ -319,7 +319,7 @@ def certified_radius(p_lower: float, sigma: float) -> float | None:
     if not p_lower > 0.5:
         return None
     # A bound that was rounded up to 1 does not prove an infinite radius, and neither does an overflow.
-    radius = sigma * float(stats.norm.ppf(min(p_lower, math.nextafter(1, 0))))
+    radius = float(sigma) * float(stats.norm.ppf(min(p_lower, math.nextafter(1, 0))))
     return min(radius, sys.float_info.max)
 
 

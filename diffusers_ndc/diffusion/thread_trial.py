@@ -11,7 +11,7 @@ from .denoiser import Denoiser
 from .networks import image_sides
 
 
-VALUES = 32 * 28 * 28
+VALUES = 64 * 28 * 28
 """Values of the batch of a trial, if one image does not have more."""
 
 SIDE = 32

@@ -173,6 +173,7 @@ def test_bad_counts_raise(count, n, alpha):
 
 def test_radius_is_in_the_units_of_sigma_and_abstains_at_one_half():
     assert certified_radius(stats.norm.cdf(2.0), 0.25) == pytest.approx(0.5)
+    assert certified_radius(0.9, np.float16(0.25)) == certified_radius(0.9, 0.25), "half precision may round up"
     assert certified_radius(0.5, 0.25) is None
     assert certified_radius(0.0, 0.25) is None
 

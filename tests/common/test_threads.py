@@ -20,14 +20,14 @@ COMMAND = """
 import os, sys
 from diffusers_ndc.command import main
 main(["verify", sys.argv[1]])
-print(os.environ.get("OMP_WAIT_POLICY"), "torch" in sys.modules)
+print(*(os.environ.get(name) for name in ("GOMP_SPINCOUNT", "KMP_BLOCKTIME")), "torch" in sys.modules)
 """
 TRIAL = """
 from diffusers_ndc.common.threads import share_cores, choose_threads
 share_cores()
 import os, time, torch
 choose_threads(lambda: time.sleep(0.001 if torch.get_num_threads() == 1 else 0.01))
-print(os.environ.get("OMP_WAIT_POLICY"), torch.get_num_threads())
+print(os.environ.get("GOMP_SPINCOUNT"), torch.get_num_threads())
 """
 
 
@@ -53,17 +53,26 @@ def run_alone(code, *words, **environment):
 
 
 @pytest.mark.parametrize(
-    "environment, policy",
-    [({}, "PASSIVE"), ({"OMP_WAIT_POLICY": "ACTIVE"}, "ACTIVE"), ({"GOMP_SPINCOUNT": "7"}, "None")],
+    "environment, spins",
+    [
+        ({}, "10000 1"),
+        ({"OMP_WAIT_POLICY": "ACTIVE"}, "None None"),
+        ({"GOMP_SPINCOUNT": "7"}, "7 None"),
+        ({"KMP_BLOCKTIME": "7"}, "None 7"),
+    ],
 )
-def test_the_command_lets_threads_sleep_unless_the_environment_says_otherwise(environment, policy, tmp_path):
+def test_the_command_lets_threads_sleep_unless_the_environment_says_otherwise(environment, spins, tmp_path):
     """Before torch is loaded, which reads it."""
     (tmp_path / "empty.jsonl").write_text("")
-    assert run_alone(COMMAND, tmp_path / "empty.jsonl", **environment) == f"{policy} False"
+    assert run_alone(COMMAND, tmp_path / "empty.jsonl", **environment) == f"{spins} False"
 
 
 def test_a_number_in_the_environment_is_kept():
-    assert run_alone(TRIAL, OMP_NUM_THREADS="2") == "PASSIVE 2"
+    assert run_alone(TRIAL, OMP_NUM_THREADS="2") == "10000 2"
+
+
+def test_a_child_of_a_program_that_shares_cores_has_a_trial_too():
+    assert run_alone(TRIAL, **threads.SPINNING) == "10000 1"
 
 
 class Work:
@@ -84,13 +93,18 @@ class Work:
 @pytest.mark.parametrize("faster", [1, 2])
 def test_the_faster_number_of_threads_is_chosen(free, faster):
     """After all rounds, or after the first one if the difference is clear."""
-    work = Work(free, {faster: 0.1, 3 - faster: 0.11})
+    work = Work(free, {faster: 0.1, 3 - faster: 0.12})
     choose_threads(work)
     assert torch.get_num_threads() == faster and work.runs == [2, 2, *[2, 1] * threads.ROUNDS]
     torch.set_num_threads(2)
     work = Work(free, {faster: 0.1, 3 - faster: 0.3})
     choose_threads(work)
     assert torch.get_num_threads() == faster and work.runs == [2, 2, 2, 1]
+
+
+def test_one_thread_that_is_faster_by_a_little_is_not_chosen(free):
+    choose_threads(Work(free, {1: 0.1, 2: 0.105}))
+    assert torch.get_num_threads() == 2
 
 
 @pytest.mark.parametrize("name", ["OMP_NUM_THREADS", "MKL_NUM_THREADS", "KMP_HW_SUBSET", "GOMP_CPU_AFFINITY"])
@@ -103,7 +117,7 @@ def test_there_is_no_trial_for_those_who_did_not_ask(free):
     free.setattr(threads, "_asked", False)
     choose_threads(lambda: pytest.fail("there was a trial"))
     share_cores()
-    assert "OMP_WAIT_POLICY" not in os.environ, "torch is loaded: it would only mislead"
+    assert "GOMP_SPINCOUNT" not in os.environ, "torch is loaded: it would only mislead"
     choose_threads(Work(free, {1: 0.1, 2: 0.3}))
     assert torch.get_num_threads() == 1
 
