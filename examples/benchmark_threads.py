@@ -16,7 +16,7 @@ ROUNDS = 5
 def threads(bench) -> None:
     """Network evaluations a second, each way in a new process: how threads wait is settled when torch is loaded."""
     seconds, rounds = (1, 1) if bench.args.quick else (4, ROUNDS)
-    bench.say(f"## Threads of the CPU: batches of {bench.args.batch_size}, {rounds} runs of {seconds} s each, in turn\n")
+    bench.say(f"## Threads of the CPU: batches of {bench.args.batch_size}, {rounds} runs of {seconds} s each way\n")
     told = ("OMP_", "MKL_", "KMP_", "GOMP_")
     environment = {name: value for name, value in os.environ.items() if not name.startswith(told)}
     numbers: dict[str, list[str]] = {name: [] for name in WAYS}
