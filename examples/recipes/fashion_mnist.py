@@ -7,6 +7,7 @@ Trains a small class-conditional diffusion model and calibrates it, trains the b
 image with each method and each sigma, and writes one table from the records: OUTPUT/table/report.md. The methods:
 
     ndc          the Noised Diffusion Classifier (APNDC), the class sifter proposing candidates
+    ndc-scores   the same, the sifter's scores counting in the loss too (level 0)
     features     the class sifter alone, without a likelihood
     dds          a ViT that was trained on clean images, behind the diffusion model as a denoiser
     gaussian     a ResNet that was trained on images with the smoothing noise, alone (one network for each sigma)
@@ -44,7 +45,7 @@ from diffusers_ndc.diffusion.levels_table import levels_key
 EXAMPLES = Path(__file__).resolve().parents[1]
 COMMAND = [sys.executable, "-m", "diffusers_ndc"]
 
-METHODS = ("ndc", "features", "dds", "gaussian", "dds-6x", "gaussian-6x", "all-classes")
+METHODS = ("ndc", "ndc-scores", "features", "dds", "gaussian", "dds-6x", "gaussian-6x", "all-classes")
 SIGMAS = (0.25, 0.5, 1.0)
 
 BLOCKS = {"add_attention": False, "layers_per_block": 1}
@@ -200,6 +201,8 @@ def evaluation(method: str, sigma: float, data: Path, args: argparse.Namespace, 
     }
     if method == "ndc":
         settings["method"] = "apndc"
+    elif method == "ndc-scores":
+        settings |= {"method": "apndc", "sift": "scores"}
     elif method == "all-classes":
         settings |= {"method": "apndc", "model": output / "model-all-classes", "skip": experiment.skip_all_classes}
     elif kind == "dds":

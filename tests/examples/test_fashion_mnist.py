@@ -88,7 +88,8 @@ def test_the_runs_differ_in_the_method_alone(method, tmp_path):
         common = (settings.seed, settings.n0, settings.n, settings.alpha, settings.stop_early, settings.radii)
         assert common == (0, 10, 6000 if method.endswith("-6x") else 1000, 0.001, True, [0.25, 0.5, 0.75, 1.0])
         assert settings.sigma == sigma and settings.skip == (200 if method == "all-classes" else 20)
-        assert (settings.classifier is None) == (method in ("ndc", "features", "all-classes"))
+        assert (settings.classifier is None) == (method in ("ndc", "ndc-scores", "features", "all-classes"))
+        assert settings.sift == ("scores" if method == "ndc-scores" else None)
 
 
 @pytest.mark.parametrize(
