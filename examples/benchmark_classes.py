@@ -7,18 +7,22 @@ from diffusers import UNet2DModel
 from labelled_images import load_labelled_images
 
 from diffusers_ndc import NoisedDiffusionClassifierPipeline, NoiseLevels
+from diffusers_ndc.pipelines.base import Sift
 from diffusers_ndc.pipelines.inputs import to_pixel_batch
 
 
 NUMBERS = (2, 5, 10, 20, 50, 100)
 """Numbers of classes."""
 
+WAYS: dict[str, Sift | None] = {"sifter": "candidates", "scores as level 0": "scores", "losses": False}
+"""What the sifter does."""
+
 TRAINING_IMAGES = 40
 """Training images of each class that the sifter and the levels are fitted on."""
 
 
 def classes(bench: Benchmark) -> None:
-    """A noisy copy with subsets of the model's classes, sifted by features and by losses."""
+    """A noisy copy with subsets of the model's classes, sifted in each way."""
     args, total = bench.args, bench.pipe.denoiser.num_classes
     copies, per_class = (10, 4) if args.quick else (500, TRAINING_IMAGES)
     bench.say(f"## The number of classes: one noisy copy of each of {copies} test images\n")
@@ -68,13 +72,17 @@ def with_classes(pipe: NoisedDiffusionClassifierPipeline, subset: np.ndarray) ->
 
 
 def row_of(bench: Benchmark, pipe: NoisedDiffusionClassifierPipeline, images: list, labels: np.ndarray) -> dict:
-    """Accuracy and evaluations of one noisy copy of each image, sifted by features and by losses."""
+    """Accuracy and evaluations of one noisy copy of each image, sifted in each way."""
     args, number = bench.args, pipe.denoiser.num_classes
     pixels, _ = to_pixel_batch(images, pipe.unet.config.in_channels, pipe.denoiser.image_size)
     generator = torch.Generator().manual_seed(args.seed)
     noisy = (pixels + args.sigma * torch.randn(pixels.shape, generator=generator)).to(pipe.device)
     row: dict = {"classes": number}
-    for name, sift in (("sifter", None), ("losses", False)):
+    fitted = pipe.sifter.find(args.sigma)
+    for name, sift in WAYS.items():
+        if sift == "scores" and fitted.level_zero is None:
+            row |= {f"{name}: accuracy": "-", f"{name}: evaluations a copy": "-"}  # the scores did not help
+            continue
         classifier = pipe.classifier(args.sigma, batch_size=args.batch_size, sift=sift)
         with classifier.inference():
             right = classifier(noisy, seeds=range(len(images))).argmax(dim=1).cpu().numpy() == labels
@@ -82,7 +90,7 @@ def row_of(bench: Benchmark, pipe: NoisedDiffusionClassifierPipeline, images: li
             f"{name}: accuracy": f"{right.mean():.1%}",
             f"{name}: evaluations a copy": classifier.evaluations / len(images),
         }
-    row["candidates"] = pipe.sifter.find(args.sigma).expected_classes
+    row["candidates"] = fitted.expected_classes
     row["all classes at all levels"] = f"{number * len(classifier.levels) + 1:,}"
     row["reference"] = f"{number * len(bench.reference_levels) + 1:,}"
     return row
