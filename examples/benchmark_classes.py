@@ -11,9 +11,6 @@ from diffusers_ndc.pipelines.base import Sift
 from diffusers_ndc.pipelines.inputs import to_pixel_batch
 
 
-NUMBERS = (2, 5, 10, 20, 50, 100)
-"""Numbers of classes."""
-
 WAYS: dict[str, Sift | None] = {"sifter": "candidates", "scores as level 0": "scores", "losses": False}
 """What the sifter does."""
 
@@ -37,7 +34,7 @@ def classes(bench: Benchmark) -> None:
     fitted = bench.pipe.sifter and bench.pipe.sifter.find(args.sigma)
     order = np.random.default_rng(args.seed).permutation(total)
     rows = []
-    for number in [number for number in NUMBERS if number <= total]:
+    for number in [number for number in args.classes if number <= total]:
         subset = np.sort(order[:number])
         pipe = with_classes(bench.pipe, subset)
         chosen = np.concatenate([np.flatnonzero(train_labels == label)[:per_class] for label in subset])
@@ -47,6 +44,8 @@ def classes(bench: Benchmark) -> None:
             args.sigma,
             len(levels),
             candidates=NoiseLevels(levels.sigmas, levels.weights),
+            quantile=args.quantile,
+            sift_quantile=args.sift_quantile,
             batch_size=args.batch_size,
             num_copies=1,
             cells=fitted.cells if fitted else (1, 1),
