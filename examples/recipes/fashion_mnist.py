@@ -95,7 +95,7 @@ FULL = Experiment(
     },
     calibration={"limit": 3000},
     vit={"config": json.dumps({**VIT, "intermediate_size": 96}), "epochs": 7, "flip": True},
-    resnet={"epochs": 6, "flip": True, "mixed-precision": "bf16"},
+    resnet={"epochs": 12, "flip": True, "mixed-precision": "bf16"},
     evaluation={"radii": [0.25, 0.5, 0.75, 1], "batch-size": 64},
     skip=20,
     skip_all_classes=200,
