@@ -7,7 +7,7 @@ from typing import Literal
 from ..certification.bounds import check_alpha
 from ..certification.grid_noise import check_grid
 from ..certification.stopping import largest_provable
-from ..common.checks import check_kind, check_seed, check_sigma, checked_batch_size
+from ..common.checks import check_kind, check_seed, check_sigma, checked_batch_size, plain_number
 from ..common.options import option as _option
 from ..common.options import required
 from ..common.places import check_place
@@ -103,6 +103,8 @@ class Settings:
 
     def __post_init__(self):
         self.radii = sorted({float(radius) for radius in self.radii})
+        for name in ("sigma", "alpha", "max_copies_per_radius", "patience"):
+            setattr(self, name, plain_number(getattr(self, name)))
         if isinstance(self.batch_size, str) and self.batch_size.isdecimal():  # from the command line
             object.__setattr__(self, "batch_size", int(self.batch_size))
         if not self.certifies:
@@ -151,6 +153,8 @@ class Settings:
         leasts = {"skip": 1, "limit": 1, "n": 1, "n0": 0, "max_evaluations": 1, "plan_images": 2}
         for name, least in leasts.items():
             value = getattr(self, name)
+            if value is not None and type(value) is not int:
+                raise TypeError(f"`--{name.replace('_', '-')}` must be a whole number, got {value!r}.")
             if value is not None and value < least:
                 raise ValueError(f"`--{name.replace('_', '-')}` must be {least} or more, got {value}.")
         checked_batch_size(self.batch_size, "--batch-size")
