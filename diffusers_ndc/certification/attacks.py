@@ -143,7 +143,8 @@ def attack(
     check_seed(seed)
     if surrogate is not None and not callable(surrogate):
         raise TypeError(f"`surrogate` must be a callable or None, got {type(surrogate).__name__}.")
-    _check(label, radius, gradient, steps=steps, draws=draws, restarts=restarts, batch_size=batch_size)
+    radius = _check_radius(radius)
+    _check(label, gradient, steps=steps, draws=draws, restarts=restarts, batch_size=batch_size)
     seed = fresh_seed() if seed is None else seed
     ascent = SmoothAdv(smoothed, surrogate, image, label, radius, gradient, draws, batch_size, seed)
     ends = [ascent.run(steps, restart) for restart in range(restarts)]
@@ -328,12 +329,16 @@ class SmoothAdv:
         return (((EIGHT_BIT_STEPS * self.origin).round() + signed_steps) / EIGHT_BIT_STEPS).to(self.image.dtype)
 
 
-def _check(label: int, radius: float, gradient: str, **counts: int) -> None:
-    check_integer("label", label, 0, MAX_N, "the class to attack, an integer")
+def _check_radius(radius: float) -> float:
     expected = "a finite number above 0 (pixel units)"
-    check_number("radius", radius, expected)
+    radius = check_number("radius", radius, expected)
     if not 0 < radius < math.inf:
         raise ValueError(f"`radius` must be {expected}, got {radius}.")
+    return radius
+
+
+def _check(label: int, gradient: str, **counts: int) -> None:
+    check_integer("label", label, 0, MAX_N, "the class to attack, an integer")
     if gradient not in GRADIENTS:
         raise ValueError(f"`gradient` must be one of {GRADIENTS}, got {gradient!r}.")
     for name, value in counts.items():

@@ -8,7 +8,7 @@ from typing import TypeVar
 
 from scipy import optimize, special, stats
 
-from ..common.checks import check_number
+from ..common.checks import check_number, plain_integer
 
 
 Value = TypeVar("Value")
@@ -31,17 +31,18 @@ radius infinite: this minimum rules that out for every smaller `alpha`. For a la
 `certified_radius` keeps the radius finite."""
 
 
-def check_alpha(alpha: float, minimum: float = MIN_ALPHA) -> None:
-    """Raise unless `alpha` is an error probability in (0, 1) that is large enough to compute with.
+def check_alpha(alpha: float, minimum: float = MIN_ALPHA) -> float:
+    """Return `alpha` as a float, or raise unless it is an error probability in (0, 1) large enough to compute with.
 
     Raises:
         TypeError: `alpha` is not a number.
         ValueError: `alpha` is not between `minimum` and 1.
     """
     expected = f"an error probability between 0 and 1, at least {minimum:g}"
-    check_number("alpha", alpha, expected)
+    alpha = check_number("alpha", alpha, expected)
     if not minimum <= alpha < 1:
         raise ValueError(f"`alpha` must be {expected}, got {alpha}.")
+    return alpha
 
 
 def required(name: str, value: Value | None) -> Value:
@@ -74,14 +75,15 @@ def clopper_pearson_lower(count: int, n: int, alpha: float, u: float = 1.0) -> f
         The lower bound, a probability.
 
     Raises:
+        TypeError: An argument is not a number, or `count` or `n` is not an integer.
         ValueError: `count` is not between 0 and `n`, `n` is not between 1 and `MAX_N`, or `alpha` is not in (0, 1).
 
     Example:
         >>> round(clopper_pearson_lower(990, 1000, alpha=0.001), 4)
         0.976
     """
-    _check_counts(count, n, alpha)
-    u = max(u, MIN_U)
+    count, n, alpha = _check_counts(count, n, alpha)
+    u = max(check_number("u", u, "a number from 0 to 1"), MIN_U)
     plain = 0.0 if count == 0 else float(stats.beta.ppf(alpha, count, n - count + 1))
     if u == 1:
         return plain
@@ -120,8 +122,11 @@ def runner_up_lower(count: int, rival: int, n: int, alpha: float, num_classes: i
         The probability `p` whose radius, `sigma * Phi^-1(p)`, is the radius above.
 
     Raises:
-        ValueError: `num_classes` is below 2, or `clopper_pearson_lower` does not accept an argument.
+        TypeError, ValueError: `num_classes` is below 2, or `clopper_pearson_lower` does not accept an argument.
     """
+    count, n, alpha = _check_counts(count, n, alpha)
+    rival, num_classes = plain_integer("rival", rival), plain_integer("num_classes", num_classes)
+    slack = check_number("slack", slack, "a difference of probabilities")
     if num_classes < 2:
         raise ValueError(f"`num_classes` must be at least 2 for a bound on the runner-up, got {num_classes}.")
     lower = max(clopper_pearson_lower(count, n, alpha / 2) - slack, 0.0)
@@ -144,9 +149,11 @@ def empirical_bernstein_lower(total: float, squares: float, n: int, alpha: float
         The lower bound, in [0, 1].
 
     Raises:
-        ValueError: `alpha` is not in (0, 1).
+        TypeError, ValueError: An argument is of another type, or `alpha` is not in (0, 1).
     """
-    check_alpha(alpha, MIN_ALPHA_SHARE)
+    alpha, n = check_alpha(alpha, MIN_ALPHA_SHARE), plain_integer("n", n)
+    total = check_number("total", total, "a sum of scores")
+    squares = check_number("squares", squares, "a sum of squares of scores")
     if n < 2:
         return 0.0
     variance = max(squares - total**2 / n, 0.0) / (n - 1)
@@ -176,6 +183,8 @@ def mixture_log_evidence(count: int, n: int, p0: float) -> float:
         n: Number of trials so far.
         p0: Probability that is tested, strictly between 0 and 1.
     """
+    count, n = plain_integer("count", count), plain_integer("n", n)
+    p0 = check_number("p0", p0, "a probability between 0 and 1")
     failures, log_q0 = n - count, math.log1p(-p0)
     tail = float(special.betaincc(count + 1, failures + PRIOR, p0))
     if tail == 0:
@@ -201,13 +210,14 @@ def mixture_lower(count: int, n: int, alpha: float) -> float:
         The lower bound, a probability.
 
     Raises:
+        TypeError: An argument is not a number, or `count` or `n` is not an integer.
         ValueError: `count` is not between 0 and `n`, `n` is not between 1 and `MAX_N`, or `alpha` is not in (0, 1).
 
     Example:
         >>> round(mixture_lower(990, 1000, alpha=0.001), 4)
         0.9706
     """
-    _check_counts(count, n, alpha)
+    count, n, alpha = _check_counts(count, n, alpha)
     # Up to p0 = count / (n + PRIOR) the evidence falls strictly, as its derivative shows. So there is at most one
     # crossing in this range, and if the evidence never falls that low, the end of the range is itself a valid bound.
     lowest, highest = 1e-12, count / (n + PRIOR)
@@ -222,12 +232,14 @@ def mixture_lower(count: int, n: int, alpha: float) -> float:
     return float(optimize.brentq(excess, lowest, highest, xtol=1e-15, rtol=1e-14))
 
 
-def _check_counts(count: int, n: int, alpha: float) -> None:
-    check_alpha(alpha, MIN_ALPHA_SHARE)
+def _check_counts(count: int, n: int, alpha: float) -> tuple[int, int, float]:
+    alpha = check_alpha(alpha, MIN_ALPHA_SHARE)
+    count, n = plain_integer("count", count), plain_integer("n", n)
     if not 1 <= n <= MAX_N:
         raise ValueError(f"`n` must be from 1 to {MAX_N:,}, got {n}.")
     if not 0 <= count <= n:
         raise ValueError(f"`count` must be from 0 to `n` ({n}), got {count}.")
+    return count, n, alpha
 
 
 @dataclass(frozen=True)
@@ -316,10 +328,12 @@ def certified_radius(p_lower: float, sigma: float) -> float | None:
         >>> round(certified_radius(0.9, sigma=0.25), 4)
         0.3204
     """
+    p_lower = check_number("p_lower", p_lower, "a lower bound on a probability")
+    sigma = check_number("sigma", sigma, "a noise level")
     if not p_lower > 0.5:
         return None
     # A bound that was rounded up to 1 does not prove an infinite radius, and neither does an overflow.
-    radius = float(sigma) * float(stats.norm.ppf(min(p_lower, math.nextafter(1, 0))))
+    radius = sigma * float(stats.norm.ppf(min(p_lower, math.nextafter(1, 0))))
     return min(radius, sys.float_info.max)
 
 
@@ -330,4 +344,5 @@ def majority_pvalue(top: int, runner_up: int) -> float:
         top: Votes of the leading class, at least 0.
         runner_up: Votes of the second class; `top + runner_up` must be at least 1.
     """
+    top, runner_up = plain_integer("top", top), plain_integer("runner_up", runner_up)
     return float(stats.binomtest(top, top + runner_up, 0.5).pvalue)

@@ -69,6 +69,7 @@ class Certificate(Record):
     """
 
     labelled = ("selection_counts", "counts")
+    numbers = ("radius", "sigma", "alpha", "u", "score_sum", "score_squares")
 
     label: int | None
     radius: float
@@ -126,15 +127,14 @@ class Certificate(Record):
         for name, votes in (("selection_counts", selection_counts), ("counts", counts)):
             if not isinstance(votes, dict) or any(type(number) is not int for number in votes.values()):
                 raise TypeError(f"`{name}` must be a dictionary of class label to number of votes, got {votes!r}.")
-        check_number("sigma", sigma, "a noise level above 0 (pixel units)")
-        check_alpha(alpha)
+        sigma = check_number("sigma", sigma, "a noise level above 0 (pixel units)")
+        alpha = check_alpha(alpha)
         n0 = sum(selection_counts.values()) if n0 is None else n0
         n = sum(counts.values()) if n is None else n
         for name in ("u", "score_sum", "score_squares"):
             if record.get(name) is not None:
-                check_number(name, record[name], "a number or None")
-                record[name] = float(record[name])
-        abstention = cls(None, 0.0, float(sigma), float(alpha), n0, n, selection_counts, counts, bound, **record)
+                record[name] = check_number(name, record[name], "a number or None")
+        abstention = cls(None, 0.0, sigma, alpha, n0, n, selection_counts, counts, bound, **record)
         flaw = first_flaw(abstention._flaw_of_draws)
         if flaw is not None:
             raise ValueError(f"`counts` and the other arguments must make a certificate, got a flaw: {flaw}.")

@@ -43,10 +43,17 @@ def lipschitz_constant(sigmas: Sequence[float], weights: Sequence[float], cap: f
     Returns:
         The constant, loss per unit of l2 in model units (images in [-1, 1]). Per pixel unit it is twice as much.
 
+    Raises:
+        TypeError: An argument is not a number, or not a sequence of numbers.
+        ValueError: There are not as many weights as levels.
+
     Example:
         >>> round(lipschitz_constant([4.0], [1.0], cap=0.3, pixels=784), 4)
         0.1381
     """
+    sigmas = plain_numbers("sigmas", sigmas, "numbers, one per level")
+    weights = plain_numbers("weights", weights, "numbers, one per level")
+    cap = check_number("cap", cap, "a mean squared error above 0 and up to 4")
     direct = min(4, 4 * math.sqrt(cap)) / math.sqrt(pixels)
     return sum(
         weight * (cap * math.sqrt(2 / math.pi) / sigma + direct) for sigma, weight in zip(sigmas, weights, strict=True)
@@ -104,13 +111,12 @@ class CappedLevels:
         check_kind("method", levels.get("method"), str, type(None))
         smoothing_sigma = levels.get("smoothing_sigma")
         if smoothing_sigma is not None:
-            check_number("smoothing_sigma", smoothing_sigma, "a noise level of at least 0 or None")
+            smoothing_sigma = check_number("smoothing_sigma", smoothing_sigma, "a noise level of at least 0 or None")
             if not 0 <= smoothing_sigma < math.inf:
                 raise ValueError(f"`smoothing_sigma` must be finite and at least 0, got {smoothing_sigma}.")
         if levels.get("cap") is None:
             raise ValueError("`levels` must have a `cap`, got None.")
-        cap = levels["cap"]
-        check_number("cap", cap, "a mean squared error above 0 and up to 4")
+        cap = check_number("cap", levels["cap"], "a mean squared error above 0 and up to 4")
         if not 0 < cap <= 4:
             raise ValueError(f"`cap` must be a mean squared error above 0 and up to 4, got {cap}.")
         return cls(sigmas, weights, cap)
@@ -146,6 +152,7 @@ class LipschitzCertificate(Record):
     """
 
     labelled = ("selection_losses", "score_sums", "score_squares")
+    numbers = ("radius", "alpha", "selection_losses", "score_sums", "score_squares")
 
     label: int | None
     radius: float

@@ -8,7 +8,7 @@ import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 
-from ..common.checks import check_integer, plain_numbers
+from ..common.checks import check_integer, plain_number, plain_numbers
 from .bounds import ANYTIME, BOUNDS, CURTAILED, MAX_N, SOFT, check_alpha, majority_pvalue
 from .certificate import Certificate, draws_to_settle, plurality
 from .stopping import STEP, StoppingRule, affordable, check_stopping, largest_provable
@@ -60,6 +60,10 @@ class Sampling:
     resolution: float | None = None
     max_copies_per_radius: float | None = None
     max_evaluations: int | None = None
+
+    def __post_init__(self) -> None:
+        for name in ("alpha", "resolution", "max_copies_per_radius"):
+            object.__setattr__(self, name, plain_number(getattr(self, name)))
 
     @classmethod
     def with_defaults(
@@ -177,9 +181,9 @@ class Predict:
     """
 
     def __init__(self, n: int, alpha: float, seed: int):
-        self.alpha, self.seed = alpha, seed
+        self.alpha, self.seed = float(alpha), seed
         # keyed by n and alpha, as for a bound: the most significant prefix of a longer run is none of its draws
-        self.question = Ask(Draws(f"predict, n={n}, alpha={float(alpha)!r}", 0, n))
+        self.question = Ask(Draws(f"predict, n={n}, alpha={self.alpha!r}", 0, n))
 
     def next_draws(self) -> Draws | None:
         return self.question.next_draws()

@@ -6,7 +6,7 @@ from collections.abc import Callable
 from dataclasses import MISSING, Field, asdict, dataclass, field, fields
 from typing import Any, ClassVar, TypeVar
 
-from ..common.checks import EXACT, check_integer, check_kind, check_seed
+from ..common.checks import EXACT, check_integer, check_kind, check_seed, plain_number
 from ..common.json import differences
 
 
@@ -35,11 +35,23 @@ class Record:
     labelled: ClassVar[tuple[str, ...]]
     """Names of the fields that are dictionaries by class label."""
 
+    numbers: ClassVar[tuple[str, ...]]
+    """Names of the fields that are numbers, or dictionaries of them, and need not be integers."""
+
     seed: int | None = field(default=None, kw_only=True)
     image_hash: str | None = field(default=None, kw_only=True)
     evaluations: int | None = field(default=None, kw_only=True)
     device: str | None = field(default=None, kw_only=True)
     base_classifier: dict = field(default_factory=dict, kw_only=True)
+
+    def __post_init__(self) -> None:
+        for name in self.numbers:
+            value = getattr(self, name)
+            if isinstance(value, dict):
+                plain = {label: plain_number(number) for label, number in value.items()}
+            else:
+                plain = plain_number(value)
+            object.__setattr__(self, name, plain)
 
     def verify(self) -> bool:
         """Whether label and radius follow from the recorded numbers, and these are no more than was planned."""

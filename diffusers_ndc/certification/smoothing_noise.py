@@ -26,12 +26,12 @@ class SmoothingNoise:
     """
 
     def __init__(self, sigma: float, grid: int | None = None):
-        check_sigma(sigma)
+        sigma = check_sigma(sigma)
         if sigma == 0:
             raise ValueError("`sigma` must be a noise level above 0 (pixel units), got 0.")
         if grid is not None:
             check_grid(grid, sigma)
-        self.sigma = float(sigma)
+        self.sigma = sigma
         self.grid = grid
 
     def noisy_copies(

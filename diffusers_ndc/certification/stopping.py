@@ -216,7 +216,7 @@ def check_stopping(
 
 
 def _check_above_0(name: str, value: float, expected: str) -> None:
-    check_number(name, value, expected)
+    value = check_number(name, value, expected)
     if not 0 < value < math.inf:
         raise ValueError(f"`{name}` must be {expected}, got {value!r}.")
 

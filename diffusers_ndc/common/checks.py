@@ -24,22 +24,49 @@ BatchSize = int | Literal["auto"]
 AUTO: Literal["auto"] = "auto"
 
 
-def check_number(name: str, value: object, expected: str) -> None:
-    """Raise unless `value` is a real number within the range of floats. NaN and infinity pass.
+def check_number(name: str, value: object, expected: str) -> float:
+    """Check a number, and return it as a float: small types of NumPy overflow, or compute in a lower precision.
 
     Args:
         name: Name of the argument, for the message.
         value: The argument.
         expected: What the argument must be, for the message.
 
+    Returns:
+        The number. NaN and infinity pass.
+
     Raises:
-        TypeError: `value` is not a number.
-        ValueError: `value` is an integer too large for a float.
+        TypeError: `value` is not a real number.
+        ValueError: `value` is too large for a float.
     """
     if isinstance(value, (bool, np.bool)) or not isinstance(value, (int, float, np.integer, np.floating)):
         raise TypeError(f"`{name}` must be {expected}, got {value!r} ({type(value).__name__}).")
     if isinstance(value, int) and abs(value) > sys.float_info.max:
         raise ValueError(f"`{name}` must be {expected}, got an integer beyond the range of floats.")
+    number = float(value)
+    if math.isinf(number) and not np.isinf(value):
+        raise ValueError(f"`{name}` must be {expected}, got {value!s}, which is beyond the range of floats.")
+    return number
+
+
+def plain_integer(name: str, value: object) -> int:
+    """Convert an integer of Python or NumPy to one of Python, which cannot overflow.
+
+    Args:
+        name: Name of the argument, for the message.
+        value: The argument.
+
+    Raises:
+        TypeError: `value` is not an integer.
+    """
+    if isinstance(value, bool) or not isinstance(value, (int, np.integer)):
+        raise TypeError(f"`{name}` must be an integer, got {value!r} ({type(value).__name__}).")
+    return int(value)
+
+
+def plain_number(value: Any) -> Any:
+    """Convert a number of NumPy to a float, which has double precision and can be written as JSON; else `value`."""
+    return float(value) if isinstance(value, (np.integer, np.floating)) else value
 
 
 def check_kind(name: str, value: object, *kinds: type) -> None:
@@ -55,12 +82,13 @@ def check_integer(name: str, value: object, low: int, high: int, expected: str =
         raise ValueError(f"`{name}` must be {expected} from {low:,} to {high:,}, got {value!r}.")
 
 
-def check_sigma(sigma: float) -> None:
-    """Raise unless `sigma` is a finite number of at least 0 (a noise level in pixel units)."""
+def check_sigma(sigma: float) -> float:
+    """Return `sigma` as a float; raise unless it is a finite number of at least 0 (a noise level in pixel units)."""
     expected = "a finite noise level of at least 0 (pixel units)"
-    check_number("sigma", sigma, expected)
+    sigma = check_number("sigma", sigma, expected)
     if not 0 <= sigma < math.inf:
         raise ValueError(f"`sigma` must be {expected}, got {sigma}.")
+    return sigma
 
 
 def check_seed(seed: int | None, name: str = "seed") -> None:
@@ -95,13 +123,11 @@ def plain_numbers(name: str, values: Any, expected: str) -> tuple[float, ...]:
         listed: list[Any] = [None] if isinstance(plain, (str, bytes, Mapping)) else list(plain)
     except (TypeError, RuntimeError):  # RuntimeError: a tensor without values (meta)
         raise TypeError(f"`{name}` must be {expected}, got {values!r} ({type(values).__name__}).") from None
-    for value in listed:
-        check_number(name, value, expected)
-    return tuple(float(value) for value in listed)
+    return tuple(check_number(name, value, expected) for value in listed)
 
 
 def class_indices(labels: ArrayLike, num_images: int, num_classes: int) -> np.ndarray:
-    """Check labels and return them as an array of integers.
+    """Check labels and return them as an array of int64.
 
     Args:
         labels: The labels, one per image.
@@ -120,7 +146,7 @@ def class_indices(labels: ArrayLike, num_images: int, num_classes: int) -> np.nd
         raise ValueError(f"`labels` must be {expected}, got the shape {classes.shape} and type {classes.dtype}.")
     if classes.min() < 0 or classes.max() >= num_classes:
         raise ValueError(f"`labels` must be from 0 to {num_classes - 1}, got {classes.min()} to {classes.max()}.")
-    return classes
+    return classes.astype(np.int64)  # the type of indices in torch
 
 
 def checked_batch_size(batch_size: object, name: str = "batch_size") -> BatchSize:

@@ -8,6 +8,7 @@ several images so that network batches are full:
     decided = pool.step()       # one round of work; copies leave as soon as they are decided
 """
 
+import json
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from itertools import groupby, islice
@@ -147,7 +148,7 @@ class CallableClassifier:
         settings: What defines the callable, as plain values for the record.
 
     Raises:
-        TypeError: `function` is not callable.
+        TypeError: `function` is not callable, or `settings` are not plain values.
 
     Example:
         >>> classifier = CallableClassifier(lambda images: torch.zeros(len(images), 2), num_classes=2)
@@ -168,6 +169,10 @@ class CallableClassifier:
         self.randomized = randomized
         self.num_classes = num_classes
         self.settings = dict(settings or {})
+        try:
+            json.dumps(self.settings)
+        except (TypeError, ValueError):
+            raise TypeError(f"`settings` must be plain values that JSON can hold, got {settings!r}.") from None
 
     def check_images(self, images: torch.Tensor) -> None:
         """Accept any images: what the callable can take is not known."""

@@ -86,7 +86,7 @@ def check_calibrating(classifier: NoisedDiffusionClassifier, num_levels: int, qu
     check_integer("num_levels", num_levels, 1, len(classifier.levels), "a number of candidates")
     if quantile is not None:
         expected = "a fraction above 0 and up to 1, or None"
-        check_number("quantile", quantile, expected)
+        quantile = check_number("quantile", quantile, expected)
         if not 0 < quantile <= 1:
             raise ValueError(f"`quantile` must be {expected}, got {quantile}.")
 

@@ -77,27 +77,25 @@ class FeatureSift(nn.Module):
         cells: Sequence[int] = WHOLE,
     ):
         super().__init__()
-        check_sigma(smoothing_sigma)
+        smoothing_sigma = check_sigma(smoothing_sigma)
         check_kind("method", method, str)
         check_kind("dtype", dtype, str)
         check_integer("num_classes", num_classes, 1, 10**9)
         check_integer("num_features", num_features, 1, 10**9)
         check_integer("min_classes", min_classes, 1, 10**9)
-        for name, value, least in (("noise", noise, 0.0), ("gap", gap, 0.0), ("loss_weight", loss_weight, 0.0)):
-            check_number(name, value, f"a finite number of at least {least:g}")
-            if not least <= value < math.inf:
-                raise ValueError(f"`{name}` must be a finite number of at least {least:g}, got {value}.")
+        noise = _check_at_least_0("noise", noise)
+        gap = _check_at_least_0("gap", gap)
+        loss_weight = _check_at_least_0("loss_weight", loss_weight)
         if isinstance(blocks, str) or not blocks or not all(isinstance(block, str) for block in blocks):
             raise ValueError(f"`blocks` must be one or more names of blocks, got {blocks!r}.")
         check_cells(cells)
         self.cells = (cells[0], cells[1])
-        self.smoothing_sigma, self.method, self.dtype = float(smoothing_sigma), method, dtype
-        self.num_classes, self.blocks, self.noise = num_classes, tuple(blocks), float(noise)
-        self.gap, self.min_classes, self.loss_weight = float(gap), min_classes, float(loss_weight)
+        self.smoothing_sigma, self.method, self.dtype = smoothing_sigma, method, dtype
+        self.num_classes, self.blocks, self.noise = num_classes, tuple(blocks), noise
+        self.gap, self.min_classes, self.loss_weight = gap, min_classes, loss_weight
         if expected_classes is None:
             expected_classes = float(num_classes)
-        check_number("expected_classes", expected_classes, "a mean number of candidates")
-        self.expected_classes = float(expected_classes)
+        self.expected_classes = check_number("expected_classes", expected_classes, "a mean number of candidates")
         self.level_zero = level_zero
         if level_zero is not None:
             _check_level_zero(level_zero)
@@ -186,6 +184,14 @@ class FeatureSift(nn.Module):
         near = scores >= scores.amax(dim=1, keepdim=True) - self.gap
         rank = scores.argsort(dim=1, descending=True, stable=True).argsort(dim=1)
         return near | (rank < self.min_classes)
+
+
+def _check_at_least_0(name: str, value: float) -> float:
+    expected = "a finite number of at least 0"
+    value = check_number(name, value, expected)
+    if not 0 <= value < math.inf:
+        raise ValueError(f"`{name}` must be {expected}, got {value}.")
+    return value
 
 
 def _check_level_zero(level_zero: dict) -> None:

@@ -85,8 +85,7 @@ class NoisedDiffusionClassifier(DenoiserClassifier):
     ):
         super().__init__()
         check_kind("denoiser", denoiser, Denoiser)
-        check_sigma(sigma)
-        sigma = float(sigma)
+        sigma = check_sigma(sigma)
         self.likelihood = get_likelihood(method, sigma)
         self.batch_size = checked_batch_size(batch_size)
         check_seed(seed)

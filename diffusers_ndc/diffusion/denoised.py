@@ -52,14 +52,13 @@ class DenoisedClassifier(OnePassClassifier, DenoiserClassifier):
         batch_size: BatchSize = 64,
     ):
         super().__init__()
-        check_front(denoiser, sigma)
+        self.sigma = check_front(denoiser, sigma)
         self.batch_size = checked_batch_size(batch_size)
         self.num_channels = channels_of(classifier)
         check_channels(denoiser, self.num_channels)
         self.denoiser = denoiser
         self.classifier = classifier
         self.preprocessing = read_preprocessing(image_processor, self.num_channels)
-        self.sigma = float(sigma)
         self.evaluations = 0
         self.eval()
 
@@ -128,23 +127,27 @@ class DenoisedClassifier(OnePassClassifier, DenoiserClassifier):
         return self.classifier(pixel_values=inputs.to(self.classifier.dtype)).logits.to(clean.dtype)
 
 
-def check_front(denoiser: Denoiser, sigma: float) -> None:
+def check_front(denoiser: Denoiser, sigma: float) -> float:
     """Raise if a denoiser cannot stand in front of a classifier of images that carry this noise.
 
     Args:
         denoiser: The denoiser.
         sigma: Noise of the images, pixel units.
 
+    Returns:
+        `sigma` as a float.
+
     Raises:
         TypeError, ValueError: `sigma` is not a noise level that the denoiser can be told, or `denoiser` is of another
             kind, or a latent model.
     """
     check_kind("denoiser", denoiser, Denoiser)
-    check_sigma(sigma)
+    sigma = check_sigma(sigma)
     if denoiser.encoder is not None:
         raise ValueError("`denoiser` must be a model in pixel space, where the noise is, got a latent model.")
     check_trained_sigma(sigma, denoiser)
     check_told_sigma(sigma, denoiser)
+    return sigma
 
 
 def check_channels(denoiser: Denoiser, num_channels: int) -> None:

@@ -36,7 +36,7 @@ class DenoisedDiffusionClassifier(DenoiserClassifier):
 
     def __init__(self, denoiser: Denoiser, classifier: NoisedDiffusionClassifier, sigma: float):
         super().__init__()
-        check_front(denoiser, sigma)
+        self.sigma = check_front(denoiser, sigma)
         check_evaluation_mode(denoiser)
         if not isinstance(classifier, NoisedDiffusionClassifier):
             raise TypeError(
@@ -50,7 +50,6 @@ class DenoisedDiffusionClassifier(DenoiserClassifier):
         self.denoiser = denoiser
         self.classifier = classifier
         self.batch_size = classifier.batch_size
-        self.sigma = float(sigma)
         self.num_denoised = 0
 
     @property

@@ -150,4 +150,4 @@ def sift_thresholds(
     smallest = losses.min(axis=2)
     true_losses = losses[np.arange(len(labels)), :, labels]
     gaps = (true_losses - smallest) / np.maximum(smallest, np.finfo(float).tiny)
-    return np.quantile(gaps[:, :-1], quantile, axis=0)
+    return np.quantile(gaps[:, :-1], float(quantile), axis=0)  # which would rank in the precision of the quantile

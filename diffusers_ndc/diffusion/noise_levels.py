@@ -73,16 +73,16 @@ class NoiseLevels:
             )
         if self.smoothing_sigma is not None:
             expected = "a finite noise level of at least 0 (pixel units) or None"
-            check_number("smoothing_sigma", self.smoothing_sigma, expected)
-            if not 0 <= self.smoothing_sigma < math.inf:
-                raise ValueError(f"`smoothing_sigma` must be {expected}, got {self.smoothing_sigma}.")
-            object.__setattr__(self, "smoothing_sigma", float(self.smoothing_sigma))
+            smoothing_sigma = check_number("smoothing_sigma", self.smoothing_sigma, expected)
+            if not 0 <= smoothing_sigma < math.inf:
+                raise ValueError(f"`smoothing_sigma` must be {expected}, got {smoothing_sigma}.")
+            object.__setattr__(self, "smoothing_sigma", smoothing_sigma)
         if self.cap is not None:
             expected = "a mean squared error above 0 and up to 4, or None"
-            check_number("cap", self.cap, expected)
-            if not 0 < self.cap <= 4:
-                raise ValueError(f"`cap` must be {expected}, got {self.cap}.")
-            object.__setattr__(self, "cap", float(self.cap))
+            cap = check_number("cap", self.cap, expected)
+            if not 0 < cap <= 4:
+                raise ValueError(f"`cap` must be {expected}, got {cap}.")
+            object.__setattr__(self, "cap", cap)
 
     def __len__(self) -> int:
         return len(self.sigmas)
@@ -161,7 +161,7 @@ class NoiseLevels:
             TypeError: `factor` is not a number.
             ValueError: `factor` is not finite and above 0.
         """
-        check_factor(factor)
+        factor = check_factor(factor)
         if self.sifting is None:
             return self
         return replace(self, sifting=self.sifting.loosened(factor))
@@ -202,8 +202,8 @@ class NoiseLevels:
             ValueError: A value is out of range, or `weighting` is unknown.
         """
         check_integer("num_levels", num_levels, 2, MAX_LEVELS)
-        for name, value in (("sigma_min", sigma_min), ("sigma_max", sigma_max)):
-            check_number(name, value, "a noise level above 0 (model units)")
+        sigma_min = check_number("sigma_min", sigma_min, "a noise level above 0 (model units)")
+        sigma_max = check_number("sigma_max", sigma_max, "a noise level above 0 (model units)")
         if not 0 < sigma_min < sigma_max < math.inf:
             raise ValueError(
                 "`sigma_min` and `sigma_max` must be finite noise levels (model units) with 0 < sigma_min < "
@@ -230,10 +230,10 @@ class NoiseLevels:
             TypeError: An argument has the wrong type.
             ValueError: A value is out of range, or `weighting` is unknown.
         """
-        _check_tau(tau)
+        tau = _check_tau(tau)
         check_integer("num_levels", num_levels, 1, MAX_LEVELS)
-        check_number("p_mean", p_mean, "a number from -100 to 100")
-        check_number("p_std", p_std, "a number above 0 and up to 100")
+        p_mean = check_number("p_mean", p_mean, "a number from -100 to 100")
+        p_std = check_number("p_std", p_std, "a number above 0 and up to 100")
         if not -100 <= p_mean <= 100:
             raise ValueError(f"`p_mean` must be a number from -100 to 100, got {p_mean}.")
         if not 0 < p_std <= 100:
@@ -271,7 +271,7 @@ class NoiseLevels:
             TypeError: An argument has the wrong type.
             ValueError: A value is out of range, or `weighting` is unknown.
         """
-        _check_tau(tau)
+        tau = _check_tau(tau)
         check_kind("weighting", weighting, str)
         check_kind("method", method, str)
         skipped, distance = 0, 1  # pairs left out; points from the density to its level
@@ -296,8 +296,9 @@ class NoiseLevels:
         return cls(tuple(s_next), tuple(weights))
 
 
-def _check_tau(tau: float) -> None:
+def _check_tau(tau: float) -> float:
     expected = "a finite noise level of at least 0 (model units)"
-    check_number("tau", tau, expected)
+    tau = check_number("tau", tau, expected)
     if not 0 <= tau < math.inf:
         raise ValueError(f"`tau` must be {expected}, got {tau}.")
+    return tau

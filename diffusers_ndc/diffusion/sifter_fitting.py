@@ -58,9 +58,10 @@ class SiftFitting:
 
     def __post_init__(self) -> None:
         expected = "a fraction above 0 and up to 1"
-        check_number("sift_quantile", self.sift_quantile, expected)
-        if not 0 < self.sift_quantile <= 1:
-            raise ValueError(f"`sift_quantile` must be {expected}, got {self.sift_quantile}.")
+        sift_quantile = check_number("sift_quantile", self.sift_quantile, expected)
+        if not 0 < sift_quantile <= 1:
+            raise ValueError(f"`sift_quantile` must be {expected}, got {sift_quantile}.")
+        object.__setattr__(self, "sift_quantile", sift_quantile)
         check_integer("num_copies", self.num_copies, 1, MAX_COPIES, "a number of noisy copies")
         check_cells(self.cells)
 

@@ -57,13 +57,14 @@ class SiftingRule:
             TypeError: `factor` is not a number.
             ValueError: `factor` is not finite and above 0.
         """
-        check_factor(factor)
+        factor = check_factor(factor)
         return replace(self, thresholds=tuple(factor * threshold for threshold in self.thresholds))
 
 
-def check_factor(factor: float) -> None:
-    """Raise unless `factor` is a finite number above 0."""
+def check_factor(factor: float) -> float:
+    """Return `factor` as a float, or raise unless it is a finite number above 0."""
     expected = "a finite number above 0"
-    check_number("factor", factor, expected)
+    factor = check_number("factor", factor, expected)
     if not 0 < factor < math.inf:
         raise ValueError(f"`factor` must be {expected}, got {factor}.")
+    return factor

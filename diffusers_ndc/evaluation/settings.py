@@ -7,7 +7,7 @@ from typing import Literal
 from ..certification.bounds import check_alpha
 from ..certification.grid_noise import check_grid
 from ..certification.stopping import largest_provable
-from ..common.checks import check_kind, check_seed, check_sigma, checked_batch_size
+from ..common.checks import check_kind, check_number, check_seed, check_sigma, checked_batch_size, plain_number
 from ..common.options import option as _option
 from ..common.options import required
 from ..common.places import check_place
@@ -103,6 +103,8 @@ class Settings:
 
     def __post_init__(self):
         self.radii = sorted({float(radius) for radius in self.radii})
+        for name in ("sigma", "alpha", "max_copies_per_radius", "patience"):
+            setattr(self, name, plain_number(getattr(self, name)))
         if isinstance(self.batch_size, str) and self.batch_size.isdecimal():  # from the command line
             object.__setattr__(self, "batch_size", int(self.batch_size))
         if not self.certifies:
@@ -151,6 +153,8 @@ class Settings:
         leasts = {"skip": 1, "limit": 1, "n": 1, "n0": 0, "max_evaluations": 1, "plan_images": 2}
         for name, least in leasts.items():
             value = getattr(self, name)
+            if value is not None and type(value) is not int:
+                raise TypeError(f"`--{name.replace('_', '-')}` must be a whole number, got {value!r}.")
             if value is not None and value < least:
                 raise ValueError(f"`--{name.replace('_', '-')}` must be {least} or more, got {value}.")
         checked_batch_size(self.batch_size, "--batch-size")
@@ -160,8 +164,9 @@ class Settings:
             self._check_task(self.task)
         if self.report_to is not None:
             _check_tracker(self.report_to)
-        if not self.patience > 0:
-            raise ValueError(f"`--patience` must be a number of seconds above 0, got {self.patience}.")
+        expected = "a number of seconds above 0"
+        if not check_number("--patience", self.patience, expected) > 0:
+            raise ValueError(f"`--patience` must be {expected}, got {self.patience}.")
         self._check_networks()
         if self.certifies:
             self._check_certification()
@@ -241,11 +246,9 @@ class Settings:
             raise ValueError("`--sigma` must be a noise level above 0 (pixel units) for a certificate, got 0.")
         if self.grid is not None:
             check_grid(self.grid, self.sigma)
-        if self.max_copies_per_radius is not None and not self.max_copies_per_radius > 0:
-            raise ValueError(
-                "`--max-copies-per-radius` must be a number of noisy copies above 0, or inf, got "
-                f"{self.max_copies_per_radius}."
-            )
+        price, expected = self.max_copies_per_radius, "a number of noisy copies above 0, or inf"
+        if price is not None and not check_number("--max-copies-per-radius", price, expected) > 0:
+            raise ValueError(f"`--max-copies-per-radius` must be {expected}, got {price}.")
         if self.max_evaluations is not None and not self.stop_early:
             raise ValueError(
                 f"`--max-evaluations` must be left out without --stop-early, got {self.max_evaluations}: a bound for "

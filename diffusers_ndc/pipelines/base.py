@@ -217,7 +217,7 @@ class ClassifierPipeline(SharedPipeline, ABC):
             >>> levels = pipe.calibrate(images, labels, sigma=0.25)  # doctest: +SKIP
             >>> pipe.save_pretrained("calibrated")  # doctest: +SKIP
         """
-        check_sigma(sigma)
+        sigma = check_sigma(sigma)
         if candidates is None:
             candidates = default_levels(sigma, self.denoiser)
         if sift is not None and not (isinstance(sift, str) and sift in ("features", "losses")):
@@ -263,7 +263,7 @@ class ClassifierPipeline(SharedPipeline, ABC):
         sift: Sift | None = None,
     ) -> NoisedDiffusionClassifier:
         """The classifier that scores the classes with `denoiser`, by default with the calibrated levels and sifter."""
-        check_sigma(sigma)
+        sigma = check_sigma(sigma)
         method = get_likelihood(method, sigma).name
         found = None if self.sifter is None else self.sifter.find(sigma, method)
         if sift is None:
@@ -281,7 +281,7 @@ class ClassifierPipeline(SharedPipeline, ABC):
 
     def _feature_classifier(self, sigma: float, batch_size: BatchSize) -> FeatureClassifier:
         """The sifter alone."""
-        check_sigma(sigma)
+        sigma = check_sigma(sigma)
         found = None if self.sifter is None else self.sifter.find(sigma)
         if found is None or sigma == 0:
             raise ValueError(

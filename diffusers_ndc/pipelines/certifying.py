@@ -156,7 +156,7 @@ class CertifyingPipeline(UnsmoothedPipeline):
             >>> certificate = pipe.certify(image, sigma=0.25, n=1000, seed=0)  # doctest: +SKIP
             >>> print(certificate.label, certificate.radius, certificate.verify())  # doctest: +SKIP
         """
-        check_sigma(sigma)
+        sigma = check_sigma(sigma)
         if sigma == 0:
             raise ValueError(
                 f"`sigma` must be above 0, got {sigma}. For the diffusion classifier without smoothing call "

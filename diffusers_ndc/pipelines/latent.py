@@ -215,7 +215,7 @@ class LatentDiffusionClassifierPipeline(ModularSavingPipeline):
             >>> module = pipe.classifier(sigma=0.25, seed=0)  # doctest: +SKIP
             >>> module(noisy_images).argmax(dim=1)  # doctest: +SKIP
         """
-        check_sigma(sigma)
+        sigma = check_sigma(sigma)
         self._check_method(sigma, method)
         if sigma > 0 and self.pixel_unet is None:
             raise ValueError(f"`sigma` must be 0 for a latent model without `pixel_unet`, got {sigma}. {LATENT_NOISE}")

@@ -4,6 +4,7 @@ import doctest
 import math
 
 import foolbox
+import numpy as np
 import pytest
 import torch
 from diffusers import DDPMScheduler
@@ -288,3 +289,11 @@ def test_an_attack_library_takes_the_classifier_as_a_torch_module(images):
 def test_the_example_of_the_docstring_runs():
     result = doctest.testmod(attacks_module)
     assert result.attempted > 0 and result.failed == 0
+
+
+@pytest.mark.parametrize("number_type", [np.float16, np.float32])
+def test_the_type_of_the_radius_does_not_move_the_ball(number_type):
+    """`INSIDE` is 1 in half precision, and the ball would be closed."""
+    smoothed, radius = SmoothedClassifier(halfspace, SIGMA), number_type(0.3)
+    found = [attack(smoothed, at_distance(0.5), 1, r, steps=3, n=20, seed=0) for r in (radius, float(radius))]
+    assert torch.equal(found[0].image, found[1].image) and found[0].distance < float(radius)

@@ -1,8 +1,11 @@
 import bisect
 import doctest
+from decimal import Decimal
+from fractions import Fraction
 
 import numpy as np
 import pytest
+import torch
 from scipy import stats
 
 from diffusers_ndc.certification import bounds as bounds_module
@@ -173,7 +176,6 @@ def test_bad_counts_raise(count, n, alpha):
 
 def test_radius_is_in_the_units_of_sigma_and_abstains_at_one_half():
     assert certified_radius(stats.norm.cdf(2.0), 0.25) == pytest.approx(0.5)
-    assert certified_radius(0.9, np.float16(0.25)) == certified_radius(0.9, 0.25), "half precision may round up"
     assert certified_radius(0.5, 0.25) is None
     assert certified_radius(0.0, 0.25) is None
 
@@ -186,3 +188,59 @@ def test_majority_pvalue_is_the_two_sided_binomial_test():
 def test_the_examples_of_the_docstrings_run():
     result = doctest.testmod(bounds_module)
     assert result.attempted > 0 and result.failed == 0
+
+
+OF_A_NUMBER = [
+    lambda p: certified_radius(p, 0.25),
+    lambda sigma: certified_radius(0.9, sigma),
+    lambda u: clopper_pearson_lower(1_000, 1_000, 0.001, u),
+    lambda alpha: clopper_pearson_lower(1_000, 1_000, alpha, 0.5),
+    lambda alpha: mixture_lower(990, 1_000, alpha),
+    lambda alpha: runner_up_lower(600, 50, 1_000, alpha, 10),
+    lambda slack: runner_up_lower(600, 50, 1_000, 0.001, 10, slack),
+    lambda alpha: empirical_bernstein_lower(900.0, 820.0, 1_000, alpha),
+    lambda share: empirical_bernstein_lower(type(share)(900), type(share)(820), 1_000, 0.001),
+    lambda p0: mixture_log_evidence(990, 1_000, p0),
+]
+
+
+@pytest.mark.parametrize("number_type", [np.float16, np.float32, np.longdouble])
+@pytest.mark.parametrize("function", OF_A_NUMBER)
+def test_numbers_of_any_type_are_computed_with_in_double_precision(function, number_type):
+    """Half precision may round a radius up."""
+    for value in map(number_type, (0.7001, 0.0301)):
+        result = function(value)
+        assert result == function(float(value)) and type(result) is type(function(float(value)))
+
+
+@pytest.mark.parametrize("number_type", [np.float16, np.float32])
+def test_a_bound_that_is_1_in_a_small_type_proves_no_infinite_radius(number_type):
+    assert certified_radius(number_type(1), 0.25) == certified_radius(1.0, 0.25) < 3
+
+
+@pytest.mark.parametrize("alpha", [np.float16(0), np.float32(0), np.longdouble("1e-4000"), Decimal("0.1"), "0.1"])
+def test_an_alpha_that_a_small_type_rounds_to_0_raises(alpha):
+    for bound in (clopper_pearson_lower, mixture_lower):
+        with pytest.raises((TypeError, ValueError), match="`alpha` must be"):
+            bound(990, 1_000, alpha)
+
+
+@pytest.mark.parametrize("count_type", [np.int8, np.uint8, np.int16, np.uint64])
+def test_counts_of_small_types_do_not_wrap_around(count_type):
+    n = min(255, np.iinfo(count_type).max)
+    small = count_type(n)
+    assert clopper_pearson_lower(small, small, 0.001) == clopper_pearson_lower(n, n, 0.001)
+    assert mixture_lower(small, small, 0.001) == mixture_lower(n, n, 0.001)
+    assert runner_up_lower(100, small, small, 0.001, small) == runner_up_lower(100, n, n, 0.001, n)
+    assert empirical_bernstein_lower(small, small, small, 0.001) == empirical_bernstein_lower(n, n, n, 0.001)
+    assert mixture_log_evidence(small, small, 0.9) == mixture_log_evidence(n, n, 0.9)
+    assert majority_pvalue(small, small) == 1
+
+
+@pytest.mark.parametrize("count", [990.0, np.float16(990), np.True_, Fraction(990), torch.tensor(990)])
+def test_counts_that_are_no_integers_raise(count):
+    for function in (clopper_pearson_lower, mixture_lower):
+        with pytest.raises(TypeError, match="`count` must be an integer"):
+            function(count, 1_000, 0.001)
+    with pytest.raises(TypeError, match="`top` must be an integer"):
+        majority_pvalue(count, 10)

@@ -2,6 +2,7 @@ import doctest
 import json
 from dataclasses import fields, replace
 
+import numpy as np
 import pytest
 from helpers.paths import FIXTURES
 from scipy import stats
@@ -197,3 +198,15 @@ def test_records_of_version_0_1_0_verify_and_keep_their_values():
 def test_the_example_of_the_docstring_runs():
     result = doctest.testmod(certificate_module)
     assert result.attempted > 0 and result.failed == 0
+
+
+@pytest.mark.parametrize("number_type", [np.float16, np.float32, np.longdouble])
+def test_numbers_of_numpy_s_types_are_recorded_as_plain_floats(number_type):
+    small = {"sigma": number_type(0.3), "alpha": number_type(0.001)}
+    plain = {name: float(value) for name, value in small.items()}
+    certificate = Certificate.from_counts({}, {3: 990, 5: 10}, **small, num_classes=7, bound="mixture")
+    assert certificate == Certificate.from_counts({}, {3: 990, 5: 10}, **plain, num_classes=7, bound="mixture")
+    direct = replace(certificate, **small)  # not by `from_counts`
+    assert direct.verify() and direct.p_lower == certificate.p_lower
+    assert Certificate.from_dict(json.loads(json.dumps(direct.to_dict()))) == direct == certificate
+    assert direct.local_lipschitz == certificate.local_lipschitz

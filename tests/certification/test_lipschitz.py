@@ -209,3 +209,21 @@ def test_an_abstention_has_no_radius():
     (found,) = simulated(np.random.default_rng(0), (0.5, 0.5), 100, 0.001, 1)
     assert found.abstained and found.radius == 0 and found.verify()
     assert not replace(found, label=0, radius=0.01).verify()
+
+
+@pytest.mark.parametrize("number_type", [np.float16, np.float32, np.longdouble])
+def test_small_types_of_numbers_do_not_make_a_certificate_round(number_type):
+    """In half precision the constant may be too small, and the square of a sum overflows."""
+    cap, alpha, total = number_type(0.3), number_type(0.001), number_type(900)
+    assert lipschitz_constant([number_type(0.7)], [number_type(1)], cap, 64) == lipschitz_constant(
+        [float(number_type(0.7))], [1.0], float(cap), 64
+    )
+    assert CappedLevels.from_dict({**LEVELS.to_dict(), "cap": cap}).cap == float(cap)
+    record = {"n0": 10, "n": 1_000, "pixels": 64, "num_classes": 2, "base_classifier": SETTINGS}
+    record |= {"selection_losses": {0: 0.1, 1: 0.4}}
+    small = LipschitzCertificate.from_scores(**record, alpha=alpha, score_sums={1: total}, score_squares={1: total})
+    scores = {"score_sums": {1: 900.0}, "score_squares": {1: 900.0}}
+    assert small == LipschitzCertificate.from_scores(**record, alpha=float(alpha), **scores)
+    assert json.loads(json.dumps(small.to_dict()))["alpha"] == float(alpha)
+    with pytest.raises(ValueError, match="`alpha` must be"):
+        LipschitzCertificate.from_scores(**record, alpha=number_type(0), **scores)

@@ -9,7 +9,9 @@ from helpers.networks import tiny_unet
 from scipy import stats
 
 from diffusers_ndc import Certificate, Denoiser, NoisedDiffusionClassifier, NoiseLevels, SmoothedClassifier
-from diffusers_ndc.certification.bounds import BOUNDS, clopper_pearson_lower
+from diffusers_ndc.certification.bounds import BOUNDS, clopper_pearson_lower, majority_pvalue
+from diffusers_ndc.certification.procedures import Predict
+from diffusers_ndc.certification.voting import Votes
 from diffusers_ndc.common.copies import CallableClassifier, Decided
 from diffusers_ndc.common.noise import standard_normal
 from diffusers_ndc.common.seeds import derive_seeds
@@ -613,3 +615,47 @@ def test_another_n_or_alpha_of_a_prediction_has_other_draws():
     assert torch.equal(noise(), plain)
     for change in ({"n": 31}, {"alpha": 0.2}, {"seed": 4}):
         assert not torch.isclose(noise(**change), plain).flatten(1).all(dim=1).any()
+
+
+@pytest.mark.parametrize("number_type", [np.float16, np.float32, np.longdouble])
+def test_numbers_of_numpy_s_types_count_as_what_they_are(number_type):
+    image = torch.full((1, 1, 2, 2), 0.6)
+    sigma, alpha, radius = number_type(0.3), number_type(0.002), number_type(0.03)
+
+    def results(*numbers):
+        sigma, alpha, radius = numbers
+        smoothed = SmoothedClassifier(lambda images: images.flatten(1)[:, :2] - images.flatten(1)[:, 2:], sigma)
+        return [
+            *smoothed.certify(
+                image, n0=0, n=200, alpha=alpha, radii=[radius], max_copies_per_radius=type(radius)(50), seed=0
+            ),
+            *smoothed.certify(image, n=200, alpha=alpha, resolution=radius, seed=0),
+            *smoothed.certify_iter(image[0], n0=0, n=40, alpha=alpha, seed=0),
+            *smoothed.predict(image, n=50, alpha=alpha, seed=0),
+        ]
+
+    small, plain = results(sigma, alpha, radius), results(float(sigma), float(alpha), float(radius))
+    assert small == plain and repr(small) == repr(plain)
+    with pytest.raises(ValueError, match="`alpha` must be"):
+        results(sigma, number_type(0), radius)
+
+
+@pytest.mark.parametrize("sigma", [np.longdouble("1e4000"), np.longdouble("1e-4000")])
+def test_a_sigma_beyond_the_range_of_floats_raises(sigma):
+    with pytest.raises(ValueError, match="`sigma` must be"):
+        SmoothedClassifier(lambda images: images.flatten(1)[:, :2], sigma)
+
+
+def test_a_prediction_compares_its_p_value_in_double_precision():
+    """In half precision a p-value that is slightly larger than `alpha` would be equal to it."""
+    p_value = majority_pvalue(42, 18)
+    alpha = np.float16(p_value)
+    assert float(alpha) < p_value
+    procedure = Predict(60, alpha, 0)
+    procedure.add(Votes({0: 42, 1: 18}))
+    assert procedure.result.label is None and procedure.result.alpha == float(alpha)
+
+
+def test_settings_that_a_record_could_not_hold_raise():
+    with pytest.raises(TypeError, match="`settings` must be plain values"):
+        CallableClassifier(lambda images: images.flatten(1), settings={"temperature": np.float32(2)})

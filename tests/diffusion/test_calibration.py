@@ -179,3 +179,10 @@ def test_refuses_calibration_before_any_network_call(pipe, images, monkeypatch, 
     monkeypatch.setattr(pipe.unet, "forward", never)
     with pytest.raises(ValueError, match=match):
         pipe.calibrate(**{"images": images, "labels": [0, 1, 2, 0], "sigma": 0.25, "sift": sift, **arguments})
+
+
+def test_thresholds_do_not_depend_on_the_type_of_the_quantile():
+    """In half precision, ranks among thousands of copies would be rounded to multiples of 2 or 4."""
+    errors, labels = synthetic_errors([1.5, 1.0, 0.5], num_images=4_000)
+    thresholds = [sift_thresholds(errors, np.ones(3), labels, kind(np.float16(0.998))) for kind in (np.float16, float)]
+    np.testing.assert_array_equal(*thresholds)

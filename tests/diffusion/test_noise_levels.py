@@ -176,3 +176,14 @@ def test_a_saved_rule_needs_thresholds():
 def test_refuses_grids_and_caps(build, match):
     with pytest.raises(ValueError, match=match):
         build()
+
+
+@pytest.mark.parametrize("number_type", [np.float16, np.float32, np.longdouble, np.uint8])
+def test_levels_do_not_depend_on_the_type_of_a_number(number_type):
+    one, two = number_type(1), number_type(2)
+    levels = NoiseLevels((1.0, 2.0), (1.0, 1.0)).sifted(50_000.3)
+    assert levels.loosened(two) == levels.loosened(2.0)
+    assert NoiseLevels.log_grid(one, number_type(9), 5) == NoiseLevels.log_grid(1.0, 9.0, 5)
+    assert NoiseLevels.quantile_grid(one, 5, p_mean=one, p_std=two) == NoiseLevels.quantile_grid(1.0, 5, "elbo", 1, 2)
+    for method in ("apndc", "epndc", "apndc-clean"):
+        assert NoiseLevels.reference_grid(two, method=method) == NoiseLevels.reference_grid(2.0, method=method)

@@ -1,5 +1,8 @@
 """The command line of the evaluation and its YAML file."""
 
+import json
+
+import numpy as np
 import pytest
 import yaml
 
@@ -99,3 +102,12 @@ def test_help_tells_units_and_defaults(capsys):
 def test_values_out_of_range_raise(changes, named):
     with pytest.raises(ValueError, match=named):
         Settings("m", "d", "o", **changes).check()
+
+
+def test_numbers_of_numpy_s_types_are_plain_or_refused():
+    small = Settings("m", "d", "o", sigma=np.float32(0.25), alpha=np.float16(0.001), patience=np.uint8(9))
+    small.check()
+    assert json.loads(json.dumps(small.to_dict()))["alpha"] == float(np.float16(0.001))
+    for name in ("n", "n0", "limit", "skip"):
+        with pytest.raises(TypeError, match=f"`--{name}` must be a whole number, got np.uint8"):
+            Settings("m", "d", "o", **{name: np.uint8(20)}).check()

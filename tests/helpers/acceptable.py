@@ -77,12 +77,7 @@ def function(value: object) -> bool:
     return callable(value)
 
 
-def noise_level(value: object) -> bool | None:
-    """Numbers of at least 0; small unsigned integers of numpy, whose arithmetic overflows, are left open."""
-    return None if isinstance(value, np.unsignedinteger) else number(0)(value)
-
-
-SIGMA = noise_level
+SIGMA = number(0)
 NOISE = number(0, open_low=True)
 ALPHA = number(LEAST_ALPHA, 1)
 SEED = integer(0, MAX_SEED)

@@ -2,6 +2,7 @@
 
 from dataclasses import replace
 
+import numpy as np
 import pytest
 import torch
 from diffusers import DDPMScheduler, DiffusionPipeline
@@ -243,3 +244,13 @@ def test_latent_models_and_dit_are_sifted():
     classifier(images[:2], seeds=[1, 2])
     assert 2 * (1 + 2) <= classifier.evaluations <= 2 * (1 + 3 * len(classifier.levels))
     assert len(pipe(images, seed=0).labels) == 12
+
+
+@pytest.mark.parametrize("dtype", ["uint8", "int8", "uint64"])
+def test_labels_may_be_of_any_type_of_integers(calibrated, dtype):
+    images, labels = shades(12)
+    small, plain = shade_pipe(), shade_pipe()
+    arguments = {"num_levels": 2, "num_copies": 1}
+    levels = small.calibrate(images, np.array(labels, dtype), 0.25, **arguments)
+    assert levels == plain.calibrate(images, labels, 0.25, **arguments)
+    assert small.sifter.find(0.25).config == plain.sifter.find(0.25).config
