@@ -8,6 +8,7 @@ from itertools import combinations
 from statistics import fmean
 from typing import Any
 
+from ..certification.stopping import largest_provable
 from ..common.markdown import fill, table
 from .decision import what_decides_briefly
 from .figures import Report
@@ -75,6 +76,7 @@ class SideBySide:
             "side_by_side",
             accuracies=table(accuracies, [self._accuracies(report) for report in self.rows]),
             costs=table(costs, [_subject(report) + _costs(report) for report in self.rows]),
+            out_of_reach=self._out_of_reach(),
             evidence=self._evidence(),
             other_images=self._other_images(),
             unfinished=self._unfinished(),
@@ -92,6 +94,24 @@ class SideBySide:
         shares = [_share(report.at(radius)) if report.answers(radius) else "-" for radius in self.radii]
         average = f"{report.average_radius:.3f}" if report.certified else "-"
         return [*_subject(report), n, f"{len(report.outcomes):,}", *shares, average]
+
+    def _out_of_reach(self) -> str:
+        """A sentence on runs that have not enough copies for some radius, empty if there are none."""
+        short = []
+        for report in self.rows:
+            if not report.certified:
+                continue
+            run = report.run
+            bound = "mixture" if run.get("stop_early") else "clopper-pearson"
+            largest = max(largest_provable(run["sigma"], run["alpha"], bound, run["n"]), 0.0)
+            if any(radius > largest and report.answers(radius) for radius in self.radii):
+                short.append(f"{report.name} ({largest:.3f})")
+        if not short:
+            return ""
+        return (
+            "With its n copies a run can prove no radius beyond the one in brackets, whatever the classifier: "
+            f"{', '.join(short)}."
+        )
 
     def _evidence(self) -> str:
         """A sentence on settings in which the certificates of the runs differ, empty if there are none."""

@@ -102,3 +102,11 @@ def test_the_report_of_several_runs_has_the_table_and_that_of_one_has_none(repor
     assert values["side_by_side"] == json.loads(json.dumps(SideBySide(reports).to_dict()))
     alone, _ = write_report(folders[:1], tmp_path / "one")
     assert "Side by side" not in alone and "side_by_side" not in (tmp_path / "one" / "report.json").read_text()
+
+
+@pytest.mark.parametrize("settings, largest", [({}, "0.001"), ({"stop_early": True, "radii": [0.25]}, "0.000")])
+def test_a_run_with_too_few_copies_for_a_radius_is_named(settings, largest, reports, tmp_path):
+    """All of 10 votes: the 10th root of 0.001 is 0.501, or less where the bound holds at all numbers of copies."""
+    assert "no radius beyond" not in SideBySide(reports).to_markdown()
+    short = Report.from_folder(make_run(tmp_path / "short", [], [{"index": 0, "failed": "x"}], n=10, **settings))
+    assert f"whatever the classifier: short ({largest})." in SideBySide([*reports, short]).to_markdown()
