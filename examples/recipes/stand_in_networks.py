@@ -8,7 +8,8 @@ import math
 from pathlib import Path
 
 import torch
-from published_files import improved_diffusion_shapes, published_shapes, random_weights, save_published
+from published_files import save_published
+from published_networks import improved_diffusion_shapes, published_shapes, random_weights
 
 from diffusers_ndc.checkpoints import (
     EDMCheckpoint,

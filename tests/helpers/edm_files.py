@@ -7,8 +7,8 @@ import math
 import numpy as np
 import torch
 from published_files import Persistent as Persistent
-from published_files import published_shapes as published_shapes
 from published_files import save_published as save_published
+from published_networks import published_shapes as published_shapes
 
 from diffusers_ndc.checkpoints import EDMCheckpoint
 from helpers.paths import FIXTURES
