@@ -183,8 +183,11 @@ def mixture_log_evidence(count: int, n: int, p0: float) -> float:
         n: Number of trials so far.
         p0: Probability that is tested, strictly between 0 and 1.
     """
-    count, n = plain_integer("count", count), plain_integer("n", n)
     p0 = check_number("p0", p0, "a probability between 0 and 1")
+    return _mixture_log_evidence(plain_integer("count", count), plain_integer("n", n), p0)
+
+
+def _mixture_log_evidence(count: int, n: int, p0: float) -> float:
     failures, log_q0 = n - count, math.log1p(-p0)
     tail = float(special.betaincc(count + 1, failures + PRIOR, p0))
     if tail == 0:
@@ -223,7 +226,7 @@ def mixture_lower(count: int, n: int, alpha: float) -> float:
     lowest, highest = 1e-12, count / (n + PRIOR)
 
     def excess(p0):
-        return mixture_log_evidence(count, n, p0) + math.log(alpha)
+        return _mixture_log_evidence(count, n, p0) + math.log(alpha)
 
     if count == 0 or excess(lowest) <= 0:
         return 0.0
@@ -312,6 +315,11 @@ CURTAILED = frozenset({"clopper-pearson", "randomized-clopper-pearson"})
 
 SOFT = frozenset({"empirical-bernstein"})
 """Bounds on the mean of soft votes."""
+
+
+def default_bound(stops_early: bool) -> str:
+    """Name of the bound that a run takes if none is asked for: an anytime one if it may stop early."""
+    return "mixture" if stops_early else "clopper-pearson"
 
 
 def certified_radius(p_lower: float, sigma: float) -> float | None:

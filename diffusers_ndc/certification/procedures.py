@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 
 from ..common.checks import check_integer, plain_number, plain_numbers
-from .bounds import ANYTIME, BOUNDS, CURTAILED, MAX_N, SOFT, check_alpha, majority_pvalue
+from .bounds import ANYTIME, BOUNDS, CURTAILED, MAX_N, SOFT, check_alpha, default_bound, majority_pvalue
 from .certificate import Certificate, draws_to_settle, plurality
 from .stopping import STEP, StoppingRule, affordable, check_stopping, largest_provable
 from .vote_sequence import pack_votes
@@ -82,7 +82,7 @@ class Sampling:
         if n0 is None:
             n0 = 10 if stops_early else 100
         if bound is None:
-            bound = "mixture" if stops_early else "clopper-pearson"
+            bound = default_bound(stops_early)
         return cls(n0, n, alpha, bound, radii, resolution, max_copies_per_radius, max_evaluations)
 
     def purpose(self, stage: str) -> str:

@@ -3,6 +3,7 @@
 import sys
 from typing import Any, NamedTuple
 
+from ..certification.bounds import default_bound
 from ..certification.certificate import Certificate
 from ..common.checks import EXACT
 
@@ -117,7 +118,7 @@ def _check_index(index: int, task: dict) -> None:
 def _check_evidence(certificate: Certificate, task: dict) -> None:
     """Raise a `ValueError` unless a certificate rests on the noisy copies and on the bound of the task."""
     n0, n = task["n0"], task["n"]
-    bound = "mixture" if task["stop_early"] else "clopper-pearson"
+    bound = default_bound(task["stop_early"])
     as_many = certificate.n <= n if task["stop_early"] else certificate.n == n
     if (certificate.bound, certificate.n0) != (bound, n0) or not as_many:
         raise ValueError(

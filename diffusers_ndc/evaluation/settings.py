@@ -4,7 +4,7 @@ import math
 from dataclasses import asdict, dataclass
 from typing import Literal
 
-from ..certification.bounds import check_alpha
+from ..certification.bounds import check_alpha, default_bound
 from ..certification.grid_noise import check_grid
 from ..certification.stopping import largest_provable
 from ..common.checks import check_kind, check_number, check_seed, check_sigma, checked_batch_size, plain_number
@@ -219,7 +219,7 @@ class Settings:
     @property
     def bound(self) -> str:
         """Name of the bound of the certificates."""
-        return "mixture" if self.stop_early else "clopper-pearson"
+        return default_bound(self.stop_early)
 
     def provable_radii(self, num_classes: int) -> list[float]:
         """The radii that `n` copies prove if they all agree. Larger ones are reported, but not tried.

@@ -8,6 +8,7 @@ from itertools import combinations
 from statistics import fmean
 from typing import Any
 
+from ..certification.bounds import default_bound
 from ..certification.stopping import largest_provable
 from ..common.markdown import fill, table
 from .decision import what_decides_briefly
@@ -102,7 +103,7 @@ class SideBySide:
             if not report.certified:
                 continue
             run = report.run
-            bound = "mixture" if run.get("stop_early") else "clopper-pearson"
+            bound = default_bound(bool(run.get("stop_early")))
             largest = max(largest_provable(run["sigma"], run["alpha"], bound, run["n"]), 0.0)
             if any(radius > largest and report.answers(radius) for radius in self.radii):
                 short.append(f"{report.name} ({largest:.3f})")
