@@ -37,9 +37,8 @@ def check_grid(grid: int, sigma: float) -> None:
         sigma: Standard deviation of the noise, pixel units.
     """
     check_integer("grid", grid, 1, MAX_GRID, "None, or an integer number of steps")
-    steps = float(sigma) * EIGHT_BIT_STEPS  # NumPy's small types overflow
-    if steps * grid > MAX_GRID_SIGMA:
-        largest = MAX_GRID_SIGMA / steps
+    if sigma * EIGHT_BIT_STEPS * grid > MAX_GRID_SIGMA:
+        largest = MAX_GRID_SIGMA / (EIGHT_BIT_STEPS * sigma)
         raise ValueError(f"`grid` must be at most {largest:.4g} steps for sigma={sigma}, got {grid}.")
 
 
