@@ -5,6 +5,7 @@ a bad one, leaves all certificates sound. It only determines how often the class
 """
 
 from collections.abc import Callable
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
@@ -17,7 +18,7 @@ from ..common.seeds import derive_seeds
 from .candidate_errors import CandidateErrors, as_array, candidate_errors
 from .class_sifter import FeatureSift
 from .classifier import NoisedDiffusionClassifier
-from .level_fitting import choose_levels, sift_thresholds
+from .level_fitting import choose_levels, classified_correctly, sift_thresholds
 from .noise_levels import NoiseLevels
 from .sifter_fitting import SiftFitting, fit_sift
 from .sifting_rule import SiftingRule
@@ -39,7 +40,7 @@ def calibrate_levels(
     images: ImageRows,
     labels: ArrayLike,
     num_levels: int,
-    quantile: float | None = 0.998,
+    quantile: float | None = 0.9995,
     seed: int = 0,
     on_images: Callable[[int], object] | None = None,
 ) -> NoiseLevels:
@@ -57,7 +58,8 @@ def calibrate_levels(
             noise that the classifier expects is added here.
         labels: Their classes, shape `(N,)`. Every class must occur.
         num_levels: Number of levels to choose.
-        quantile: Fraction of the noisy copies whose true class survives each level's sifting. `None`: no sifting.
+        quantile: Fraction of the noisy copies whose true class survives each level's sifting, of those that all levels
+            classify correctly. `None`: no sifting.
         seed: Seed of the noise, 63 bits.
         on_images: Called with the number of images after each group of images.
 
@@ -75,10 +77,10 @@ def calibrate_levels(
     errors = noisy_errors(classifier, images, seed, on_images)
     everything = np.ones((len(classes), classifier.num_classes), dtype=bool)
     data = CandidateErrors(errors, classes, everything, np.zeros(everything.shape))
-    levels, _ = fit_levels(classifier, data, num_levels, quantile)
-    if levels is None:
+    chosen = fit_levels(classifier, data, num_levels)
+    if chosen is None:
         raise ValueError(NO_TELLING_LEVEL)
-    return levels
+    return chosen.sifting(data, quantile)
 
 
 def check_calibrating(classifier: NoisedDiffusionClassifier, num_levels: int, quantile: float | None) -> None:
@@ -91,46 +93,72 @@ def check_calibrating(classifier: NoisedDiffusionClassifier, num_levels: int, qu
             raise ValueError(f"`quantile` must be {expected}, got {quantile}.")
 
 
+@dataclass(frozen=True)
+class ChosenLevels:
+    """Levels that were chosen by the errors of the candidates, without thresholds yet.
+
+    Args:
+        levels: The levels with their weights.
+        rows: Their places among the levels whose errors they were chosen by; the scores of the sifter, if they count
+            as a first level, are place 0.
+        weights: The weights of `rows`.
+        with_scores: Whether the scores count.
+    """
+
+    levels: NoiseLevels
+    rows: list[int]
+    weights: np.ndarray
+    with_scores: bool
+
+    def right(self, data: CandidateErrors) -> np.ndarray:
+        """Which noisy copies these levels classify correctly, without sifting; shape `(N,)`."""
+        errors = errors_of(data, self.with_scores)[:, self.rows]
+        return classified_correctly(errors, self.weights, data.labels, data.kept)
+
+    def sifting(self, data: CandidateErrors, quantile: float | None) -> NoiseLevels:
+        """The levels with thresholds (`sift_thresholds`) for these candidates; without any if `quantile` is `None`."""
+        if quantile is None:
+            return self.levels
+        errors = errors_of(data, self.with_scores)[:, self.rows]
+        given = int(self.with_scores)
+        thresholds = sift_thresholds(errors, self.weights, data.labels, quantile, data.kept, given)
+        return replace(self.levels, sifting=SiftingRule(tuple(thresholds), relative=True))
+
+
+def errors_of(data: CandidateErrors, with_scores: bool) -> np.ndarray:
+    """Errors at each level, shape `(N, L, C)`, the scores of the sifter before them if they count."""
+    return np.concatenate([data.scores[:, None], data.errors], axis=1) if with_scores else data.errors
+
+
 def fit_levels(
-    classifier: NoisedDiffusionClassifier,
-    data: CandidateErrors,
-    num_levels: int,
-    quantile: float | None,
-    with_scores: bool = False,
-) -> tuple[NoiseLevels | None, float]:
-    """Choose levels by the errors of the candidates, with weights and thresholds.
+    classifier: NoisedDiffusionClassifier, data: CandidateErrors, num_levels: int, with_scores: bool = False
+) -> ChosenLevels | None:
+    """Choose levels by the errors of the candidates, with weights.
 
     Args:
         classifier: Its levels are those of the errors.
         data: Errors of labelled images.
         num_levels: Number of levels to choose.
-        quantile: Fraction of the noisy copies whose true class survives each level's sifting. `None`: no sifting.
         with_scores: Whether the scores of the sifter count as a first level, whose weight is fitted with the others.
 
     Returns:
-        The levels, `None` if none of them helps to tell the classes apart, and the weight of the scores (0 without
-        them).
+        The levels, `None` if none of them helps to tell the classes apart.
     """
-    errors, prior, given = data.errors, np.array(classifier.levels.weights), 0
+    prior, given = np.array(classifier.levels.weights), int(with_scores)
     if with_scores:
-        errors = np.concatenate([data.scores[:, None], errors], axis=1)
-        prior, given = np.concatenate([[1.0], prior]), 1
-    chosen, weights = choose_levels(errors, data.labels, prior, num_levels, data.kept, given)
-    if len(chosen) == given:
-        return None, 0.0
-    sifting = None
-    if quantile is not None:
-        thresholds = sift_thresholds(errors[:, chosen], weights, data.labels, quantile, data.kept, given)
-        sifting = SiftingRule(tuple(thresholds), relative=True)
+        prior = np.concatenate([[1.0], prior])
+    errors = errors_of(data, with_scores)
+    rows, weights = choose_levels(errors, data.labels, prior, num_levels, data.kept, given)
+    if len(rows) == given:
+        return None
     levels = NoiseLevels(
-        sigmas=tuple(classifier.levels.sigmas[level - given] for level in chosen[given:]),
+        sigmas=tuple(classifier.levels.sigmas[row - given] for row in rows[given:]),
         weights=tuple(weights[given:]),
-        sifting=sifting,
         smoothing_sigma=classifier.sigma,
         method=classifier.likelihood.name,
         cap=classifier.levels.cap,
     )
-    return levels, float(weights[0]) if with_scores else 0.0
+    return ChosenLevels(levels, rows, weights, with_scores)
 
 
 def noisy_errors(
@@ -180,6 +208,9 @@ def calibrate_sifted(
     errors of the candidates, which a map chooses that was fitted without the image. Of a noisy copy, only the
     errors of its candidates are kept, `MOST_CANDIDATES` at most.
 
+    When the levels are chosen, the gap becomes the quantile over the copies that the levels classify correctly: a
+    wider one only costs evaluations, as the others are lost anyway. So do the thresholds (`sift_thresholds`).
+
     Args:
         classifier: The classifier to calibrate, without a sift. Its levels are the candidates, their weights are the
             prior of the fit.
@@ -187,8 +218,8 @@ def calibrate_sifted(
             noise that the classifier expects is added here.
         labels: Their classes, shape `(N,)`. Every class must occur twice.
         num_levels: Number of levels to choose.
-        quantile: Fraction of the noisy copies whose true class survives each level's sifting. `None`: only features
-            sift.
+        quantile: Fraction of the noisy copies whose true class survives each level's sifting, of those that all levels
+            classify correctly. `None`: only features sift.
         fitting: How the sift is fitted.
         seed: Seed of the noise, 63 bits.
         on_images: Called with the number of images after each group of images, in each of the three rounds.
@@ -206,14 +237,22 @@ def calibrate_sifted(
     check_calibrating(classifier, num_levels, quantile)
     fit = fit_sift(classifier, images, classes, fitting, seed=seed, on_images=on_images)
     data = candidate_errors(classifier, images, classes, fit, fitting.num_copies, seed, on_images)
-    levels, _ = fit_levels(classifier, data, num_levels, quantile)
-    if levels is None:
+    chosen = fit_levels(classifier, data, num_levels)
+    if chosen is None:
         raise ValueError(NO_TELLING_LEVEL)
+    chosen_after_scores = fit_levels(classifier, data, num_levels, with_scores=True)
+    right = chosen.right(data)
+    gap = fit.sift.gap
+    if right.any():
+        gap = min(gap, float(np.quantile(data.gaps()[right], fitting.sift_quantile)))
+        data = data.within(gap, fit.sift.min_classes)
+    levels = chosen.sifting(data, quantile)
     level_zero = None
-    levels_after_scores, loss_weight = fit_levels(classifier, data, num_levels, quantile, with_scores=True)
-    if levels_after_scores is not None and loss_weight > 0:
-        level_zero = {"loss_weight": loss_weight, "levels": levels_after_scores.to_dict()}
-    sift = fit.sift.with_rule(expected_classes=float(data.kept.sum(axis=1).mean()), level_zero=level_zero)
+    if chosen_after_scores is not None and chosen_after_scores.weights[0] > 0:
+        after_scores = chosen_after_scores.sifting(data, quantile)
+        level_zero = {"loss_weight": float(chosen_after_scores.weights[0]), "levels": after_scores.to_dict()}
+    expected_classes = float(data.kept.sum(axis=1).mean())
+    sift = fit.sift.with_rule(gap=gap, expected_classes=expected_classes, level_zero=level_zero)
     return levels, sift
 
 

@@ -44,6 +44,24 @@ class CandidateErrors:
             _filled_up([part.scores for part in parts]),
         )
 
+    def gaps(self) -> np.ndarray:
+        """How far the true class's score is behind the best one, nats, shape `(N,)`."""
+        best = np.where(self.kept, self.scores, np.inf).min(axis=1)
+        return self.scores[np.arange(len(self.labels)), self.labels] - best
+
+    def within(self, gap: float, min_classes: int) -> "CandidateErrors":
+        """The same with the candidates of a smaller gap; copies whose true class is none of them are left out.
+
+        Args:
+            gap: Distance to the best score within which a class stays a candidate, nats.
+            min_classes: Least number of candidates.
+        """
+        scores = np.where(self.kept, self.scores, np.inf)
+        rank = scores.argsort(axis=1).argsort(axis=1)
+        kept = self.kept & ((scores <= scores.min(axis=1, keepdims=True) + gap) | (rank < min_classes))
+        known = kept[np.arange(len(self.labels)), self.labels]
+        return CandidateErrors(self.errors[known], self.labels[known], kept[known], self.scores[known])
+
 
 def _filled_up(arrays: list[np.ndarray]) -> np.ndarray:
     """Arrays one after the other, those with a shorter last axis filled up with zeros."""

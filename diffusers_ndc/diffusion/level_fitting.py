@@ -131,7 +131,9 @@ def sift_thresholds(
     """Relative thresholds with which the true class survives each level's sifting in a given fraction of the copies.
 
     After level t, the relative gap of the true class is `(loss_true - min_k loss_k) / min_k loss_k`, where
-    `loss_k = sum_{i <= t} w_i * error_ik`. The threshold is the quantile of these gaps over the copies.
+    `loss_k = sum_{i <= t} w_i * error_ik`. The threshold is the quantile of these gaps over the copies that all levels
+    classify correctly. The others, whose gaps are large, are lost whatever the thresholds are: where a tenth of the
+    copies is, they alone would decide a quantile of 99.8%, and nothing would be sifted. If all are lost, all count.
 
     Args:
         errors: Squared errors, shape (copies, levels, classes).
@@ -144,10 +146,32 @@ def sift_thresholds(
     Returns:
         One threshold per level after the `given` ones, but the last.
     """
+    right = classified_correctly(errors, weights, labels, kept)
     losses = np.cumsum(errors * weights[:, None], axis=1)[:, given:]
     if kept is not None:
         losses = np.where(kept[:, None], losses, np.inf)
     smallest = losses.min(axis=2)
     true_losses = losses[np.arange(len(labels)), :, labels]
     gaps = (true_losses - smallest) / np.maximum(smallest, np.finfo(float).tiny)
+    gaps = gaps[right] if right.any() else gaps
     return np.quantile(gaps[:, :-1], float(quantile), axis=0)  # which would rank in the precision of the quantile
+
+
+def classified_correctly(
+    errors: np.ndarray, weights: np.ndarray, labels: np.ndarray, kept: np.ndarray | None = None
+) -> np.ndarray:
+    """Which copies have the smallest loss over all levels at their true class.
+
+    Args:
+        errors: Squared errors, shape (copies, levels, classes).
+        weights: Shape (levels,).
+        labels: True classes, shape (copies,).
+        kept: Which classes are candidates, shape (copies, classes). Default: all.
+
+    Returns:
+        Booleans, shape (copies,).
+    """
+    losses = np.einsum("ntk,t->nk", errors, weights)
+    if kept is not None:
+        losses = np.where(kept, losses, np.inf)
+    return losses.argmin(axis=1) == labels

@@ -52,7 +52,7 @@ class SiftFitting:
         TypeError, ValueError: A value is not as described.
     """
 
-    sift_quantile: float = 0.995
+    sift_quantile: float = 0.998
     num_copies: int = 4
     cells: tuple[int, int] = WHOLE
 

@@ -162,11 +162,11 @@ class ClassifierPipeline(SharedPipeline, ABC):
         num_levels: int = 12,
         method: str | None = None,
         candidates: NoiseLevels | None = None,
-        quantile: float | None = 0.998,
+        quantile: float | None = 0.9995,
         batch_size: BatchSize = 64,
         seed: int = 0,
         sift: str | None = "features",
-        sift_quantile: float = 0.995,
+        sift_quantile: float = 0.998,
         num_copies: int = 4,
         cells: tuple[int, int] = (1, 1),
     ) -> NoiseLevels:
@@ -192,15 +192,16 @@ class ClassifierPipeline(SharedPipeline, ABC):
             candidates: Levels to choose from, and the weights towards which the new ones are shrunk. Default:
                 `default_levels`.
             quantile: Share of the noisy copies whose true class must survive the sifting after each level: classes
-                are dropped whose loss exceeds the best one by more than the true class's loss does in this share.
-                `None`: no sifting between levels.
+                are dropped whose loss exceeds the best one by more than the true class's loss does in this share. Only
+                copies count that are classified correctly without sifting: the others are lost anyway. `None`: no
+                sifting between levels.
             batch_size: (image, class, level) triples per network evaluation; peak memory depends on it alone. "auto":
                 found by a short trial on the device, once for each network and image size.
             seed: Seed of the noise.
             sift: `features`: fit a sifter, which needs two images of each class, and sift between levels.
                 `losses`: all classes are scored at the first level, and sifted from there on. `None`: all classes are
                 scored at all levels.
-            sift_quantile: Share of the noisy copies whose true class must be a candidate (with `features`).
+            sift_quantile: Share of the same copies whose true class must be a candidate (with `features`).
             num_copies: Noisy copies of each image (with `features`).
             cells: Rows and columns of the grid whose cells give features of their own (with `features`). One cell
                 forgets where things are; where this makes the class (two digits side by side, say), more cells leave

@@ -241,11 +241,11 @@ class LatentDiffusionClassifierPipeline(ModularSavingPipeline):
         num_levels: int = 12,
         method: str | None = None,
         candidates: NoiseLevels | None = None,
-        quantile: float | None = 0.998,
+        quantile: float | None = 0.9995,
         batch_size: BatchSize = 64,
         seed: int = 0,
         sift: str | None = "features",
-        sift_quantile: float = 0.995,
+        sift_quantile: float = 0.998,
         num_copies: int = 4,
         cells: tuple[int, int] = (1, 1),
     ) -> NoiseLevels:
@@ -270,15 +270,15 @@ class LatentDiffusionClassifierPipeline(ModularSavingPipeline):
             candidates: Levels to choose from, units of the latents, and the weights towards which the new ones are
                 shrunk. Default: `default_levels`.
             quantile: Share of the images whose true class must survive the sifting after each level: classes are
-                dropped whose loss exceeds the best one by more than the true class's loss does in this share. `None`:
-                no sifting between levels.
+                dropped whose loss exceeds the best one by more than the true class's loss does in this share. Only
+                images count that are classified correctly without sifting. `None`: no sifting between levels.
             batch_size: (image, class, level) triples per network evaluation; peak memory depends on it alone. "auto":
                 found by a short trial on the device, once for each network and image size.
             seed: Seed of the noise.
             sift: `features`: fit a sifter, which needs two images of each class, and sift between levels.
                 `losses`: all classes are scored at the first level, and sifted from there on. `None`: all classes are
                 scored at all levels.
-            sift_quantile: Share of the images whose class must be a candidate (with `features`).
+            sift_quantile: Share of the same images whose class must be a candidate (with `features`).
             num_copies: Draws of the noise for each image (with `features`).
             cells: Rows and columns of the grid whose cells give features of their own (with `features`; of a UNet).
 

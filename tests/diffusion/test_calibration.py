@@ -93,12 +93,25 @@ def knowing_pipe(knows):
 def test_thresholds_keep_the_true_class_and_follow_the_gaps():
     errors, labels = synthetic_errors([1.5, 1.0, 0.5], num_images=4_000)
     weights = np.array([1.5, 1.0, 0.5])
-    thresholds = sift_thresholds(errors, weights, labels, 0.9)
+    thresholds = sift_thresholds(errors, weights, labels, 0.99)
     assert len(thresholds) == 2
     losses = np.cumsum(errors * weights[:, None], axis=1)
     gaps = losses[np.arange(len(labels)), :, labels] / losses.min(2) - 1
-    np.testing.assert_allclose((gaps[:, :2] <= thresholds).mean(0), 0.9, atol=1e-3)
+    gaps = gaps[gaps[:, 2] == 0]  # the true class has the smallest loss of all levels
+    assert len(gaps) < len(labels)
+    np.testing.assert_allclose((gaps[:, :2] <= thresholds).mean(0), 0.99, atol=1e-3)
     assert (sift_thresholds(errors, weights, labels, 1.0) >= gaps[:, :2].max(0) - 1e-9).all()
+
+
+def test_copies_that_are_lost_anyway_do_not_widen_the_thresholds():
+    errors, labels = synthetic_errors([1.5, 1.0, 0.5], num_images=1_000)
+    weights = np.array([1.5, 1.0, 0.5])
+    thresholds = sift_thresholds(errors, weights, labels, 0.999)
+    hopeless = errors.copy()
+    hopeless[np.arange(1_000), :, labels] += 1e3
+    both = np.concatenate([errors, hopeless]), np.concatenate([labels, labels])
+    np.testing.assert_allclose(sift_thresholds(both[0], weights, both[1], 0.999), thresholds)
+    assert (sift_thresholds(hopeless, weights, labels, 0.999) > 100 * thresholds).all(), "if all are lost, all count"
 
 
 @pytest.fixture
