@@ -6,6 +6,7 @@ from helpers.networks import tiny_unet
 from scipy import optimize
 
 from diffusers_ndc import NoisedDiffusionClassifierPipeline, NoiseLevels
+from diffusers_ndc.diffusion.candidate_errors import CandidateErrors
 from diffusers_ndc.diffusion.level_fitting import RIDGE, choose_levels, fit_weights, sift_thresholds
 
 
@@ -112,6 +113,20 @@ def test_copies_that_are_lost_anyway_do_not_widen_the_thresholds():
     both = np.concatenate([errors, hopeless]), np.concatenate([labels, labels])
     np.testing.assert_allclose(sift_thresholds(both[0], weights, both[1], 0.999), thresholds)
     assert (sift_thresholds(hopeless, weights, labels, 0.999) > 100 * thresholds).all(), "if all are lost, all count"
+
+
+def test_candidates_within_a_smaller_gap():
+    scores = np.array([[0.0, 1.0, 3.0, 9.0], [2.0, 0.0, 5.0, 4.0], [0.0, 7.0, 1.0, 8.0]])
+    kept = np.array([[True, True, True, False], [True, True, True, True], [True, True, True, False]])
+    errors = np.arange(24.0).reshape(3, 2, 4)
+    data = CandidateErrors(errors, np.array([1, 0, 1]), kept, scores)
+    assert data.gaps().tolist() == [1.0, 2.0, 7.0]
+    narrow = data.within(2.0, min_classes=1)
+    assert narrow.labels.tolist() == [1, 0], "the copy whose true class is no candidate is left out"
+    assert narrow.kept.tolist() == [[True, True, False, False], [True, True, False, False]]
+    np.testing.assert_array_equal(narrow.errors, errors[:2])
+    assert data.within(0.0, min_classes=2).kept.sum(1).tolist() == [2, 2], "the least number of candidates is kept"
+    assert data.within(9.0, min_classes=1).kept.tolist() == kept.tolist(), "no other class becomes one"
 
 
 @pytest.fixture

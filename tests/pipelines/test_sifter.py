@@ -18,6 +18,7 @@ from diffusers_ndc import (
     attack,
 )
 from diffusers_ndc.diffusion import ClassSifter
+from diffusers_ndc.diffusion.sifter_fitting import SiftFitting, fit_sift
 
 
 CERTIFY = {"sigma": 0.25, "n0": 5, "n": 30, "alpha": 0.05, "seed": 3}
@@ -56,6 +57,16 @@ def test_the_sifter_is_used_where_it_was_fitted(calibrated):
     assert calibrated.classifier(0.25, levels=levels, sift="candidates").sift is sifter.find(0.25)
     with pytest.raises(ValueError, match="`sift` must be 'candidates', 'scores', False or None, got True"):
         calibrated.classifier(0.25, sift=True)
+
+
+def test_copies_that_are_lost_anyway_do_not_widen_the_gap():
+    """A tenth of the labels is wrong: no gap classifies these copies as they are labelled."""
+    images, labels = shades(60)
+    wrong = [(label + 1) % 3 if place % 10 == 0 else label for place, label in enumerate(labels)]
+    pipe = shade_pipe()
+    pipe.calibrate(images, wrong, 0.25, num_levels=3, num_copies=2)
+    by_all = fit_sift(pipe.classifier(0.25, sift=False), images, np.array(wrong), SiftFitting(num_copies=2))
+    assert pipe.sifter.find(0.25).gap < 0.5 * by_all.sift.gap
 
 
 def test_scores_bring_their_own_levels(calibrated):
