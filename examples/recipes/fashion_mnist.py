@@ -94,7 +94,7 @@ FULL = Experiment(
         "checkpointing-steps": 500,
         "mixed-precision": "bf16",
     },
-    calibration={"limit": 3000},
+    calibration={"limit": 3000, "num-copies": 2},
     vit={"config": json.dumps({**VIT, "intermediate_size": 96}), "epochs": 7, "flip": True},
     resnet={"epochs": 12, "flip": True, "mixed-precision": "bf16"},
     evaluation={"radii": [0.25, 0.5, 0.75, 1], "batch-size": 64},
