@@ -46,8 +46,7 @@ class CandidateErrors:
 
     def gaps(self) -> np.ndarray:
         """How far the true class's score is behind the best one, nats, shape `(N,)`."""
-        best = np.where(self.kept, self.scores, np.inf).min(axis=1)
-        return self.scores[np.arange(len(self.labels)), self.labels] - best
+        return self._behind_best()[np.arange(len(self.labels)), self.labels]
 
     def within(self, gap: float, min_classes: int) -> "CandidateErrors":
         """The same with the candidates of a smaller gap; copies whose true class is none of them are left out.
@@ -56,11 +55,16 @@ class CandidateErrors:
             gap: Distance to the best score within which a class stays a candidate, nats.
             min_classes: Least number of candidates.
         """
-        scores = np.where(self.kept, self.scores, np.inf)
-        rank = scores.argsort(axis=1).argsort(axis=1)
-        kept = self.kept & ((scores <= scores.min(axis=1, keepdims=True) + gap) | (rank < min_classes))
+        behind = self._behind_best()
+        rank = behind.argsort(axis=1).argsort(axis=1)
+        kept = self.kept & ((behind <= gap) | (rank < min_classes))
         known = kept[np.arange(len(self.labels)), self.labels]
         return CandidateErrors(self.errors[known], self.labels[known], kept[known], self.scores[known])
+
+    def _behind_best(self) -> np.ndarray:
+        """How far the score of each class is behind the best one, nats, shape `(N, C)`; infinite if it is not kept."""
+        scores = np.where(self.kept, self.scores, np.inf)
+        return scores - scores.min(axis=1, keepdims=True)
 
 
 def _filled_up(arrays: list[np.ndarray]) -> np.ndarray:

@@ -129,6 +129,14 @@ def test_candidates_within_a_smaller_gap():
     assert data.within(9.0, min_classes=1).kept.tolist() == kept.tolist(), "no other class becomes one"
 
 
+def test_the_gap_of_a_copy_keeps_it():
+    """Also where the best score and the gap, added again, round to less than the score."""
+    scores = np.random.default_rng(0).normal(size=(100, 3))
+    for one in scores:
+        data = CandidateErrors(np.zeros((1, 1, 3)), one.argmax(keepdims=True), np.ones((1, 3), dtype=bool), one[None])
+        assert len(data.within(float(data.gaps()[0]), min_classes=1).labels) == 1
+
+
 @pytest.fixture
 def shades():
     """Images in the shades that `knowing_pipe` draws, and their classes."""
