@@ -24,9 +24,7 @@ def parse_args(words: Sequence[str]) -> argparse.Namespace:
     add("--method", choices=("dc", "epndc", "apndc", "apndc-clean"), help="default: dc for sigma 0, else apndc")
     add("--num-levels", type=int, default=12, help="number of levels to keep at most (default: 12)")
     add("--candidates", type=float, nargs=3, metavar=("LOW", "HIGH", "COUNT"), help="log-spaced, model units")
-    add(
-        "--quantile", type=float, default=0.9995, help="share of copies whose true class survives each level's sifting"
-    )
+    add("--quantile", type=float, default=0.9995, help="share of right copies whose class survives each level")
     add("--sift", choices=("features", "losses", "none"), default="features", help="what chooses a copy's classes")
     add("--sift-quantile", type=float, default=0.998, help="share of right copies whose class is a candidate")
     add("--num-copies", type=int, default=4, help="noisy copies of each image, with --sift features (default: 4)")

@@ -112,17 +112,19 @@ class ChosenLevels:
 
     def right(self, data: CandidateErrors) -> np.ndarray:
         """Which noisy copies these levels classify correctly, without sifting; shape `(N,)`."""
-        errors = errors_of(data, self.with_scores)[:, self.rows]
-        return classified_correctly(errors, self.weights, data.labels, data.kept)
+        return classified_correctly(self._errors(data), self.weights, data.labels, data.kept)
 
     def sifting(self, data: CandidateErrors, quantile: float | None) -> NoiseLevels:
         """The levels with thresholds (`sift_thresholds`) for these candidates; without any if `quantile` is `None`."""
         if quantile is None:
             return self.levels
-        errors = errors_of(data, self.with_scores)[:, self.rows]
         given = int(self.with_scores)
-        thresholds = sift_thresholds(errors, self.weights, data.labels, quantile, data.kept, given)
+        thresholds = sift_thresholds(self._errors(data), self.weights, data.labels, quantile, data.kept, given)
         return replace(self.levels, sifting=SiftingRule(tuple(thresholds), relative=True))
+
+    def _errors(self, data: CandidateErrors) -> np.ndarray:
+        """Errors at these levels, shape `(N, len(rows), C)`."""
+        return errors_of(data, self.with_scores)[:, self.rows]
 
 
 def errors_of(data: CandidateErrors, with_scores: bool) -> np.ndarray:
