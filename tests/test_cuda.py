@@ -9,6 +9,8 @@ import os
 import subprocess
 import sys
 import warnings
+from collections import Counter
+from pathlib import Path
 
 import pytest
 import torch
@@ -29,6 +31,8 @@ from diffusers_ndc.certification.smoothing_noise import SmoothingNoise
 from diffusers_ndc.common.noise import standard_normal
 from diffusers_ndc.common.prefetch import NoiseAhead
 from diffusers_ndc.diffusion import batch_size as trials
+from diffusers_ndc.diffusion import classifier, sifting
+from diffusers_ndc.diffusion.open_copies import in_one_copy
 from diffusers_ndc.diffusion.sifting import SiftingPool
 
 
@@ -83,10 +87,10 @@ def load(tmp_path):
     return load
 
 
-def classifier_on(device, batch_size=16):
+def classifier_on(device, batch_size=16, size=8, sifts=True):
     """A classifier with a rule and a sifter, which has full and smaller batches and drops classes."""
-    denoiser = Denoiser(tiny_unet().to(device), DDPMScheduler(), null_class=3)
-    sift = random_sift().to(device)
+    denoiser = Denoiser(tiny_unet(sample_size=size).to(device), DDPMScheduler(), null_class=3)
+    sift = random_sift().to(device) if sifts else None
     return NoisedDiffusionClassifier(denoiser, 0.25, "apndc", LEVELS, batch_size, sift=sift)
 
 
@@ -171,13 +175,13 @@ def test_the_batch_size_that_is_found_changes_no_vote(device, image):
 
 def test_the_trial_ends_where_memory_ends(device, image, monkeypatch):
     """On a card memory is really short; elsewhere the network says so."""
+    size = 256 if device.type == "cuda" else 16
     if device.type == "cuda":
-        image = image.repeat(1, 32, 32)
         total = torch.cuda.get_device_properties(device).total_memory
         torch.cuda.empty_cache()
-        torch.cuda.set_per_process_memory_fraction((torch.cuda.memory_reserved(device) + 2**29) / total, device)
-    classifier = classifier_on(device, "auto")
-    evaluate, sizes = classifier.evaluate, []
+        torch.cuda.set_per_process_memory_fraction((torch.cuda.memory_reserved(device) + 2**29) / total)
+    base = classifier_on(device, "auto", size)
+    evaluate, sizes = base.evaluate, []
 
     def short_of_memory(images):
         sizes.append(len(images))
@@ -185,16 +189,17 @@ def test_the_trial_ends_where_memory_ends(device, image, monkeypatch):
             raise torch.OutOfMemoryError("no memory for more than 4 images")
         evaluate(images)
 
-    monkeypatch.setattr(classifier, "evaluate", short_of_memory)
+    monkeypatch.setattr(base, "evaluate", short_of_memory)
     monkeypatch.setattr(trials, "GROWTH", 0.0)  # goes on although larger batches are no faster
     monkeypatch.setattr(trials, "SECONDS", 60.0)
     try:
-        smoothed = SmoothedClassifier(classifier, 0.25)
-        (certificate,) = smoothed.certify(image.to(device)[None], n0=1, n=10, seed=0)
+        smoothed = SmoothedClassifier(base, 0.25)
+        images = image.repeat(1, size // 8, size // 8).to(device)[None]
+        (certificate,) = smoothed.certify(images, n0=1, n=10, seed=0)
     finally:
         if device.type == "cuda":
-            torch.cuda.set_per_process_memory_fraction(1.0, device)
-    assert certificate.n == 10 and classifier.network_batch < max(sizes), "memory did not end"
+            torch.cuda.set_per_process_memory_fraction(1.0)
+    assert certificate.n == 10 and base.network_batch < max(sizes), "memory did not end"
 
 
 @pytest.mark.slow
@@ -219,25 +224,30 @@ def test_two_processes_share_a_run(device, small_model, tmp_path):
     assert all(record["batch_size"] >= 1 for record in records)
 
 
-def test_a_step_waits_for_the_card_as_often_as_it_must(card, image, monkeypatch):
+def test_the_card_is_waited_for_as_often_as_it_must(card, image, monkeypatch):
     """Once for the candidates of added copies, for the classes that are left, and for the votes of decided copies."""
     smoothed = SmoothedClassifier(classifier_on(card), 0.25)
     images = image.to(card)[None]
-    smoothed.certify(images, n0=1, n=20, seed=0)  # warms up
-    work = []
-    add, step = SiftingPool.add, SiftingPool.step
+    smoothed.certify(images, n0=1, n=80, seed=0)  # warms up
+    needed = []
+    step = SiftingPool.step
+
+    def counted(*values):
+        needed.append("classes")
+        return in_one_copy(*values)
 
     def counted_step(pool):
         decided = step(pool)
-        work.extend(["step"] + ["decided"] * bool(decided.keys))
+        needed.extend(["votes"] * bool(decided.keys))
         return decided
 
-    monkeypatch.setattr(SiftingPool, "add", lambda pool, copies: (work.append("add"), add(pool, copies)))
+    monkeypatch.setattr(classifier, "in_one_copy", counted)
+    monkeypatch.setattr(sifting, "in_one_copy", counted)
     monkeypatch.setattr(SiftingPool, "step", counted_step)
 
     def waits(n):
-        """Waits beyond the work that must wait."""
-        work.clear()
+        """Places of the waits, and the number of those that are needed."""
+        needed.clear()
         with warnings.catch_warnings(record=True) as caught:
             warnings.simplefilter("always")
             torch.cuda.set_sync_debug_mode("warn")
@@ -245,18 +255,23 @@ def test_a_step_waits_for_the_card_as_often_as_it_must(card, image, monkeypatch)
                 smoothed.certify(images, n0=1, n=n, seed=0)
             finally:
                 torch.cuda.set_sync_debug_mode("default")
-        return sum("synchroniz" in str(one.message) for one in caught) - len(work)
+        places = Counter(
+            f"{Path(one.filename).name}:{one.lineno}" for one in caught if "synchroniz" in str(one.message)
+        )
+        return places, len(needed)
 
-    assert waits(80) == waits(20)  # what an image costs, however many copies it has
+    (many, needed_by_many), (few, needed_by_few) = waits(80), waits(20)
+    more = many - few  # by place; what an image costs, however many copies it has, is in both
+    assert more.total() == needed_by_many - needed_by_few > 0, f"needed {needed_by_many - needed_by_few}, got {more}"
 
 
 def test_a_batch_is_scored_without_waiting(card, image):
-    classifier = classifier_on(card)
+    base = classifier_on(card, sifts=False)  # no copy is decided when it is added
     copies = image.to(card).expand(8, -1, -1, -1)
-    with classifier.inference():
-        classifier(copies, list(range(8)))  # warms up
-        pool = classifier.pool()
-        pool.add(classifier._copies(copies, list(range(8))))
+    with base.inference():
+        base(copies, list(range(8)))  # warms up
+        pool = base.pool()
+        pool.add(base._copies(copies, list(range(8))))
         rows = pool._rows_to_score(pool.copies)
         torch.cuda.set_sync_debug_mode("error")
         try:

@@ -12,7 +12,7 @@ from ..common.lazy import lazy_exports
 if TYPE_CHECKING:
     from .attacks import Attack as Attack
     from .attacks import attack as attack
-    from .bounds import BOUNDS as BOUNDS
+    from .bound_names import BOUNDS as BOUNDS
     from .bounds import certified_radius as certified_radius
     from .certificate import Certificate as Certificate
     from .lipschitz import LipschitzCertificate as LipschitzCertificate
@@ -24,7 +24,8 @@ else:
         __name__,
         {
             "attacks": ["Attack", "attack"],
-            "bounds": ["BOUNDS", "certified_radius"],
+            "bound_names": ["BOUNDS"],
+            "bounds": ["certified_radius"],
             "certificate": ["Certificate"],
             "lipschitz": ["LipschitzCertificate"],
             "plan": ["Plan"],

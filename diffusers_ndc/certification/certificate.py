@@ -9,18 +9,8 @@ from scipy import stats
 
 from ..common.checks import EXACT, check_integer, check_kind, check_number
 from ..common.seeds import uniform_number
-from .bounds import (
-    ANYTIME,
-    BOUNDS,
-    CURTAILED,
-    MAX_N,
-    SOFT,
-    Tally,
-    are_sums_of_scores,
-    certified_radius,
-    check_alpha,
-    required,
-)
+from .bound_names import ANYTIME, BOUNDS, CURTAILED, SOFT, Tally, required
+from .bounds import MAX_N, are_sums_of_scores, certified_radius, check_alpha
 from .grid_noise import check_grid, slack
 from .moved_votes import Comparison, Stage
 from .near_ties import NearTie
@@ -49,7 +39,7 @@ class Certificate(Record):
             made, because the outcome was settled, count as failures.
         selection_counts: Votes of each class among the selection copies; classes without a vote are left out.
         counts: Votes of each class among the further copies; classes without a vote are left out.
-        bound: Name of the bound on the candidate's probability, one of `bounds.BOUNDS`.
+        bound: Name of the bound on the candidate's probability, one of `bound_names.BOUNDS`.
         num_classes: Number of classes.
         u: Uniform random number of the randomized bound, derived from the seed.
         score_sum: Sum of the candidate's soft votes (`empirical-bernstein`).
@@ -108,7 +98,7 @@ class Certificate(Record):
             counts: Votes of each class among the fresh estimation copies, as integers by integer labels.
             sigma: Standard deviation of the smoothing noise, pixel units.
             alpha: Probability that the certificate may be wrong.
-            bound: Name of the lower bound on the candidate's probability, one of `bounds.BOUNDS`.
+            bound: Name of the lower bound on the candidate's probability, one of `bound_names.BOUNDS`.
             n0: Number of selection copies as fixed beforehand. Default: all votes of the selection.
             n: Number of further copies as fixed beforehand. Default: all further votes.
             **record: Further fields, by name.

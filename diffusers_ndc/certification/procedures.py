@@ -9,7 +9,8 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 
 from ..common.checks import check_integer, plain_number, plain_numbers
-from .bounds import ANYTIME, BOUNDS, CURTAILED, MAX_N, SOFT, check_alpha, default_bound, majority_pvalue
+from .bound_names import ANYTIME, BOUNDS, CURTAILED, SOFT, default_bound
+from .bounds import MAX_N, check_alpha, majority_pvalue
 from .certificate import Certificate, draws_to_settle, plurality
 from .stopping import STEP, StoppingRule, affordable, check_stopping, largest_provable
 from .vote_sequence import pack_votes
@@ -44,7 +45,7 @@ class Sampling:
             a share `alpha / K`.
         n: Number of further copies that bound its probability; the largest number if the run may stop early.
         alpha: Error probability of one certificate.
-        bound: Name of the bound, one of `bounds.BOUNDS`.
+        bound: Name of the bound, one of `bound_names.BOUNDS`.
         radii: Radii to settle, pixel units, ascending, or `None`.
         resolution: Gain of radius, pixel units, that is worth further copies, or `None`.
         max_copies_per_radius: Copies that one more of the `radii` may cost in expectation, or `None`

@@ -2,7 +2,7 @@
 
 from dataclasses import replace
 
-from .bounds import SOFT
+from .bound_names import SOFT
 from .certificate import Certificate, draws_to_settle, plurality
 from .near_ties import find_near_ties
 from .procedures import Sampling, certificate_of

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from .bounds import ANYTIME, Tally
+from .bound_names import ANYTIME, Tally
 from .certificate import plurality
 from .procedures import Sampling, Select
 from .stopping import STEP, StoppingRule, affordable

@@ -126,7 +126,7 @@ class SmoothedClassifier(SmoothedBase):
             radii: Radii of interest, pixel units, ascending; 0 asks for the label alone.
             resolution: The image is done when further copies would not, or hardly, raise its radius by more than this
                 (pixel units).
-            bound: One of `bounds.BOUNDS`, whose functions state their guarantees. `empirical-bernstein` counts soft
+            bound: One of `BOUNDS`, whose functions state their guarantees. `empirical-bernstein` counts soft
                 votes, the softmax of the logits, and certifies the class with the largest mean. Default:
                 `clopper-pearson`, or `mixture` in a run that may stop early.
             on_copies: Progress callback, called with the number of noisy copies decided since the last call.
@@ -180,7 +180,7 @@ class SmoothedClassifier(SmoothedBase):
             seed: Seed of all draws. Default: from the operating system's entropy.
             radii: Radii (pixel units, ascending) whose settling ends an image, or `None`.
             resolution: Gain of radius (pixel units) below which an image ends, or `None`.
-            bound: One of `bounds.BOUNDS`. Default: `clopper-pearson`, or `mixture` in a run that may stop early.
+            bound: One of `BOUNDS`. Default: `clopper-pearson`, or `mixture` in a run that may stop early.
             on_copies: Progress callback, called with the number of noisy copies decided since the last call.
             max_copies_per_radius: Noisy copies that one more of the `radii` may cost in expectation; `None` for any
                 number up to `n`.

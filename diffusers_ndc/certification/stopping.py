@@ -9,7 +9,8 @@ from functools import lru_cache
 from scipy import stats
 
 from ..common.checks import EXACT, check_integer, check_number, plain_numbers
-from .bounds import ANYTIME, BOUNDS, PRIOR, Tally, certified_radius, clopper_pearson_lower
+from .bound_names import ANYTIME, BOUNDS, Tally
+from .bounds import PRIOR, certified_radius, clopper_pearson_lower
 
 
 STEP = 20
@@ -25,8 +26,8 @@ makes one false."""
 class StoppingRule:
     """Decides how many more noisy copies to classify before the next look at the votes.
 
-    No certificate depends on this rule for its truth: the bound holds for any rule (`bounds.ANYTIME`), or counts the
-    copies that were never made as failures (`bounds.CURTAILED`).
+    No certificate depends on this rule for its truth: the bound holds for any rule (`bound_names.ANYTIME`), or counts
+    the copies that were never made as failures (`bound_names.CURTAILED`).
 
     A radius is out of reach if even an upper bound on the candidate's rate of votes would not prove it with all `n`
     copies. `max_copies_per_radius` weighs, besides, the chance of a proof against its cost. The votes so far and the
@@ -42,7 +43,7 @@ class StoppingRule:
     Args:
         sigma: Standard deviation of the smoothing noise, pixel units.
         alpha: Error probability of the bound.
-        bound: One of `bounds.ANYTIME` or `bounds.CURTAILED`.
+        bound: One of `bound_names.ANYTIME` or `bound_names.CURTAILED`.
         n: Largest number of copies.
         radii: Target radii, pixel units, ascending; or `None`. The run stops when each is proved or out of reach.
         resolution: The run stops when the radius can grow by no more than this, pixel units; or `None`. Without

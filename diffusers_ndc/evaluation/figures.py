@@ -9,7 +9,7 @@ from pathlib import Path
 from statistics import fmean, median
 from typing import Any
 
-from ..certification.bounds import SOFT
+from ..certification.bound_names import SOFT
 from .lower_bound import EDGES, PERCENT, bin_counts, images_for_half, quantile
 from .outcomes import Outcome, is_number, outcome_of
 from .records import read_records, read_run

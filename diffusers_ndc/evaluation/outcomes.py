@@ -3,7 +3,7 @@
 import sys
 from typing import Any, NamedTuple
 
-from ..certification.bounds import default_bound
+from ..certification.bound_names import default_bound
 from ..certification.certificate import Certificate
 from ..common.checks import EXACT
 
@@ -19,7 +19,7 @@ class Outcome(NamedTuple):
         seconds: The image's share of its process's time, `None` if unknown.
         p_lower: The certificate's `p_lower`, from which the radius follows; 0 for an incorrect class or an abstention,
             and in a run without certificates. With the bound `runner-up` it is not a bound on the class's probability.
-        bound: Name of the certificate's bound, one of `bounds.BOUNDS`; `None` in a run without certificates.
+        bound: Name of the certificate's bound, one of `certification.BOUNDS`; `None` in a run without certificates.
         image_index: Index of the image in the split, `None` if unknown.
         image_hash: Hash of the image as the network gets it, `None` if unknown.
         votes: The certificate's `counts`, votes by class; `None` in a run without certificates.

@@ -4,7 +4,8 @@ import math
 from dataclasses import asdict, dataclass
 from typing import Literal
 
-from ..certification.bounds import check_alpha, default_bound
+from ..certification.bound_names import default_bound
+from ..certification.bounds import check_alpha
 from ..certification.grid_noise import check_grid
 from ..certification.stopping import largest_provable
 from ..common.checks import check_kind, check_number, check_seed, check_sigma, checked_batch_size, plain_number

@@ -8,7 +8,7 @@ from itertools import combinations
 from statistics import fmean
 from typing import Any
 
-from ..certification.bounds import default_bound
+from ..certification.bound_names import default_bound
 from ..certification.stopping import largest_provable
 from ..common.markdown import fill, table
 from .decision import what_decides_briefly

@@ -12,7 +12,7 @@ import sys
 from collections.abc import Iterator
 from pathlib import Path
 
-from ..certification.bounds import ANYTIME
+from ..certification.bound_names import ANYTIME
 from ..certification.certificate import Certificate
 from ..certification.lipschitz import LipschitzCertificate
 from ..common import json as strict_json

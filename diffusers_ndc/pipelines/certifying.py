@@ -132,8 +132,8 @@ class CertifyingPipeline(UnsmoothedPipeline):
                 label alone) is proved or given up, by a bound that allows for this early stop.
             resolution: If given, an image is finished when further copies would hardly raise its radius by more than
                 this (pixel units).
-            bound: Name of the bound, one of `diffusers_ndc.certification.bounds.BOUNDS`. Default: `clopper-pearson`,
-                or `mixture` with `radii`, `resolution` or `max_evaluations`.
+            bound: Name of the bound, one of `diffusers_ndc.certification.BOUNDS`. Default: `clopper-pearson`, or
+                `mixture` with `radii`, `resolution` or `max_evaluations`.
             grid: For 8-bit images: draw the noise on a grid with this many steps between two of their values, so that
                 rounding in floating point cannot break the proof; see `SmoothedClassifier`. 16 is a good choice.
             sift: What the pipeline's `sifter` does for each copy: choose its candidate classes ("candidates"), count

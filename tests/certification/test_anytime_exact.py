@@ -10,7 +10,8 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from diffusers_ndc.certification.bounds import Tally, certified_radius, clopper_pearson_lower, mixture_lower
+from diffusers_ndc.certification.bound_names import Tally
+from diffusers_ndc.certification.bounds import certified_radius, clopper_pearson_lower, mixture_lower
 from diffusers_ndc.certification.stopping import STEP, StoppingRule, affordable
 
 

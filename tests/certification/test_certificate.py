@@ -9,7 +9,8 @@ from scipy import stats
 
 from diffusers_ndc import Certificate, LipschitzCertificate
 from diffusers_ndc.certification import certificate as certificate_module
-from diffusers_ndc.certification.bounds import BOUNDS, Tally, clopper_pearson_lower
+from diffusers_ndc.certification.bound_names import BOUNDS, Tally
+from diffusers_ndc.certification.bounds import clopper_pearson_lower
 from diffusers_ndc.common.seeds import uniform_number
 
 

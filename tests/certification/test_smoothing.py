@@ -9,7 +9,8 @@ from helpers.networks import tiny_unet
 from scipy import stats
 
 from diffusers_ndc import Certificate, Denoiser, NoisedDiffusionClassifier, NoiseLevels, SmoothedClassifier
-from diffusers_ndc.certification.bounds import BOUNDS, clopper_pearson_lower, majority_pvalue
+from diffusers_ndc.certification.bound_names import BOUNDS
+from diffusers_ndc.certification.bounds import clopper_pearson_lower, majority_pvalue
 from diffusers_ndc.certification.procedures import Predict
 from diffusers_ndc.certification.voting import Votes
 from diffusers_ndc.common.copies import CallableClassifier, Decided

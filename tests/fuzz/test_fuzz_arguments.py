@@ -38,7 +38,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from diffusers_ndc import CallableClassifier, Certificate, NoiseLevels, Prediction, SmoothedClassifier
-from diffusers_ndc.certification.bounds import BOUNDS
+from diffusers_ndc.certification.bound_names import BOUNDS
 
 
 class Threshold(torch.nn.Module):

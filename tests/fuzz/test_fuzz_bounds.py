@@ -10,11 +10,10 @@ from hypothesis import assume, example, given
 from hypothesis import strategies as st
 from scipy import stats
 
+from diffusers_ndc.certification.bound_names import BOUNDS, Tally
 from diffusers_ndc.certification.bounds import (
-    BOUNDS,
     MAX_N,
     MIN_ALPHA,
-    Tally,
     certified_radius,
     clopper_pearson_lower,
     majority_pvalue,

@@ -14,7 +14,8 @@ from hypothesis import event, example, given
 from hypothesis import strategies as st
 
 from diffusers_ndc import Certificate
-from diffusers_ndc.certification.bounds import BOUNDS, CURTAILED, MAX_N
+from diffusers_ndc.certification.bound_names import BOUNDS, CURTAILED
+from diffusers_ndc.certification.bounds import MAX_N
 from diffusers_ndc.common.seeds import uniform_number
 from diffusers_ndc.evaluation.verify import check_file, main
 

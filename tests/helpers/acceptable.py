@@ -14,7 +14,8 @@ import torch
 from scipy import stats
 
 from diffusers_ndc import NoiseLevels
-from diffusers_ndc.certification.bounds import BOUNDS, MAX_N, mixture_lower
+from diffusers_ndc.certification.bound_names import BOUNDS
+from diffusers_ndc.certification.bounds import MAX_N, mixture_lower
 
 
 Rule = Callable[[Any], bool | None]
