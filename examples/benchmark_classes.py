@@ -71,18 +71,20 @@ def with_classes(pipe: NoisedDiffusionClassifierPipeline, subset: np.ndarray) ->
 
 
 def row_of(bench: Benchmark, pipe: NoisedDiffusionClassifierPipeline, images: list, labels: np.ndarray) -> dict:
-    """Accuracy and evaluations of one noisy copy of each image, sifted in each way."""
+    """Accuracy and evaluations of one noisy copy of each image, sifted in each way and not at all."""
     args, number = bench.args, pipe.denoiser.num_classes
     pixels, _ = to_pixel_batch(images, pipe.unet.config.in_channels, pipe.denoiser.image_size)
     generator = torch.Generator().manual_seed(args.seed)
     noisy = (pixels + args.sigma * torch.randn(pixels.shape, generator=generator)).to(pipe.device)
     row: dict = {"classes": number}
-    fitted = pipe.sifter.find(args.sigma)
-    for name, sift in WAYS.items():
-        if sift == "scores" and fitted.level_zero is None:
+    fitted, levels = pipe.sifter.find(args.sigma), pipe.classifier(args.sigma).levels
+    ways: dict[str, dict] = {name: {"sift": sift} for name, sift in WAYS.items()}
+    ways["all classes at all levels"] = {"levels": NoiseLevels(levels.sigmas, levels.weights)}
+    for name, settings in ways.items():
+        if settings.get("sift") == "scores" and fitted.level_zero is None:
             row |= {f"{name}: accuracy": "-", f"{name}: evaluations a copy": "-"}  # the scores did not help
             continue
-        classifier = pipe.classifier(args.sigma, batch_size=args.batch_size, sift=sift)
+        classifier = pipe.classifier(args.sigma, batch_size=args.batch_size, **settings)
         with classifier.inference():
             right = classifier(noisy, seeds=range(len(images))).argmax(dim=1).cpu().numpy() == labels
         row |= {
@@ -90,6 +92,5 @@ def row_of(bench: Benchmark, pipe: NoisedDiffusionClassifierPipeline, images: li
             f"{name}: evaluations a copy": classifier.evaluations / len(images),
         }
     row["candidates"] = fitted.expected_classes
-    row["all classes at all levels"] = f"{number * len(classifier.levels) + 1:,}"
     row["reference"] = f"{number * len(bench.reference_levels) + 1:,}"
     return row

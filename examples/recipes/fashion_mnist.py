@@ -36,6 +36,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
+import torch
 from filelock import FileLock
 from steps import certify, check_same_command, run, save, say
 
@@ -97,7 +98,7 @@ FULL = Experiment(
     calibration={"limit": 3000, "num-copies": 2},
     vit={"config": json.dumps({**VIT, "intermediate_size": 96}), "epochs": 7, "flip": True},
     resnet={"epochs": 12, "flip": True, "mixed-precision": "bf16"},
-    evaluation={"radii": [0.25, 0.5, 0.75, 1], "batch-size": 64},
+    evaluation={"radii": [0.25, 0.5, 0.75, 1]},
     skip=20,
     skip_all_classes=200,
 )
@@ -110,7 +111,7 @@ TINY = Experiment(
     calibration={"limit": 40, "num-levels": 2, "candidates": [1, 6, 3], "num-copies": 1},
     vit={"config": json.dumps({**VIT, "num_hidden_layers": 1, "intermediate_size": 16}), "epochs": 1},
     resnet={"config": json.dumps(TINY_RESNET), "epochs": 1},
-    evaluation={"radii": [0.05, 0.1], "n0": 2, "alpha": 0.1, "batch-size": 64},
+    evaluation={"radii": [0.05, 0.1], "n0": 2, "alpha": 0.1},
     skip=2,
     skip_all_classes=4,
 )
@@ -138,6 +139,7 @@ def parse_args(words: list[str] | None = None) -> argparse.Namespace:
     add("--method", nargs="+", choices=METHODS, default=METHODS, help="some of the methods (default: all)")
     add("--sigma", type=float, nargs="+", choices=SIGMAS, help="some of the noise levels (default: all)")
     add("--n", type=int, help="most noisy copies of an image (default: 1000; -6x: six times as many)")
+    add("--batch-size", type=int, default=64, help="network evaluations per batch (default: 64, for a CPU)")
     add("--dry-run", action="store_true", help="all of it with tiny networks; sigma 0.25, unless --sigma names others")
     args = parser.parse_args(words)
     if not args.dry_run and (args.source is None) == (args.dataset is None):
@@ -146,8 +148,10 @@ def parse_args(words: list[str] | None = None) -> argparse.Namespace:
         folder = getattr(args, name)
         if folder is not None and not folder.is_dir():
             parser.error(f"`--{name}` must be a folder, got {folder}.")
-    if args.n is not None and args.n < 1:
-        parser.error(f"`--n` must be 1 or more, got {args.n}.")
+    for name in ("n", "batch_size"):
+        value = getattr(args, name)
+        if value is not None and value < 1:
+            parser.error(f"`--{name.replace('_', '-')}` must be 1 or more, got {value}.")
     args.sigma = args.sigma or (SIGMAS[:1] if args.dry_run else SIGMAS)
     args.n = args.n or (TINY_N if args.dry_run else 1000)
     return args
@@ -165,7 +169,7 @@ def follow(args: argparse.Namespace, experiment: Experiment) -> None:
     if kinds != {"gaussian"}:
         train_model(args.model, data, output, experiment)
         for sigma in args.sigma:
-            calibrate(output / "model", data, sigma, experiment)
+            calibrate(output / "model", data, sigma, args.batch_size, experiment)
     if "all-classes" in kinds:
         make_unsifted(output / "model", output / "model-all-classes", args.sigma)
     if "dds" in kinds:
@@ -196,6 +200,7 @@ def evaluation(method: str, sigma: float, data: Path, args: argparse.Namespace, 
         "sigma": sigma,
         "n": args.n if method == kind else 6 * args.n,
         "stop-early": True,
+        "batch-size": args.batch_size,
         "seed": 0,
         "output": run_folder(output, method, sigma),
         **experiment.evaluation,
@@ -285,13 +290,15 @@ def calibrated(model: Path) -> dict:
     return json.loads((model / "model_index.json").read_text(encoding="utf-8"))["levels"] or {}
 
 
-def calibrate(model: Path, data: Path, sigma: float, experiment: Experiment) -> None:
-    """Choose noise levels and fit the class sifter, on training images."""
+def calibrate(model: Path, data: Path, sigma: float, batch_size: int, experiment: Experiment) -> None:
+    """Choose noise levels and fit the class sifter, on training images; on a GPU where there is one."""
     with FileLock(model.with_suffix(".lock")):
         if levels_key(sigma) in calibrated(model):
             return say(f"{model}: is calibrated for sigma {sigma:g}")
         say(f"{model}: calibrating for sigma {sigma:g}")
-        settings = {"model": model, "dataset": data, "split": "train", "sigma": sigma, **experiment.calibration}
+        device = torch.accelerator.current_accelerator() if torch.accelerator.is_available() else "cpu"
+        settings = {"model": model, "dataset": data, "split": "train", "sigma": sigma, "device": device}
+        settings |= {"batch-size": batch_size, **experiment.calibration}
         run([*COMMAND, "calibrate", *options(settings)])
 
 
