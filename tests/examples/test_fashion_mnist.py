@@ -87,6 +87,7 @@ def test_the_runs_differ_in_the_method_alone(method, tmp_path):
         settings.check()
         common = (settings.seed, settings.n0, settings.n, settings.alpha, settings.stop_early, settings.radii)
         assert common == (0, 10, 6000 if method.endswith("-6x") else 1000, 0.001, True, [0.25, 0.5, 0.75, 1.0])
+        assert settings.batch_size == 64
         assert settings.sigma == sigma and settings.skip == (200 if method == "all-classes" else 20)
         assert (settings.classifier is None) == (method in ("ndc", "ndc-scores", "features", "all-classes"))
         assert settings.sift == ("scores" if method == "ndc-scores" else None)
@@ -98,6 +99,7 @@ def test_the_runs_differ_in_the_method_alone(method, tmp_path):
         ([], "`--source` or `--dataset` must be given"),
         (["--source", "nowhere"], "`--source` must be a folder, got nowhere"),
         (["--dry-run", "--n", "0"], "`--n` must be 1 or more, got 0"),
+        (["--dry-run", "--batch-size", "0"], "`--batch-size` must be 1 or more, got 0"),
         (["--dry-run", "--sigma", "0.3"], "argument --sigma: invalid choice: 0.3"),
     ],
 )
