@@ -9,7 +9,8 @@ from helpers.documents import NOTEBOOKS, PAGES, anchors, links
 from helpers.paths import ROOT
 
 
-DOCUMENTS = [*PAGES, *NOTEBOOKS, ROOT / "CHANGELOG.md", ROOT / "examples/mnist/README.md"]
+CARDS = [ROOT / "examples" / model / "README.md" for model in ("mnist", "fashion_mnist")]
+DOCUMENTS = [*PAGES, *NOTEBOOKS, ROOT / "CHANGELOG.md", *CARDS]
 
 
 @pytest.mark.parametrize("document", DOCUMENTS, ids=lambda document: document.relative_to(ROOT).as_posix())
