@@ -27,6 +27,7 @@ def parse_args(words: Sequence[str]) -> argparse.Namespace:
     add("--quantile", type=float, default=0.9995, help="share of right copies whose class survives each level")
     add("--sift", choices=("features", "losses", "none"), default="features", help="what chooses a copy's classes")
     add("--sift-quantile", type=float, default=0.998, help="share of right copies whose class is a candidate")
+    add("--scores-quantile", type=float, default=0.995, help="the same, for scores that count in the loss")
     add("--num-copies", type=int, default=4, help="noisy copies of each image, with --sift features (default: 4)")
     add(
         "--cells", type=int, nargs=2, default=[1, 1], metavar=("ROWS", "COLUMNS"), help="grid of cells of the features"
@@ -76,6 +77,7 @@ def main(words: Sequence[str]) -> int:
             sift_quantile=args.sift_quantile,
             num_copies=args.num_copies,
             cells=tuple(args.cells),
+            scores_quantile=args.scores_quantile,
         )
         pipe.save_calibration(args.model)
         pairs = ", ".join(

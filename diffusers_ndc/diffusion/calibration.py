@@ -114,6 +114,17 @@ class ChosenLevels:
         """Which noisy copies these levels classify correctly, without sifting; shape `(N,)`."""
         return classified_correctly(self._errors(data), self.weights, data.labels, data.kept)
 
+    def gap(self, data: CandidateErrors, quantile: float, widest: float) -> float:
+        """How far behind the best score the true class is in this share of the copies that are classified correctly.
+
+        Args:
+            data: Errors of the candidates.
+            quantile: The share.
+            widest: The gap if it would be wider, or if no copy is classified correctly, nats.
+        """
+        right = self.right(data)
+        return min(widest, float(np.quantile(data.gaps()[right], quantile))) if right.any() else widest
+
     def sifting(self, data: CandidateErrors, quantile: float | None) -> NoiseLevels:
         """The levels with thresholds (`sift_thresholds`) for these candidates; without any if `quantile` is `None`."""
         if quantile is None:
@@ -211,7 +222,9 @@ def calibrate_sifted(
     errors of its candidates are kept, `MOST_CANDIDATES` at most.
 
     When the levels are chosen, the gap becomes the quantile over the copies that the levels classify correctly: a
-    wider one only costs evaluations, as the others are lost anyway. So do the thresholds (`sift_thresholds`).
+    wider one only costs evaluations, as the others are lost anyway. So do the thresholds (`sift_thresholds`). Scores
+    that count in the loss have a gap of their own, never a wider one: a class that is far behind has its score
+    against it, and the copies that it wins all the same are few and dear.
 
     Args:
         classifier: The classifier to calibrate, without a sift. Its levels are the candidates, their weights are the
@@ -243,17 +256,17 @@ def calibrate_sifted(
     if chosen is None:
         raise ValueError(NO_TELLING_LEVEL)
     chosen_after_scores = fit_levels(classifier, data, num_levels, with_scores=True)
-    right = chosen.right(data)
-    gap = fit.sift.gap
-    if right.any():
-        gap = min(gap, float(np.quantile(data.gaps()[right], fitting.sift_quantile)))
-        data = data.within(gap, fit.sift.min_classes)
-    levels = chosen.sifting(data, quantile)
+    gap = chosen.gap(data, fitting.sift_quantile, fit.sift.gap)
+    candidates = data.within(gap, fit.sift.min_classes)
+    levels = chosen.sifting(candidates, quantile)
     level_zero = None
     if chosen_after_scores is not None and chosen_after_scores.weights[0] > 0:
-        after_scores = chosen_after_scores.sifting(data, quantile)
-        level_zero = {"loss_weight": float(chosen_after_scores.weights[0]), "levels": after_scores.to_dict()}
-    expected_classes = float(data.kept.sum(axis=1).mean())
+        level_zero = {
+            "loss_weight": float(chosen_after_scores.weights[0]),
+            "levels": chosen_after_scores.sifting(candidates, quantile).to_dict(),
+            "gap": chosen_after_scores.gap(data, fitting.scores_quantile, gap),
+        }
+    expected_classes = float(candidates.kept.sum(axis=1).mean())
     sift = fit.sift.with_rule(gap=gap, expected_classes=expected_classes, level_zero=level_zero)
     return levels, sift
 

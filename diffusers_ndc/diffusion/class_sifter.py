@@ -46,7 +46,7 @@ class FeatureSift(nn.Module):
             discriminative.
         expected_classes: Mean number of candidates of a noisy copy; batches are planned by it.
         level_zero: `loss_weight` and `levels` (as `NoiseLevels.to_dict`) for scores that count in the loss, as fitted
-            together; see `with_scores`. `None` if there are none.
+            together, and the `gap` for them (default: the same); see `with_scores`. `None` if there are none.
         dtype: Name of the dtype that the network computed in when this was fitted.
         cells: Rows and columns of the grid whose cells the features are of.
 
@@ -142,7 +142,8 @@ class FeatureSift(nn.Module):
         if self.level_zero is None:
             raise ValueError("`sift` must be 'candidates' with a sifter whose scores have no weight, got 'scores'.")
         levels = NoiseLevels.from_dict(self.level_zero["levels"])
-        return self.with_rule(min_classes=1, loss_weight=self.level_zero["loss_weight"], level_zero=None), levels
+        rule = {name: value for name, value in self.level_zero.items() if name != "levels"}
+        return self.with_rule(min_classes=1, level_zero=None, **rule), levels
 
     def with_rule(self, **changes: float | dict | None) -> "FeatureSift":
         """The same map with another `gap`, `min_classes`, `loss_weight`, `expected_classes` or `level_zero`.
@@ -195,12 +196,13 @@ def _check_at_least_0(name: str, value: float) -> float:
 
 
 def _check_level_zero(level_zero: dict) -> None:
-    """Raise a `ValueError` unless this is a weight of the scores, with levels."""
-    expected = "a dictionary of loss_weight and levels, or None"
-    if not isinstance(level_zero, dict) or set(level_zero) != {"loss_weight", "levels"}:
+    """Raise a `ValueError` unless this is a weight of the scores, with levels, and perhaps a gap."""
+    expected = "a dictionary of loss_weight, levels and perhaps gap, or None"
+    if not isinstance(level_zero, dict) or set(level_zero) - {"gap"} != {"loss_weight", "levels"}:
         raise ValueError(f"`level_zero` must be {expected}, got {level_zero!r}.")
     NoiseLevels.from_dict(level_zero["levels"])
-    check_number("loss_weight", level_zero["loss_weight"], "a finite number of at least 0")
+    for name in level_zero.keys() - {"levels"}:
+        _check_at_least_0(name, level_zero[name])
 
 
 def check_sift(sift: FeatureSift, sigma: float, method: str, denoiser: Denoiser) -> None:

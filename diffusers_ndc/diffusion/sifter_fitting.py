@@ -47,6 +47,7 @@ class SiftFitting:
             distance between the score of the true class and the best score.
         num_copies: Noisy copies of each image.
         cells: Rows and columns of the grid whose cells the features are of.
+        scores_quantile: As `sift_quantile`, for scores that count in the loss.
 
     Raises:
         TypeError, ValueError: A value is not as described.
@@ -55,13 +56,15 @@ class SiftFitting:
     sift_quantile: float = 0.998
     num_copies: int = 4
     cells: tuple[int, int] = WHOLE
+    scores_quantile: float = 0.995
 
     def __post_init__(self) -> None:
         expected = "a fraction above 0 and up to 1"
-        sift_quantile = check_number("sift_quantile", self.sift_quantile, expected)
-        if not 0 < sift_quantile <= 1:
-            raise ValueError(f"`sift_quantile` must be {expected}, got {sift_quantile}.")
-        object.__setattr__(self, "sift_quantile", sift_quantile)
+        for name in ("sift_quantile", "scores_quantile"):
+            quantile = check_number(name, getattr(self, name), expected)
+            if not 0 < quantile <= 1:
+                raise ValueError(f"`{name}` must be {expected}, got {quantile}.")
+            object.__setattr__(self, name, quantile)
         check_integer("num_copies", self.num_copies, 1, MAX_COPIES, "a number of noisy copies")
         check_cells(self.cells)
 

@@ -169,6 +169,7 @@ class ClassifierPipeline(SharedPipeline, ABC):
         sift_quantile: float = 0.998,
         num_copies: int = 4,
         cells: tuple[int, int] = (1, 1),
+        scores_quantile: float = 0.995,
     ) -> NoiseLevels:
         """Fit a sifter and choose a few noise levels, with weights, on labelled images; keep them with the model.
 
@@ -206,6 +207,8 @@ class ClassifierPipeline(SharedPipeline, ABC):
             cells: Rows and columns of the grid whose cells give features of their own (with `features`). One cell
                 forgets where things are; where this makes the class (two digits side by side, say), more cells leave
                 fewer candidates. They need more images, since there are more features.
+            scores_quantile: As `sift_quantile`, where the scores count in the loss (`sift="scores"`): of the copies
+                that scores and levels classify correctly together. The gap is never wider than that of the candidates.
 
         Returns:
             The chosen levels.
@@ -223,7 +226,7 @@ class ClassifierPipeline(SharedPipeline, ABC):
             candidates = default_levels(sigma, self.denoiser)
         if sift is not None and not (isinstance(sift, str) and sift in ("features", "losses")):
             raise ValueError(f"`sift` must be 'features', 'losses' or None, got {sift!r}.")
-        fitting = SiftFitting(sift_quantile, num_copies, cells)
+        fitting = SiftFitting(sift_quantile, num_copies, cells, scores_quantile)
         classifier = self._diffusion_classifier(sigma, method, candidates, batch_size)
         batch = ReadBatch(images, classifier.denoiser, self._execution_device)
         check_seed(seed)

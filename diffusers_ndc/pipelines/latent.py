@@ -248,6 +248,7 @@ class LatentDiffusionClassifierPipeline(ModularSavingPipeline):
         sift_quantile: float = 0.998,
         num_copies: int = 4,
         cells: tuple[int, int] = (1, 1),
+        scores_quantile: float = 0.995,
     ) -> NoiseLevels:
         """Fit a sifter and choose a few noise levels, with weights, on labelled images; keep them with the model.
 
@@ -281,6 +282,7 @@ class LatentDiffusionClassifierPipeline(ModularSavingPipeline):
             sift_quantile: Share of the same images whose class must be a candidate (with `features`).
             num_copies: Draws of the noise for each image (with `features`).
             cells: Rows and columns of the grid whose cells give features of their own (with `features`; of a UNet).
+            scores_quantile: As `sift_quantile`, where the scores count in the loss (`sift="scores"`).
 
         Returns:
             The chosen levels.
@@ -311,6 +313,7 @@ class LatentDiffusionClassifierPipeline(ModularSavingPipeline):
             sift_quantile,
             num_copies,
             cells,
+            scores_quantile,
         )
 
     def _usage(self) -> list[str]:
