@@ -75,6 +75,8 @@ def test_settings_tell_every_other_sift():
         ({"min_classes": 0}, "`min_classes`"),
         ({"loss_weight": -0.1}, "`loss_weight`"),
         ({"level_zero": {"loss_weight": 1.0}}, "`level_zero`"),
+        ({"level_zero": {"loss_weight": 1.0, "levels": LEVELS.to_dict(), "gap": -1.0}}, "`gap`"),
+        ({"level_zero": {"loss_weight": 1.0, "levels": LEVELS.to_dict(), "gaps": 1.0}}, "`level_zero`"),
         ({"sigma": -1.0}, "`sigma`"),
     ],
 )

@@ -373,6 +373,7 @@ CALIBRATE = Subject(
         "seed": 0,
         "sift": "features",
         "sift_quantile": 0.995,
+        "scores_quantile": 0.995,
         "num_copies": 1,
     },
     {
@@ -387,6 +388,7 @@ CALIBRATE = Subject(
         "seed": lambda seed: None if seed is None else SEED(seed),
         "sift": optional(one_of("features", "losses")),
         "sift_quantile": number(0, 1, open_low=True, closed_high=True),
+        "scores_quantile": number(0, 1, open_low=True, closed_high=True),
         "num_copies": integer(1, 10_000),
     },
     calibrate_fits,

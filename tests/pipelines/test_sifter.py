@@ -69,11 +69,26 @@ def test_copies_that_are_lost_anyway_do_not_widen_the_gap():
     assert pipe.sifter.find(0.25).gap < 0.5 * by_all.sift.gap
 
 
+def test_scores_that_count_have_a_gap_of_their_own_and_never_a_wider_one():
+    images, labels = shades(60)
+    wrong = [(label + 1) % 3 if place % 5 == 0 else label for place, label in enumerate(labels)]
+    gaps = []
+    for scores_quantile in (0.9, 0.995, 1.0):
+        pipe = shade_pipe()
+        pipe.calibrate(images, wrong, 0.25, num_levels=3, num_copies=2, scores_quantile=scores_quantile)
+        gaps.append(pipe.classifier(0.25, sift="scores").sift.gap)
+    widest = pipe.classifier(0.25).sift.gap
+    assert gaps == sorted(gaps) and gaps[0] < 0.1 * gaps[1] and gaps[-1] <= widest
+    pipe.calibrate(images, wrong, 0.25, num_levels=3, num_copies=2, sift_quantile=0.8, scores_quantile=1.0)
+    assert pipe.classifier(0.25, sift="scores").sift.gap == pipe.classifier(0.25).sift.gap < widest
+
+
 def test_scores_bring_their_own_levels(calibrated):
     found = calibrated.sifter.find(0.25)
     classifier = calibrated.classifier(0.25, sift="scores")
     assert classifier.levels == NoiseLevels.from_dict(found.level_zero["levels"])
     assert classifier.sift.loss_weight == found.level_zero["loss_weight"] > 0 and classifier.sift.min_classes == 1
+    assert classifier.sift.gap == found.gap, "a sifter that was saved without a gap for the scores"
     assert classifier.settings["sifter"] != calibrated.classifier(0.25).settings["sifter"]
 
 
