@@ -36,6 +36,7 @@ def parse_args():
     add("--seed", type=int, default=0)
     add("--quantile", type=float, default=0.9995, help="of the calibrations in the part `classes` (default: 0.9995)")
     add("--sift-quantile", type=float, default=0.998, help="of the same (default: 0.998)")
+    add("--scores-quantile", type=float, default=0.995, help="of the same (default: 0.995)")
     add("--classes", type=int, nargs="+", default=[2, 5, 10, 20, 50, 100], help="numbers of classes in the same part")
     add("--quick", action="store_true", help="run each part on a few images")
     add("--compile", action="store_true", help="also time torch.compile (needs a C++ compiler, a minute of warm-up)")

@@ -46,6 +46,7 @@ def classes(bench: Benchmark) -> None:
             candidates=NoiseLevels(levels.sigmas, levels.weights),
             quantile=args.quantile,
             sift_quantile=args.sift_quantile,
+            scores_quantile=args.scores_quantile,
             batch_size=args.batch_size,
             num_copies=1,
             cells=fitted.cells if fitted else (1, 1),
