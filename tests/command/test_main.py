@@ -28,7 +28,7 @@ sys.meta_path.insert(0, Blocker())
 
 
 def run_alone(words, code=LOOK):
-    return subprocess.run([sys.executable, "-c", code, *words], capture_output=True, text=True, timeout=120)
+    return subprocess.run([sys.executable, "-c", code, *words], capture_output=True, text=True, timeout=600)
 
 
 @pytest.mark.parametrize(

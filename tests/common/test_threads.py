@@ -47,7 +47,7 @@ def free(monkeypatch):
 def run_alone(code, *words, **environment):
     kept = {name: value for name, value in os.environ.items() if not name.startswith(VARIABLES)}
     command = [sys.executable, "-c", code, *map(str, words)]
-    result = subprocess.run(command, capture_output=True, text=True, timeout=120, env={**kept, **environment})
+    result = subprocess.run(command, capture_output=True, text=True, timeout=600, env={**kept, **environment})
     assert result.returncode == 0, result.stderr
     return result.stdout.splitlines()[-1]
 

@@ -103,6 +103,6 @@ def test_a_process_that_is_busy_leaves_all_other_images_to_the_other_process():
     launch = [sys.executable, "-m", "accelerate.commands.launch", "--multi_gpu", "--num_processes", "2"]
     launch += ["--num_machines", "1", "--mixed_precision", "no", "--dynamo_backend", "no", "--main_process_port", "0"]
     script = ROOT / "tests" / "helpers" / "claiming.py"
-    result = subprocess.run([*launch, script], capture_output=True, text=True, timeout=180)
+    result = subprocess.run([*launch, script], capture_output=True, text=True, timeout=600)
     assert result.returncode == 0, result.stderr
     assert result.stdout.split() == ["slow", "1", "quick", "19"]

@@ -290,7 +290,7 @@ def test_command_fills_a_card_and_pushes_it(hub, tmp_path):
     folders = [make_card_run(tmp_path / name) for name in ("a", "b")]
     options = [*folders, "--card", card, "--push-to-hub", "me/digits"]
     line = [sys.executable, "-m", "diffusers_ndc.evaluation.model_card", *map(str, options)]
-    done = subprocess.run(line, capture_output=True, text=True, timeout=120)
+    done = subprocess.run(line, capture_output=True, text=True, timeout=600)
     assert done.returncode == 0, done.stderr
     assert {name for name, *_ in results(card)} == {"a", "b"} and "Own text." in card.read_text()
     pushed = hub.files("me/digits")["README.md"].decode()

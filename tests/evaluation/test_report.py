@@ -24,7 +24,7 @@ def folder(tmp_path):
 
 def command(*options, cwd=None):
     line = [sys.executable, "-m", "diffusers_ndc.evaluation.report", *map(str, options)]
-    return subprocess.run(line, capture_output=True, text=True, timeout=120, cwd=cwd)
+    return subprocess.run(line, capture_output=True, text=True, timeout=600, cwd=cwd)
 
 
 def test_figures_by_hand(folder):

@@ -35,7 +35,7 @@ def launch(processes, model, data, output):
 
 
 def finish(process):
-    _, error = process.communicate(timeout=180)
+    _, error = process.communicate(timeout=600)
     assert process.returncode == 0, error
 
 
@@ -54,7 +54,7 @@ def kill(rng, process, output):
     for victim in {"all": family, "worker": [rng.choice(workers)], "launcher": [launcher]}[whom]:
         victim.send_signal(signal.SIGKILL)
     process.communicate()
-    _, alive = psutil.wait_procs(family, timeout=60)
+    _, alive = psutil.wait_procs(family, timeout=300)
     assert not alive, f"after a kill of {whom}: {alive}"  # orphans end by themselves
     return whom
 

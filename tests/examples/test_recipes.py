@@ -141,7 +141,7 @@ def read_until(process, words):
 def kill(*processes):
     for process in processes:
         process.send_signal(signal.SIGKILL)
-    psutil.wait_procs(processes, timeout=60)
+    psutil.wait_procs(processes, timeout=300)
 
 
 def results(output):
