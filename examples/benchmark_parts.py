@@ -197,6 +197,8 @@ def full_radius(bench: Benchmark) -> None:
         "sifted, fixed n": bench.certify(digits, n=n),
         "sifted, resolution 0.01": bench.certify(digits, n=n, resolution=0.01),
     }
+    if default.sift is not None and default.sift.level_zero is not None:
+        runs["scores of the sifter as level 0, fixed n"] = bench.certify(digits, n=n, sift="scores")
     full = bench.average_radius(runs["all classes at all calibrated levels, fixed n"][0])
     rows = []
     for name, (certificates, seconds) in runs.items():
